@@ -1,0 +1,48 @@
+# Every target sets up .venv by itself: with uv where it is installed, else with venv and pip.
+SHELL := /bin/sh
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.countersign-installed
+ARGS ?=
+
+.PHONY: demo test check fmt bench constraints clean
+.DEFAULT_GOAL := check
+
+$(STAMP): pyproject.toml constraints.txt
+	@if command -v uv >/dev/null 2>&1; then \
+	  uv venv -q --allow-existing $(VENV) && \
+	  uv pip install -q --python $(PY) -c constraints.txt --group dev -e '.[demo]'; \
+	else \
+	  python3 -m venv $(VENV) && \
+	  $(PY) -m pip install -q --disable-pip-version-check --upgrade 'pip>=25.1' && \
+	  $(PY) -m pip install -q --disable-pip-version-check -c constraints.txt --group dev -e '.[demo]'; \
+	fi
+	@touch $@
+
+demo: $(STAMP)
+	@$(VENV)/bin/countersign demo $(ARGS)
+
+test: $(STAMP)
+	$(PY) -m pytest $(ARGS)
+
+check: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-cache
+	$(PY) -m pytest $(ARGS)
+
+fmt: $(STAMP)
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+bench: $(STAMP)
+	$(PY) -m bench $(ARGS)
+
+# Needs uv. No line of the result names a registry.
+constraints:
+	uv pip compile pyproject.toml --all-extras --group dev --universal --no-header --no-annotate \
+	  --no-emit-index-url --quiet --upgrade -o constraints.txt
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -1,0 +1,1 @@
+"""The chained store: append, read, verify, search. Synchronous; knows no SQL policy."""

@@ -1,0 +1,103 @@
+-- The audit store, version 1. Base tables first, then the flat views that people read. See SPEC.md.
+
+CREATE TABLE entries (
+  seq        INTEGER PRIMARY KEY,
+  time       TEXT NOT NULL,
+  kind       TEXT NOT NULL,
+  session    TEXT,
+  subject    TEXT,
+  connection TEXT,
+  body       TEXT NOT NULL,
+  prev       BLOB NOT NULL,
+  hash       BLOB NOT NULL,
+  -- Derived from the body, never stored: what joins an intent and its outcome.
+  statement  TEXT GENERATED ALWAYS AS (body ->> '$.statement') VIRTUAL
+) STRICT;
+
+CREATE INDEX entries_by_statement ON entries (statement, kind) WHERE kind IN ('intent', 'outcome');
+CREATE INDEX entries_by_subject ON entries (subject, time);
+CREATE INDEX entries_by_session ON entries (session, seq);
+
+-- A seat belt against accidents, not a lock: whoever can write the file can drop them. The chain is the lock.
+CREATE TRIGGER entries_are_never_updated BEFORE UPDATE ON entries
+BEGIN SELECT raise(ABORT, 'audit entries are never changed'); END;
+CREATE TRIGGER entries_are_never_deleted BEFORE DELETE ON entries
+BEGIN SELECT raise(ABORT, 'audit entries are never deleted'); END;
+
+CREATE TABLE approval_records (
+  id      TEXT PRIMARY KEY,
+  state   TEXT NOT NULL CHECK (state IN ('requested', 'approved', 'denied', 'expired', 'cancelled', 'consumed', 'void')),
+  expires TEXT NOT NULL,
+  record  TEXT NOT NULL
+) STRICT;
+
+CREATE INDEX approval_records_by_state ON approval_records (state);
+
+CREATE TABLE approval_votes (
+  approval TEXT NOT NULL REFERENCES approval_records (id),
+  issuer   TEXT NOT NULL,
+  subject  TEXT NOT NULL,
+  vote     TEXT NOT NULL,
+  PRIMARY KEY (approval, issuer, subject)  -- one human, one vote
+) STRICT;
+
+CREATE VIEW statements AS
+SELECT i.seq,
+       i.time,
+       i.subject                                   AS who,
+       i.body ->> '$.principal.kind'               AS kind,
+       i.body ->> '$.principal.on_behalf_of'       AS on_behalf_of,
+       (SELECT group_concat(value, ', ') FROM json_each(i.body, '$.principal.groups')) AS groups,
+       i.connection,
+       i.body ->> '$.door'                         AS door,
+       i.body ->> '$.client.name'                  AS client,
+       i.body ->> '$.verdict.effect'               AS verdict,
+       (SELECT group_concat(value, ', ') FROM json_each(i.body, '$.verdict.rules')) AS rule,
+       coalesce(o.body ->> '$.status', 'running')  AS status,
+       o.body ->> '$.tag'                          AS tag,
+       o.body ->> '$.rows'                         AS rows,
+       o.body ->> '$.duration_ms'                  AS duration_ms,
+       o.body ->> '$.sqlstate'                     AS sqlstate,
+       (SELECT group_concat(value, ', ') FROM json_each(o.body, '$.masked')) AS masked,
+       i.body ->> '$.text'                         AS sql,
+       i.body ->> '$.request.reason'               AS reason,
+       o.body ->> '$.message'                      AS message,
+       i.body ->> '$.approval'                     AS approval,
+       i.session,
+       i.statement
+  FROM entries i
+  LEFT JOIN entries o ON o.statement = i.statement AND o.kind = 'outcome'
+ WHERE i.kind = 'intent';
+
+CREATE VIEW sessions AS
+SELECT o.seq,
+       o.time                                 AS opened,
+       c.time                                 AS closed,
+       o.session,
+       o.subject                              AS who,
+       o.body ->> '$.principal.kind'          AS kind,
+       o.body ->> '$.principal.on_behalf_of'  AS on_behalf_of,
+       o.connection,
+       o.body ->> '$.door'                    AS door,
+       o.body ->> '$.client.name'             AS client,
+       o.body ->> '$.client.address'          AS address,
+       o.body ->> '$.expires'                 AS expires,
+       c.body ->> '$.reason'                  AS ended_because
+  FROM entries o
+  LEFT JOIN entries c ON c.session = o.session AND c.kind = 'session.closed'
+ WHERE o.kind = 'session.opened';
+
+CREATE VIEW approvals AS
+SELECT r.id,
+       r.state,
+       r.record ->> '$.created'                AS asked,
+       r.expires,
+       r.record ->> '$.principal.subject'      AS requester,
+       r.record ->> '$.principal.on_behalf_of' AS on_behalf_of,
+       r.record ->> '$.connection'             AS connection,
+       r.record ->> '$.door'                   AS door,
+       (SELECT group_concat(v.subject || ': ' || (v.vote ->> '$.choice'), ', ')
+          FROM approval_votes v WHERE v.approval = r.id) AS votes,
+       r.record ->> '$.statement'              AS sql,
+       r.record ->> '$.digest'                 AS digest
+  FROM approval_records r;

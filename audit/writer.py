@@ -1,0 +1,75 @@
+"""One thread that owns the store's write side: everything that waits shares one transaction and one fsync."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from audit.approvals import Conflict
+from audit.entry import Entry
+from audit.store import AuditUnavailable, Item, Store, Unit
+
+__all__ = ["Item", "Result", "Writer"]
+
+Result = Sequence[Entry] | Exception
+Done = Callable[[Result], None]
+
+# More than this and the first of a batch would wait too long for the last; 256 entries take about 2 ms.
+_LARGEST_BATCH = 256
+
+
+def _deliver(finished: Sequence[tuple[Done, Result]]) -> None:
+    for done, result in finished:
+        done(result)
+
+
+class Writer:
+    """Group commit. `notify` receives each batch's results on the writer thread; by default it delivers them there."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._waiting: deque[tuple[Unit, Done]] = deque()
+        self._ready = threading.Condition()
+        self._closing = False
+        self.notify: Callable[[Sequence[tuple[Done, Result]]], None] = _deliver
+        self._thread = threading.Thread(target=self._run, name="audit-writer", daemon=True)
+        self._thread.start()
+
+    def submit(self, unit: Unit, done: Done) -> None:
+        """Queue a unit; `done` gets its entries once they are durable, or why they are not."""
+        with self._ready:
+            if not self._closing:
+                self._waiting.append((unit, done))
+                self._ready.notify()
+                return
+        self.notify([(done, AuditUnavailable("the audit is closed"))])
+
+    def close(self) -> None:
+        """Write what waits, then stop."""
+        with self._ready:
+            self._closing = True
+            self._ready.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while batch := self._take():
+            self.notify(self._write(batch))
+
+    def _take(self) -> list[tuple[Unit, Done]]:
+        with self._ready:
+            while not self._waiting and not self._closing:
+                self._ready.wait()
+            return [self._waiting.popleft() for _ in range(min(len(self._waiting), _LARGEST_BATCH))]
+
+    def _write(self, batch: Sequence[tuple[Unit, Done]]) -> list[tuple[Done, Result]]:
+        results: Sequence[Sequence[Entry] | Conflict]
+        try:
+            results = self._store.append([unit for unit, _ in batch])
+        except AuditUnavailable as error:
+            return [(done, error) for _, done in batch]
+        except Exception as error:  # a body that is not JSON: find whose it is, and spare the others
+            if len(batch) == 1:
+                return [(batch[0][1], error)]
+            return [pair for one in batch for pair in self._write([one])]
+        return [(done, result) for (_, done), result in zip(batch, results, strict=True)]

@@ -1,0 +1,251 @@
+"""The measurements: each pairs the wire door (or the MCP door) with a direct connection in the same run."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import asyncpg
+from mcp import Client
+from mcp.client.streamable_http import streamable_http_client
+
+from server.postgres import binaries
+from tests.stack import Stack, running_stack
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One line of the table. `ratio` is ours to direct; `higher` says that more is better."""
+
+    name: str
+    unit: str
+    direct: float | None
+    ours: float
+    higher: bool = False
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times the direct figure ours is; None where there is no direct one."""
+        return self.ours / self.direct if self.direct else None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where pgbench connects."""
+
+    host: str
+    port: int
+    user: str
+    password: str
+    database: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """libpq's variables for it."""
+        return {
+            "PGHOST": self.host,
+            "PGPORT": str(self.port),
+            "PGUSER": self.user,
+            "PGPASSWORD": self.password,
+            "PGDATABASE": self.database,
+            "PATH": os.environ["PATH"],
+        }
+
+
+def measure_all(seconds: float, rows: int, tell: Tell) -> Iterator[Figure]:
+    """Everything, on a stack of its own with PostgreSQL's durability switched on as shipped."""
+    with tempfile.TemporaryDirectory(prefix="countersign-bench-") as folder:
+        os.chmod(folder, 0o755)
+        with running_stack(Path(folder)) as stack:
+            upstream = stack.demo.upstream
+            direct = Target(upstream.host, upstream.port, upstream.user, upstream.password, upstream.database)
+            ours = Target(stack.host, stack.port, "grace", stack.tokens["grace"], stack.database)
+            bouncer = shutil.which("pgbouncer")
+            tell("pgbench tables")
+            _pgbench_tables(stack)
+            for clients in (1, 16):
+                for mode in ("simple", "extended", "prepared"):
+                    tell(f"pgbench -S, {mode}, {clients} clients")
+                    a = _pgbench(direct, mode, clients, seconds)
+                    b = _pgbench(ours, mode, clients, seconds)
+                    yield Figure(f"pgbench -S {mode}, {clients} client{'s' * (clients > 1)}: latency", "ms", a[0], b[0])
+                    yield Figure(
+                        f"pgbench -S {mode}, {clients} client{'s' * (clients > 1)}: throughput",
+                        "tps",
+                        a[1],
+                        b[1],
+                        higher=True,
+                    )
+            if bouncer is None:
+                tell("pgbouncer is not installed: left out")
+            tell("200 masked rows")
+            yield from asyncio.run(_masked_rows(direct, stack))
+            tell(f"{rows:,} rows")
+            yield _bulk(direct, ours, rows)
+            tell("connects")
+            yield _connects(direct, ours, seconds)
+            tell("MCP")
+            yield asyncio.run(_mcp(stack, direct))
+
+
+def _pgbench_tables(stack: Stack) -> None:
+    upstream = stack.demo.upstream
+    admin = stack.demo.admin
+    subprocess.run(
+        [
+            str(binaries() / "pgbench"),
+            "-i",
+            "-q",
+            "-s",
+            "5",
+            "-h",
+            admin.host,
+            "-p",
+            str(admin.port),
+            "-U",
+            admin.user,
+            admin.database,
+        ],
+        env={"PGPASSWORD": admin.password, "PATH": os.environ["PATH"]},
+        check=True,
+        capture_output=True,
+    )
+    for table in ("pgbench_accounts", "pgbench_branches", "pgbench_tellers", "pgbench_history"):
+        stack.direct(f"GRANT SELECT, INSERT, UPDATE ON {table} TO {upstream.user}")
+
+
+def _pgbench(target: Target, mode: str, clients: int, seconds: float) -> tuple[float, float]:
+    """(latency in ms, transactions per second) of select-only pgbench, connection time left out."""
+    done = subprocess.run(
+        [
+            str(binaries() / "pgbench"),
+            "-n",
+            "-S",
+            "-M",
+            mode,
+            "-c",
+            str(clients),
+            "-j",
+            "1",
+            "-T",
+            str(max(1, int(seconds))),
+        ],
+        env=target.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"pgbench failed: {done.stderr.strip()[-800:]}")
+    latency = re.search(r"latency average = ([\d.]+) ms", done.stdout)
+    tps = re.search(r"tps = ([\d.]+)", done.stdout)
+    assert latency, done.stdout
+    assert tps, done.stdout
+    return float(latency[1]), float(tps[1])
+
+
+async def _masked_rows(direct: Target, stack: Stack) -> list[Figure]:
+    """p50 of reading 200 customers, every mask applied, by asyncpg's simple fetch."""
+    sql = "SELECT * FROM customers ORDER BY id LIMIT 200"
+
+    async def p50(connection: asyncpg.Connection) -> float:
+        await connection.fetch(sql)
+        times = []
+        for _ in range(200):
+            start = time.perf_counter()
+            await connection.fetch(sql)
+            times.append(time.perf_counter() - start)
+        return statistics.median(times) * 1000
+
+    raw = await asyncpg.connect(
+        host=direct.host, port=direct.port, user=direct.user, password=direct.password, database=direct.database
+    )
+    masked = await asyncpg.connect(
+        host=stack.host, port=stack.port, user="devin", password=stack.tokens["devin"], database=stack.database
+    )
+    try:
+        return [Figure("200 rows of customers, masked: p50", "ms", await p50(raw), await p50(masked))]
+    finally:
+        await raw.close()
+        await masked.close()
+
+
+def _bulk(direct: Target, ours: Target, rows: int) -> Figure:
+    """Seconds for psql to read many rows."""
+    sql = f"SELECT g, g * 2, 'row ' || g FROM generate_series(1, {rows}) g"
+
+    def run(target: Target) -> float:
+        start = time.perf_counter()
+        subprocess.run(
+            [str(binaries() / "psql"), "-X", "-q", "-A", "-t", "-o", os.devnull, "-c", sql],
+            env=target.environment,
+            check=True,
+        )
+        return time.perf_counter() - start
+
+    pairs = [(run(direct), run(ours)) for _ in range(3)]
+    return Figure(
+        f"{rows:,} rows through psql",
+        "s",
+        statistics.median(a for a, _ in pairs),
+        statistics.median(b for _, b in pairs),
+    )
+
+
+def _connects(direct: Target, ours: Target, seconds: float) -> Figure:
+    """Connections per second, one statement each, 4 clients."""
+
+    def run(target: Target) -> float:
+        done = subprocess.run(
+            [str(binaries() / "pgbench"), "-n", "-S", "-C", "-c", "4", "-j", "1", "-T", str(max(1, int(seconds)))],
+            env=target.environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        tps = re.search(r"tps = ([\d.]+)", done.stdout)
+        assert tps, done.stdout
+        return float(tps[1])
+
+    return Figure("connects, one statement each", "per s", run(direct), run(ours), higher=True)
+
+
+async def _mcp(stack: Stack, direct: Target) -> Figure:
+    """p50 of the `query` tool over HTTP against the same statement by asyncpg directly."""
+    import httpx2
+
+    sql = "SELECT id, name, ssn FROM customers WHERE id = 7"
+    raw = await asyncpg.connect(
+        host=direct.host, port=direct.port, user=direct.user, password=direct.password, database=direct.database
+    )
+    plain = []
+    for _ in range(100):
+        start = time.perf_counter()
+        await raw.fetch(sql)
+        plain.append(time.perf_counter() - start)
+    await raw.close()
+    times = []
+    assert urlsplit(stack.url).hostname
+    headers = {"Authorization": f"Bearer {stack.tokens['devin']}"}
+    async with (
+        httpx2.AsyncClient(headers=headers) as http,
+        Client(streamable_http_client(stack.url, http_client=http)) as client,
+    ):
+        for _ in range(100):
+            start = time.perf_counter()
+            answer = await client.call_tool("query", {"sql": sql})
+            times.append(time.perf_counter() - start)
+            assert not answer.is_error, answer
+    return Figure("MCP query over HTTP: p50", "ms", statistics.median(plain) * 1000, statistics.median(times) * 1000)

@@ -1,0 +1,1 @@
+"""The one path that every statement takes, whichever door it came in by."""

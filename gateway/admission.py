@@ -1,0 +1,464 @@
+"""The one path: decide, get approval, make the intent durable, hand out the grant, write the outcome.
+
+INVARIANT: a `Grant` exists only if its intent is durable in the audit. Only this module makes one, and
+nothing upstream runs a client's statement without one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+
+from policy.engine import decide
+
+from audit.approvals import ApprovalRecord, Conflict, State
+from audit.entry import Draft, Kind
+from gateway import explain
+from gateway.approvals import Approvals, Pending, principal_body, rejection
+from gateway.connections import Connections
+from gateway.errors import (
+    ApprovalPendingError,
+    ApprovalRejectedError,
+    AuditUnavailableError,
+    CountersignError,
+    RefusedError,
+    SessionEndedError,
+    UpstreamUnavailableError,
+)
+from gateway.identity import VerifiedToken
+from gateway.model import ClientInfo, Door, Outcome, Session, Statement, Status
+from gateway.policies import PolicyBook
+from gateway.recorder import Recorder
+from gateway.sessions import Sessions
+from gateway.upstream import Upstream, UpstreamError, UpstreamLostError
+from policy.catalog import Catalog
+from policy.model import Analysis, ApprovalTerms, Decision, Effect, Facts, Reason, Transaction, Verdict
+
+_MINT = object()
+
+# Decisions kept per process; one is a few KB.
+_CACHE_ENTRIES = 4096
+_CACHEABLE_TEXT_BYTES = 16_384
+
+
+class Grant:
+    """The proof that a statement was decided and its intent is durable. Only this module makes one.
+
+    `sql` is the text to run (rewritten), `parameters` go with it, `id` names the statement in the audit.
+    """
+
+    __slots__ = ("decision", "id", "outcome", "parameters", "settled", "sql", "started", "statement")
+
+    def __init__(self, mint: object, id: str, statement: Statement, decision: Decision) -> None:
+        if mint is not _MINT or decision.verdict.rewrite is None:
+            raise RuntimeError("a grant is made by gateway.admission only")
+        self.id = id
+        self.statement = statement
+        self.decision = decision
+        self.sql = decision.verdict.rewrite.sql
+        self.parameters = statement.parameters
+        self.started = time.perf_counter()
+        self.outcome: Outcome | None = None
+        self.settled = False
+
+    def finish(self, outcome: Outcome) -> None:
+        """Say what came of it; `Gateway.admit` writes it on leaving the block."""
+        self.outcome = outcome
+
+    @property
+    def duration_ms(self) -> float:
+        """Milliseconds since the grant was given."""
+        return round((time.perf_counter() - self.started) * 1000, 3)
+
+
+class Gateway:
+    """One per process: everything a door needs."""
+
+    def __init__(
+        self,
+        *,
+        recorder: Recorder,
+        approvals: Approvals,
+        policies: PolicyBook,
+        connections: Connections,
+        sessions: Sessions,
+        instance: str,
+    ) -> None:
+        self.recorder = recorder
+        self.approvals = approvals
+        self.policies = policies
+        self.connections = connections
+        self.sessions = sessions
+        self.instance = instance
+        self._cache: dict[tuple[object, ...], Decision] = {}
+
+    # -- sessions -------------------------------------------------------------------------------------
+
+    async def open_session(self, token: VerifiedToken, connection: str, door: Door, client: ClientInfo) -> Session:
+        """Start a session; raises UnknownConnectionError, AuthenticationError, AuditUnavailableError."""
+        return await self.sessions.open(token, self.connections.named(connection), door, client)
+
+    async def close_session(self, session: Session, reason: str) -> None:
+        """End it and record it; a second call does nothing."""
+        await self.sessions.close(session, reason)
+
+    async def refuse_login(
+        self, error: CountersignError, door: Door, client: ClientInfo, connection: str | None
+    ) -> None:
+        """Record that somebody was turned away at a door."""
+        await self.sessions.record_refusal(error, door, client, connection)
+
+    async def refresh(self, session: Session, upstream: Upstream) -> None:
+        """Ask the session's own upstream for search path and, in a transaction that changed the schema, catalog.
+
+        Call while `session.stale` and the upstream's transaction status is not `E`.
+        """
+        await self.connections.refresh(session, upstream)
+
+    @asynccontextmanager
+    async def lease(self, session: Session) -> AsyncIterator[Upstream]:
+        """A clean upstream session from the pool, for statements that stand alone; `session` is refreshed on it."""
+        async with self.connections.lease(session) as upstream:
+            yield upstream
+
+    # -- deciding -------------------------------------------------------------------------------------
+
+    async def catalog(self, session: Session) -> Catalog:
+        """The snapshot that this session's statements are decided against."""
+        return session.catalog or await self.connections.catalog(session.connection)
+
+    async def decide(self, session: Session, text: bytes) -> Decision:
+        """The verdict on one statement's text. Records nothing; runs nothing.
+
+        Cached by exact bytes and everything else the verdict depends on, never by a fingerprint.
+        """
+        catalog = await self.catalog(session)
+        decision = self._decide(session, text, catalog)
+        if session.catalog is None and _names_something_unknown(decision):
+            # It may have been made elsewhere a moment ago: look again before saying that it is not there.
+            latest = await self.connections.latest(session.connection)
+            if latest.epoch != catalog.epoch:
+                decision = self._decide(session, text, latest)
+        return decision
+
+    def _decide(self, session: Session, text: bytes, catalog: Catalog) -> Decision:
+        policy, principal = self.policies.current, session.principal
+        facts = Facts(session.connection.name, catalog, session.search_path, session.prepared)
+        if len(text) > _CACHEABLE_TEXT_BYTES or session.prepared:
+            return decide(policy, principal, facts, text)
+        key = (text, policy.hash, catalog.epoch, session.search_path, session.connection.name, principal)
+        if (known := self._cache.get(key)) is not None:
+            return known
+        decision = decide(policy, principal, facts, text)
+        if len(self._cache) >= _CACHE_ENTRIES:
+            self._cache.pop(next(iter(self._cache)))
+        self._cache[key] = decision
+        return decision
+
+    # -- the path -------------------------------------------------------------------------------------
+
+    async def begin(
+        self,
+        statements: Sequence[Statement],
+        decisions: Sequence[Decision],
+        *,
+        on_pending: Callable[[Pending], Awaitable[None]] | None = None,
+    ) -> list[Grant]:
+        """Admit a batch: all or none. One fsync for all intents.
+
+        A deny records every refusal and raises RefusedError. An approve with `on_pending` parks: the
+        callback hears of it, and the call returns when people have approved (or raises
+        ApprovalRejectedError); without it ApprovalPendingError is raised at once. Cancelling the call
+        withdraws the request.
+        """
+        for statement in statements:
+            self._check_alive(statement.session)
+        worst = max((d.verdict.effect for d in decisions), default=Effect.ALLOW)
+        if worst is Effect.DENY:
+            raise await self._record_refusal(statements, decisions)
+        if worst is Effect.APPROVE:
+            if len(statements) != 1:
+                text = "a statement that needs approval cannot be part of several in one message"
+                decision = denial(decisions[0], "approval.batch", text, "Send it on its own.")
+                raise await self._record_refusal(statements, [decision] * len(statements))
+            return [await self._begin_approved(statements[0], decisions[0], on_pending)]
+        ids = [new_statement_id() for _ in statements]
+        await self.recorder.record(*(self._intent(*of) for of in zip(ids, statements, decisions, strict=True)))
+        return [Grant(_MINT, *of) for of in zip(ids, statements, decisions, strict=True)]
+
+    def settle(self, grant: Grant, outcome: Outcome) -> None:
+        """Queue the outcome, in order, without waiting; if it cannot be written the session ends."""
+        if grant.settled:
+            return
+        session = grant.statement.session
+        self._note_effects(grant, outcome)
+        self.recorder.post(
+            self._outcome(grant, outcome),
+            failed=lambda error: self.sessions.end(session, f"the audit cannot be written: {error}"),
+        )
+
+    @asynccontextmanager
+    async def admit(self, statement: Statement, decision: Decision | None = None) -> AsyncIterator[Grant]:
+        """`begin` and `settle` around a block, for one statement; the outcome is durable on leaving.
+
+        A block that raises ends in the outcome that its error says: `failed` with PostgreSQL's SQLSTATE,
+        `unknown` where the upstream was lost, `cancelled`.
+        """
+        if decision is None:
+            decision = await self.decide(statement.session, statement.text)
+        [grant] = await self.begin([statement], [decision])
+        async with self._settled(grant):
+            yield grant
+
+    @asynccontextmanager
+    async def admit_approved(self, approval_id: str, session: Session) -> AsyncIterator[Grant]:
+        """The stored statement of an approved request, once, for the principal who asked.
+
+        `session` must be the requester's, on the request's connection, refreshed. Raises
+        ApprovalRejectedError where there is no such permission any more.
+        """
+        record = await self.approvals.get(approval_id)
+        if (record.requester_issuer, record.requester_subject) != (
+            session.principal.issuer,
+            session.principal.subject,
+        ):
+            raise ApprovalRejectedError(f"approval `{approval_id}` was asked for by somebody else")
+        statement = Statement(
+            session=session,
+            text=record.statement.encode(),
+            parameters=tuple(None if p is None else p.encode() for p in record.parameters),
+            request={"approval": approval_id},
+        )
+        async with self._settled(await self._consume(record, statement)) as grant:
+            yield grant
+
+    async def refuse(self, statement: Statement, decision: Decision, text: str, cure: str) -> RefusedError:
+        """Record that a door itself cannot run a statement; returns the error to show."""
+        return await self._record_refusal([statement], [denial(decision, "door", text, cure)])
+
+    def invariant_violated(self, grant: Grant, detail: str) -> None:
+        """Record, loudly, that a raw masked column was about to leave. The door ends the session."""
+        session = grant.statement.session
+        draft = _draft(Kind.INVARIANT_VIOLATED, session, statement=grant.id, detail=detail)
+        self.recorder.post(draft, failed=lambda error: self.sessions.end(session, str(error)))
+
+    # -- inside ---------------------------------------------------------------------------------------
+
+    def _check_alive(self, session: Session) -> None:
+        if session.ended is None and datetime.now(UTC) >= session.expires:
+            self.sessions.end(session, "the session's token has expired")
+        if session.ended is not None:
+            raise SessionEndedError(f"the session is over: {session.ended}", cure="Connect again.")
+
+    async def _record_refusal(self, statements: Sequence[Statement], decisions: Sequence[Decision]) -> RefusedError:
+        """Write intents and refusals of a batch; returns the error of the first denied one."""
+        drafts: list[Draft] = []
+        first: tuple[Decision, str] | None = None
+        for statement, decision in zip(statements, decisions, strict=True):
+            statement_id = new_statement_id()
+            denied = decision.verdict.effect is Effect.DENY
+            if denied and first is None:
+                first = (decision, statement_id)
+            body = {
+                "statement": statement_id,
+                "status": (Status.REFUSED if denied else Status.SKIPPED).value,
+                "message": "; ".join(r.text for r in explain.deciding_reasons(decision)) if denied else None,
+                "sqlstate": RefusedError.sqlstate if denied else None,
+                "instance": self.instance,
+            }
+            drafts.append(self._intent(statement_id, statement, decision))
+            drafts.append(_draft(Kind.OUTCOME, statement.session, **body))
+        await self.recorder.record(*drafts)
+        assert first is not None
+        return RefusedError(*first)
+
+    async def _begin_approved(
+        self,
+        statement: Statement,
+        decision: Decision,
+        on_pending: Callable[[Pending], Awaitable[None]] | None,
+    ) -> Grant:
+        session, statement_id = statement.session, new_statement_id()
+        catalog = await self.catalog(session)
+        request, pending = self.approvals.request_item(statement, decision, catalog, statement_id, datetime.now(UTC))
+        outcome = _draft(
+            Kind.OUTCOME,
+            session,
+            statement=statement_id,
+            status=Status.PENDING.value,
+            message=f"waits for {pending.id}: {pending.why}",
+            instance=self.instance,
+        )
+        intent = self._intent(statement_id, statement, decision, approval=pending.id)
+        await self.recorder.record(intent, outcome, request)
+        if on_pending is None:
+            raise ApprovalPendingError(pending)
+        try:
+            await on_pending(pending)
+            record = await self.approvals.wait(pending.id, None)
+        except BaseException:
+            # The client went away or took it back: nobody may approve what nobody waits for.
+            with contextlib.suppress(CountersignError):
+                await asyncio.shield(self.approvals.withdraw(pending.id, session))
+            raise
+        return await self._consume(record, statement)
+
+    async def _consume(self, record: ApprovalRecord, statement: Statement) -> Grant:
+        """Check that the yes still fits, use it up and make the intent durable: one transaction."""
+        if record.state is not State.APPROVED:
+            raise rejection(record)
+        session = statement.session
+        self._check_alive(session)
+        decision = await self.decide(session, statement.text)
+        if decision.verdict.effect is Effect.DENY:
+            raise await self._record_refusal([statement], [decision])
+        await self.approvals.check_binding(record, statement, decision, await self.catalog(session))
+        statement_id = new_statement_id()
+        try:
+            await self.recorder.record(
+                self.approvals.consume_item(record, session, statement_id),
+                self._intent(statement_id, statement, decision, approval=record.id),
+            )
+        except Conflict:
+            raise rejection(await self.approvals.get(record.id)) from None
+        return Grant(_MINT, statement_id, statement, decision)
+
+    @asynccontextmanager
+    async def _settled(self, grant: Grant) -> AsyncIterator[Grant]:
+        try:
+            yield grant
+        except BaseException as error:
+            if grant.outcome is None:
+                grant.finish(outcome_of(error))
+            raise
+        finally:
+            if not grant.settled:
+                outcome = grant.outcome or Outcome(Status.UNKNOWN, message="the door said nothing of it")
+                self._note_effects(grant, outcome)
+                try:
+                    await asyncio.shield(self.recorder.record(self._outcome(grant, outcome)))
+                except AuditUnavailableError as error:
+                    self.sessions.end(grant.statement.session, str(error))
+                    raise
+
+    def _intent(
+        self, statement_id: str, statement: Statement, decision: Decision, approval: str | None = None
+    ) -> Draft:
+        session, analysis, rewrite = statement.session, decision.analysis, decision.verdict.rewrite
+        body: dict[str, object] = {
+            "statement": statement_id,
+            "door": session.door.value,
+            "text": statement.text.decode("utf-8", "replace"),
+            "sha256": hashlib.sha256(statement.text).hexdigest(),
+            "parameters": [None if p is None else p.decode("utf-8", "replace") for p in statement.parameters],
+            "principal": principal_body(session.principal),
+            "client": {
+                "name": session.client.name,
+                "version": session.client.version,
+                "address": session.client.address,
+            },
+            "request": dict(statement.request),
+            "verdict": {
+                "effect": str(decision.verdict.effect),
+                "rules": explain.rules(decision),
+                "reasons": [r.text for r in explain.deciding_reasons(decision)],
+            },
+            "demands": [str(d) for d in analysis.demands] if analysis else [],
+            "policy": decision.policy,
+            "catalog": decision.catalog,
+            "search_path": list(session.search_path),
+            "instance": self.instance,
+        }
+        if rewrite is not None and rewrite.splices:
+            body["rewritten"] = rewrite.sql.decode("utf-8")
+        if approval is not None:
+            body["approval"] = approval
+        return _draft(Kind.INTENT, session, **body)
+
+    def _outcome(self, grant: Grant, outcome: Outcome) -> Draft:
+        rewrite = grant.decision.verdict.rewrite
+        return _draft(
+            Kind.OUTCOME,
+            grant.statement.session,
+            statement=grant.id,
+            status=outcome.status.value,
+            tag=outcome.tag,
+            rows=outcome.rows,
+            size=outcome.size,
+            duration_ms=grant.duration_ms,
+            sqlstate=outcome.sqlstate,
+            message=outcome.message,
+            masked=[str(m) for m in rewrite.masked] if rewrite else [],
+            digest=outcome.digest,
+            instance=self.instance,
+        )
+
+    def _note_effects(self, grant: Grant, outcome: Outcome) -> None:
+        """Keep the session's books after a statement: what may have changed is asked for again."""
+        grant.settled = True
+        session, analysis = grant.statement.session, grant.decision.analysis
+        if analysis is None or outcome.status is Status.SKIPPED:
+            return
+        effects = analysis.effects
+        if effects.catalog and outcome.status is not Status.FAILED:
+            self.connections.changed(session)
+        if effects.search_path or effects.catalog or effects.transaction is not None:
+            session.stale = True
+        if effects.transaction is Transaction.ROLLBACK and session.catalog is not None:
+            self.connections.changed(session)
+        if outcome.status is not Status.COMPLETED:
+            return
+        if effects.prepares is not None:
+            session.prepared[effects.prepares] = grant.decision
+        if effects.deallocates == "":
+            session.prepared.clear()
+        elif effects.deallocates is not None:
+            session.prepared.pop(effects.deallocates, None)
+
+
+def denial(decision: Decision, code: str, text: str, cure: str) -> Decision:
+    """The same decision turned into a deny by a door or by the path itself."""
+    reason = Reason(Effect.DENY, code, text, cure=cure)
+    no_terms: tuple[ApprovalTerms, ...] = ()
+    analysis: Analysis | None = decision.analysis
+    return Decision(Verdict(Effect.DENY, (reason,), None, no_terms), analysis, decision.policy, decision.catalog)
+
+
+def outcome_of(error: BaseException) -> Outcome:
+    """What an error says came of the statement that it interrupted."""
+    match error:
+        case UpstreamError():
+            status = Status.CANCELLED if error.sqlstate == "57014" else Status.FAILED
+            return Outcome(status, sqlstate=error.sqlstate, message=error.fields.get("M"))
+        case UpstreamLostError() | UpstreamUnavailableError():
+            return Outcome(Status.UNKNOWN, sqlstate="08006", message=str(error))
+        case asyncio.CancelledError() | GeneratorExit():
+            return Outcome(Status.CANCELLED, sqlstate="57014", message="the client went away or cancelled")
+        case CountersignError():
+            return Outcome(Status.FAILED, sqlstate=error.sqlstate, message=error.text)
+    return Outcome(Status.UNKNOWN, sqlstate="XX000", message=f"internal error: {type(error).__name__}")
+
+
+def _names_something_unknown(decision: Decision) -> bool:
+    return any(r.code in ("relation.unknown", "function.unknown") for r in decision.verdict.reasons)
+
+
+def new_statement_id() -> str:
+    """A name for one statement in the audit: 80 random bits."""
+    return "st-" + secrets.token_hex(10)
+
+
+def _draft(kind: Kind, session: Session, **body: object) -> Draft:
+    return Draft(
+        kind=kind,
+        session=session.id,
+        subject=session.principal.subject,
+        connection=session.connection.name,
+        body=body,
+    )

@@ -1,0 +1,378 @@
+"""Approvals: who may say yes to what, and the single use of a yes. The states lie in the audit's own file.
+
+    requested -> approved | denied | expired | cancelled        approved -> consumed | expired | void
+
+Every transition is one compare-and-swap in the same transaction as its chain entry, so several
+processes on one audit file share one queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from audit import approvals as book
+from audit.approvals import ApprovalRecord, CastVote, Request, State, Transition, Vote
+from audit.entry import Draft, Kind
+from audit.writer import Item
+from gateway import explain
+from gateway.errors import ApprovalRejectedError
+from gateway.model import Session, Statement
+from gateway.recorder import Recorder
+from policy.catalog import Catalog
+from policy.model import ApprovalTerms, Decision, Principal, PrincipalKind
+
+# Other processes vote on the same file; their votes are seen at the latest after this long.
+_POLL_SECONDS = 0.5
+
+# Without look-alikes (0/o, 1/l/i): people type these.
+_ID_ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """What a requester is told about the approval that a statement waits for."""
+
+    id: str
+    why: str
+    who: str
+    expires: datetime
+    digest: str
+
+
+def new_id() -> str:
+    """A name that is short enough to type and too long to guess (49 bits)."""
+    return "apr-" + "".join(secrets.choice(_ID_ALPHABET) for _ in range(10))
+
+
+def binding_of(statement: Statement, decision: Decision, catalog: Catalog) -> dict[str, str]:
+    """Everything a yes is bound to, by name, so that each difference can be told apart at use."""
+    session, analysis = statement.session, decision.analysis
+    relations = sorted(analysis.relations) if analysis else []
+    schema = repr([catalog.relations.get(oid) for oid in relations])
+    return {
+        "text": hashlib.sha256(statement.text).hexdigest(),
+        "parameters": _digest([None if p is None else p.hex() for p in statement.parameters]),
+        "principal": _digest([session.principal.issuer, session.principal.subject]),
+        "connection": session.connection.name,
+        "search_path": _digest(list(session.search_path)),
+        "objects": _digest(relations),
+        "schema": hashlib.sha256(schema.encode()).hexdigest(),
+        "policy": decision.policy,
+    }
+
+
+_DIFFERENCES: Mapping[str, str] = {
+    "text": "the statement's text is not the one that was approved",
+    "parameters": "the parameters are not the ones that were approved",
+    "principal": "another principal asked for the approval",
+    "connection": "the approval was given for another connection",
+    "search_path": "the search path has changed since",
+    "objects": "a name now means another object than when it was approved",
+    "schema": "a touched relation's definition has changed since",
+    "policy": "the policy has changed since",
+}
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode()).hexdigest()
+
+
+def binding_digest(binding: Mapping[str, str]) -> str:
+    """The digest that an approver gives back, so that nobody approves what they did not read."""
+    return hashlib.sha256(json.dumps(binding, sort_keys=True).encode()).hexdigest()[:32]
+
+
+class Approvals:
+    """The queue of one gateway process."""
+
+    def __init__(self, recorder: Recorder, store: book.Reader) -> None:
+        self._recorder = recorder
+        self._store = store
+        self._changed: dict[str, asyncio.Event] = {}
+
+    # -- asking ---------------------------------------------------------------------------------------
+
+    def request_item(
+        self, statement: Statement, decision: Decision, catalog: Catalog, statement_id: str, now: datetime
+    ) -> tuple[Item, Pending]:
+        """The entry and the record that ask for approval, to be appended with the statement's own entries."""
+        session, terms = statement.session, decision.verdict.terms
+        binding = binding_of(statement, decision, catalog)
+        expires = now + min((t.expires for t in terms), default=timedelta(minutes=30))
+        pending = Pending(
+            id=new_id(),
+            why=explain.why_approval(decision),
+            who=explain.who_approves(decision),
+            expires=expires,
+            digest=binding_digest(binding),
+        )
+        record = ApprovalRecord(
+            id=pending.id,
+            state=State.REQUESTED,
+            digest=pending.digest,
+            requester_issuer=session.principal.issuer,
+            requester_subject=session.principal.subject,
+            principal=principal_body(session.principal),
+            connection=session.connection.name,
+            session=session.id,
+            door=session.door.value,
+            statement_id=statement_id,
+            statement=statement.text.decode("utf-8"),
+            parameters=[None if p is None else p.decode("utf-8", "replace") for p in statement.parameters],
+            terms=[_terms_body(t) for t in terms],
+            reasons=[r.text for r in decision.verdict.reasons],
+            binding=binding,
+            created=now,
+            expires=expires,
+        )
+        draft = _draft(
+            Kind.APPROVAL_REQUESTED,
+            record,
+            session,
+            statement=record.statement,
+            parameters=record.parameters,
+            digest=record.digest,
+            statement_id=statement_id,
+            terms=record.terms,
+            reasons=record.reasons,
+            expires=expires.isoformat(),
+            request=dict(statement.request),
+        )
+        return Item(draft, Request(record)), pending
+
+    # -- reading --------------------------------------------------------------------------------------
+
+    async def get(self, approval_id: str) -> ApprovalRecord:
+        """The record, its expiry carried out if it is due. Raises ApprovalRejectedError for an unknown id."""
+        record = self._store.get(approval_id)
+        if record is None:
+            raise ApprovalRejectedError(
+                f"there is no approval `{approval_id}`", cure="See `list_approvals` for the open ones."
+            )
+        return await self._expire_if_due(record)
+
+    async def list(self, session: Session | None = None) -> Sequence[ApprovalRecord]:
+        """Open approvals, the oldest first: all for people, an agent's own for agents."""
+        records = [
+            await self._expire_if_due(r) for state in (State.REQUESTED, State.APPROVED) for r in self._store.list(state)
+        ]
+        open_ones = [r for r in records if r.state in (State.REQUESTED, State.APPROVED)]
+        if session is not None and session.principal.kind is PrincipalKind.AGENT:
+            open_ones = [r for r in open_ones if _is_requester(r, session.principal)]
+        return sorted(open_ones, key=lambda r: r.created)
+
+    async def wait(self, approval_id: str, seconds: float | None) -> ApprovalRecord:
+        """The record once it is no longer `requested`, or as it is after `seconds` (None: no limit)."""
+        loop = asyncio.get_running_loop()
+        end = None if seconds is None else loop.time() + seconds
+        while True:
+            event = self._changed.setdefault(approval_id, asyncio.Event())
+            event.clear()
+            record = await self.get(approval_id)
+            left = _POLL_SECONDS if end is None else min(_POLL_SECONDS, end - loop.time())
+            if record.state is not State.REQUESTED or left <= 0:
+                self._changed.pop(approval_id, None)
+                return record
+            try:
+                await asyncio.wait_for(event.wait(), left)
+            except TimeoutError:
+                continue
+
+    # -- deciding -------------------------------------------------------------------------------------
+
+    async def vote(
+        self, approval_id: str, session: Session, choice: str, digest: str | None, comment: str | None
+    ) -> ApprovalRecord:
+        """Cast one human's vote, `approve` or `reject`. Raises ApprovalRejectedError where it may not count."""
+        record = await self.get(approval_id)
+        _check_voter(record, session.principal)
+        if record.state is not State.REQUESTED:
+            raise ApprovalRejectedError(f"approval `{approval_id}` is already {record.state.value}")
+        if choice == "approve" and digest != record.digest:
+            raise ApprovalRejectedError(
+                f"the digest does not belong to approval `{approval_id}`",
+                cure="Read the statement with `approval_status` and give back the digest shown there.",
+            )
+        voter = session.principal
+        vote = Vote(
+            issuer=voter.issuer,
+            subject=voter.subject,
+            choice=choice,
+            groups=sorted(voter.groups),
+            comment=comment,
+            time=datetime.now(UTC),
+        )
+        body = {"choice": choice, "voter": principal_body(voter), "comment": comment, "digest": record.digest}
+        try:
+            await self._recorder.record(
+                Item(_draft(Kind.APPROVAL_VOTED, record, session, **body), CastVote(approval_id, vote))
+            )
+        except book.Conflict as conflict:
+            raise ApprovalRejectedError(f"the vote was not counted: {conflict}") from None
+        await self._count(approval_id, session)
+        return await self.get(approval_id)
+
+    async def withdraw(self, approval_id: str, session: Session) -> ApprovalRecord:
+        """The requester, or the human behind it, takes the request back."""
+        record = await self.get(approval_id)
+        own = _is_requester(record, session.principal)
+        if not own and session.principal.human != _human_of(record):
+            raise ApprovalRejectedError(f"only the requester can withdraw approval `{approval_id}`")
+        await self._move(record, State.REQUESTED, State.CANCELLED, Kind.APPROVAL_WITHDRAWN, session)
+        return await self.get(approval_id)
+
+    def consume_item(self, record: ApprovalRecord, session: Session, statement_id: str) -> Item:
+        """The single use of a yes, to be appended in one unit with the intent that it permits."""
+        return Item(
+            _draft(Kind.APPROVAL_CONSUMED, record, session, statement_id=statement_id, digest=record.digest),
+            Transition(record.id, State.APPROVED, State.CONSUMED),
+        )
+
+    async def check_binding(
+        self, record: ApprovalRecord, statement: Statement, decision: Decision, catalog: Catalog
+    ) -> None:
+        """Void the approval if anything it is bound to has changed. Raises ApprovalRejectedError."""
+        now = binding_of(statement, decision, catalog)
+        changed = [text for part, text in _DIFFERENCES.items() if record.binding.get(part) != now[part]]
+        if changed:
+            await self._move(record, State.APPROVED, State.VOID, Kind.APPROVAL_VOID, statement.session, because=changed)
+            raise ApprovalRejectedError(
+                f"approval `{record.id}` is void: {'; '.join(changed)}", cure="Ask for approval again."
+            )
+
+    # -- inside ---------------------------------------------------------------------------------------
+
+    async def _count(self, approval_id: str, session: Session) -> None:
+        record = await self.get(approval_id)
+        if record.state is not State.REQUESTED:
+            return
+        if any(v.choice == "reject" for v in record.votes):
+            await self._move(record, State.REQUESTED, State.DENIED, Kind.APPROVAL_DENIED, session)
+        elif all(_humans_for(record, terms) >= int(str(terms["quorum"])) for terms in record.terms):
+            await self._move(record, State.REQUESTED, State.APPROVED, Kind.APPROVAL_APPROVED, session)
+
+    async def _expire_if_due(self, record: ApprovalRecord) -> ApprovalRecord:
+        if record.state in (State.REQUESTED, State.APPROVED) and datetime.now(UTC) >= record.expires:
+            await self._move(record, record.state, State.EXPIRED, Kind.APPROVAL_EXPIRED, None)
+            return self._store.get(record.id) or record
+        return record
+
+    async def _move(
+        self,
+        record: ApprovalRecord,
+        expect: State,
+        become: State,
+        kind: Kind,
+        session: Session | None,
+        **body: object,
+    ) -> None:
+        """One transition; losing the race to another process is fine, its entry says what happened."""
+        draft = _draft(kind, record, session, digest=record.digest, **body)
+        with contextlib.suppress(book.Conflict):
+            await self._recorder.record(Item(draft, Transition(record.id, expect, become)))
+        if event := self._changed.get(record.id):
+            event.set()
+
+
+def principal_body(principal: Principal) -> dict[str, object]:
+    """A principal as the audit writes it down."""
+    return {
+        "subject": principal.subject,
+        "issuer": principal.issuer,
+        "kind": principal.kind.value,
+        "email": principal.email,
+        "groups": sorted(principal.groups),
+        "on_behalf_of": principal.on_behalf_of,
+    }
+
+
+def rejection(record: ApprovalRecord) -> ApprovalRejectedError:
+    """Why a record that is not `approved` permits nothing."""
+    said = [f"{v.subject}: {v.comment}" for v in record.votes if v.choice == "reject" and v.comment]
+    sentences = {
+        State.DENIED: "was rejected" + (f" ({'; '.join(said)})" if said else ""),
+        State.EXPIRED: f"expired at {record.expires:%Y-%m-%d %H:%M:%S} UTC",
+        State.CANCELLED: "was withdrawn",
+        State.CONSUMED: "has already been used",
+        State.VOID: "is void",
+        State.REQUESTED: "is still waiting",
+    }
+    return ApprovalRejectedError(f"approval `{record.id}` {sentences.get(record.state, record.state.value)}")
+
+
+def _draft(kind: Kind, record: ApprovalRecord, session: Session | None, **body: object) -> Draft:
+    return Draft(
+        kind=kind,
+        session=session.id if session else None,
+        subject=session.principal.subject if session else None,
+        connection=record.connection,
+        body={"approval": record.id, **body},
+    )
+
+
+def _terms_body(terms: ApprovalTerms) -> dict[str, object]:
+    return {
+        "rule": terms.rule,
+        "groups": sorted(terms.groups),
+        "users": sorted(terms.users),
+        "quorum": terms.quorum,
+        "owner_may_approve": terms.owner_may_approve,
+    }
+
+
+def _is_requester(record: ApprovalRecord, principal: Principal) -> bool:
+    return (record.requester_issuer, record.requester_subject) == (principal.issuer, principal.subject)
+
+
+def _human_of(record: ApprovalRecord) -> tuple[str, str] | None:
+    """The (issuer, subject) of the human who asked, or for whom the agent asked."""
+    if record.principal.get("kind") == PrincipalKind.HUMAN.value:
+        return (record.requester_issuer, record.requester_subject)
+    human = record.principal.get("on_behalf_of")
+    return (record.requester_issuer, str(human)) if human else None
+
+
+def _qualifies(terms: Mapping[str, object], groups: Sequence[str], subject: str) -> bool:
+    named_groups, named_users = terms.get("groups"), terms.get("users")
+    in_group = isinstance(named_groups, list) and bool(set(groups) & set(named_groups))
+    return in_group or (isinstance(named_users, list) and subject in named_users)
+
+
+def _humans_for(record: ApprovalRecord, terms: Mapping[str, object]) -> int:
+    """Distinct verified humans whose yes counts for these terms. Never groups, never tokens."""
+    yes = {
+        (v.issuer, v.subject) for v in record.votes if v.choice == "approve" and _qualifies(terms, v.groups, v.subject)
+    }
+    if not terms.get("owner_may_approve"):
+        yes.discard(_human_of(record) or ("", ""))
+    return len(yes)
+
+
+def _check_voter(record: ApprovalRecord, voter: Principal) -> None:
+    if voter.kind is not PrincipalKind.HUMAN:
+        raise ApprovalRejectedError(
+            f"`{voter.subject}` is an agent, and agents cannot vote", cure="A person must vote with their own login."
+        )
+    if _is_requester(record, voter):
+        raise ApprovalRejectedError("nobody votes on their own request", cure="Ask another approver.")
+    if voter.human == _human_of(record) and not all(t.get("owner_may_approve") for t in record.terms):
+        raise ApprovalRejectedError(
+            f"the agent asked on behalf of `{voter.subject}`, who therefore cannot vote", cure="Ask another approver."
+        )
+    if not any(_qualifies(terms, sorted(voter.groups), voter.subject) for terms in record.terms):
+        groups = sorted({str(g) for t in record.terms for g in _as_list(t.get("groups"))})
+        raise ApprovalRejectedError(
+            f"`{voter.subject}` is not among the approvers of `{record.id}`",
+            cure=f"The approvers are {', '.join(f'`{g}`' for g in groups) or 'named users'}.",
+        )
+
+
+def _as_list(value: object) -> list[object]:
+    return value if isinstance(value, list) else []

@@ -1,0 +1,209 @@
+"""Reads one upstream's catalog into a `policy.catalog.Catalog`, and tells cheaply whether it has changed.
+
+Every name in these queries is qualified: they also run inside clients' sessions, under their search path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+
+from gateway.upstream import Upstream, UpstreamError
+from policy.catalog import Catalog, Column, Function, Relation, RelationKind, Volatility
+
+Row = tuple[str | None, ...]
+
+# FirstNormalObjectId (access/transam.h): objects below it come with the server and do not change.
+_FIRST_USER_OID = 16384
+
+# One number per catalog that changes when any row of it does. `xmin` is the row's last writer.
+_VERSION_PROBE = "SELECT " + " || ' ' || ".join(  # noqa: S608 - constants only
+    f"(SELECT pg_catalog.count(*)::pg_catalog.text || ':' || coalesce(pg_catalog.sum("
+    f"pg_catalog.hashtextextended({key}::pg_catalog.text || ':' || xmin::pg_catalog.text, 0)), 0)::pg_catalog.text"
+    f" FROM pg_catalog.{table} WHERE {filtered} >= {_FIRST_USER_OID})"
+    for table, key, filtered in (
+        ("pg_class", "oid", "oid"),
+        ("pg_attribute", "attrelid || '.' || attnum", "attrelid"),
+        ("pg_rewrite", "oid", "ev_class"),
+        ("pg_inherits", "inhrelid", "inhrelid"),
+        ("pg_proc", "oid", "oid"),
+        ("pg_namespace", "oid", "oid"),
+        ("pg_operator", "oid", "oid"),
+        ("pg_trigger", "oid", "tgrelid"),
+    )
+)
+
+_RELATIONS = f"""
+SELECT c.oid, n.nspname, c.relname, c.relkind, c.relhastriggers,
+       EXISTS (SELECT FROM pg_catalog.pg_rewrite r WHERE r.ev_class = c.oid AND r.ev_type <> '1'),
+       CASE WHEN c.oid >= {_FIRST_USER_OID} THEN pg_catalog.obj_description(c.oid, 'pg_class') END
+  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S', 'c') AND n.nspname !~ '^pg_(toast|temp)'
+ ORDER BY c.oid"""  # noqa: S608 - constants only
+
+# Columns of user relations; the server's own are never masked.
+_COLUMNS = f"""
+SELECT a.attrelid, a.attnum, a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), a.atttypid,
+       CASE WHEN a.attcollation <> t.typcollation
+            THEN pg_catalog.quote_ident(cn.nspname) || '.' || pg_catalog.quote_ident(co.collname) END
+  FROM pg_catalog.pg_attribute a
+  JOIN pg_catalog.pg_class c ON c.oid = a.attrelid AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+  JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+  LEFT JOIN pg_catalog.pg_collation co ON co.oid = a.attcollation
+  LEFT JOIN pg_catalog.pg_namespace cn ON cn.oid = co.collnamespace
+ WHERE a.attrelid >= {_FIRST_USER_OID} AND a.attnum > 0 AND NOT a.attisdropped
+ ORDER BY a.attrelid, a.attnum"""  # noqa: S608 - constants only
+
+_INHERITS = "SELECT i.inhrelid, i.inhparent FROM pg_catalog.pg_inherits i ORDER BY 1, 2"
+
+# What a view's or rule's query depends on. Column-level pg_depend is unsound (it misses whole rows);
+# relation level is not.
+_READS = """
+SELECT DISTINCT r.ev_class, d.refobjid
+  FROM pg_catalog.pg_rewrite r
+  JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass AND d.objid = r.oid
+   AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.refobjid <> r.ev_class
+ ORDER BY 1, 2"""
+
+_VIEW_QUERIES = f"""
+SELECT c.oid, pg_catalog.pg_get_viewdef(c.oid)
+  FROM pg_catalog.pg_class c
+ WHERE c.relkind IN ('v', 'm') AND c.oid >= {_FIRST_USER_OID} ORDER BY c.oid"""  # noqa: S608 - constants only
+
+_FUNCTIONS = """
+SELECT p.oid, n.nspname, p.proname, p.prokind, p.provolatile, l.lanname,
+       CASE WHEN p.oid >= 16384 THEN pg_catalog.pg_get_function_identity_arguments(p.oid) ELSE '' END
+  FROM pg_catalog.pg_proc p
+  JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+  JOIN pg_catalog.pg_language l ON l.oid = p.prolang
+ ORDER BY p.oid"""
+
+_OPERATORS = f"""
+SELECT DISTINCT n.nspname, o.oprname FROM pg_catalog.pg_operator o
+  JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace
+ WHERE o.oid >= {_FIRST_USER_OID} ORDER BY 1, 2"""  # noqa: S608 - constants only
+
+_SCHEMAS = "SELECT n.nspname FROM pg_catalog.pg_namespace n WHERE n.nspname !~ '^pg_(toast|temp)' ORDER BY 1"
+
+
+async def version(upstream: Upstream) -> str:
+    """A text that differs whenever the user part of the catalog does. About 1 ms for 1,000 relations."""
+    return (await upstream.probe(_VERSION_PROBE))[0][0] or ""
+
+
+async def load(upstream: Upstream) -> Catalog:
+    """Take a snapshot. Raises UpstreamError or UpstreamLostError."""
+    sheets: dict[str, list[Row]] = {}
+    for name, query in (
+        ("version", "SELECT pg_catalog.current_setting('server_version_num')"),
+        ("relations", _RELATIONS),
+        ("columns", _COLUMNS),
+        ("inherits", _INHERITS),
+        ("reads", _READS),
+        ("views", _VIEW_QUERIES),
+        ("functions", _FUNCTIONS),
+        ("operators", _OPERATORS),
+        ("schemas", _SCHEMAS),
+    ):
+        sheets[name] = await upstream.probe(query)
+    origins = {int(oid or 0): await _origins(upstream, query or "") for oid, query in sheets["views"]}
+    digest = hashlib.sha256()
+    for name, rows in sheets.items():
+        digest.update(repr((name, rows)).encode())
+    digest.update(repr(sorted(origins.items())).encode())
+    return Catalog(
+        epoch=digest.hexdigest()[:16],
+        server_version=int(sheets["version"][0][0] or 0),
+        relations=_as_relations(sheets, origins),
+        functions=_as_functions(sheets["functions"]),
+        schemas=frozenset(row[0] or "" for row in sheets["schemas"]),
+        operators=frozenset((row[0] or "", row[1] or "") for row in sheets["operators"]),
+    )
+
+
+async def search_path(upstream: Upstream) -> tuple[str, ...]:
+    """The upstream's own answer to where unqualified names are looked up, implicit schemas included."""
+    rows = await upstream.probe("SELECT pg_catalog.unnest(pg_catalog.current_schemas(true))")
+    return tuple(row[0] or "" for row in rows)
+
+
+async def _origins(upstream: Upstream, query: str) -> tuple[tuple[int, int] | None, ...]:
+    """Where each output column of a view's query comes from, by the server's own resolution.
+
+    A view whose query cannot be described (its owner may read what we may not) has no known origins:
+    all of its columns then count as derived.
+    """
+    try:
+        columns = await upstream.describe(query.rstrip().rstrip(";"))
+    except UpstreamError:
+        if upstream.transaction_status == "E":
+            raise  # inside a client's transaction the failure is not ours to swallow
+        return ()
+    return tuple((c.table, c.attribute) if c.table and c.attribute else None for c in columns)
+
+
+def _as_relations(
+    sheets: Mapping[str, list[Row]], origins: Mapping[int, tuple[tuple[int, int] | None, ...]]
+) -> dict[int, Relation]:
+    columns: dict[int, list[Column]] = {}
+    for relation, number, name, type_name, type_oid, collation in sheets["columns"]:
+        of = columns.setdefault(int(relation or 0), [])
+        known = origins.get(int(relation or 0), ())
+        of.append(
+            Column(
+                number=int(number or 0),
+                name=name or "",
+                type=type_name or "",
+                type_oid=int(type_oid or 0),
+                collation=collation,
+                origin=known[len(of)] if len(of) < len(known) else None,
+            )
+        )
+    families = _families((int(child or 0), int(parent or 0)) for child, parent in sheets["inherits"])
+    reads: dict[int, set[int]] = {}
+    for view, read in sheets["reads"]:
+        reads.setdefault(int(view or 0), set()).add(int(read or 0))
+    relations = {}
+    for oid_text, schema, name, kind, triggers, rules, comment in sheets["relations"]:
+        oid = int(oid_text or 0)
+        relations[oid] = Relation(
+            oid=oid,
+            schema=schema or "",
+            name=name or "",
+            kind=RelationKind(kind or ""),
+            columns=tuple(columns.get(oid, ())),
+            family=families.get(oid, frozenset((oid,))),
+            reads=frozenset(reads.get(oid, ())),
+            rules=rules == "t",
+            triggers=triggers == "t",
+            comment=comment,
+        )
+    return relations
+
+
+def _families(pairs: Iterable[tuple[int, int]]) -> dict[int, frozenset[int]]:
+    """Connected components of the inheritance graph."""
+    component: dict[int, set[int]] = {}
+    for child, parent in pairs:
+        merged = component.get(child, {child}) | component.get(parent, {parent})
+        for member in merged:
+            component[member] = merged
+    frozen = {id(members): frozenset(members) for members in component.values()}
+    return {oid: frozen[id(members)] for oid, members in component.items()}
+
+
+def _as_functions(rows: list[Row]) -> dict[tuple[str, str], tuple[Function, ...]]:
+    functions: dict[tuple[str, str], list[Function]] = {}
+    for oid, schema, name, kind, volatility, language, arguments in rows:
+        functions.setdefault((schema or "", name or ""), []).append(
+            Function(
+                oid=int(oid or 0),
+                schema=schema or "",
+                name=name or "",
+                kind=kind or "f",
+                volatility=Volatility(volatility or "v"),
+                language=language or "",
+                arguments=arguments or "",
+            )
+        )
+    return {key: tuple(overloads) for key, overloads in functions.items()}

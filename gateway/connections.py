@@ -1,0 +1,204 @@
+"""The upstreams: their catalogs kept true, and clean pooled sessions for statements that stand alone."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from gateway import catalog as reader
+from gateway.errors import UnknownConnectionError, UpstreamUnavailableError
+from gateway.model import Connection, Session
+from gateway.upstream import Upstream, UpstreamError, UpstreamFactory, UpstreamLostError
+from policy.catalog import Catalog
+
+log = logging.getLogger(__name__)
+
+# A change of the schema made elsewhere is noticed at the latest after this long ...
+_PROBE_SECONDS = 2.0
+# ... and a snapshot that could not be verified for this long is not decided upon.
+_TRUST_SECONDS = 10.0
+_POOL_IDLE = 4
+
+
+@dataclass(slots=True)
+class _Shelf:
+    """What the gateway keeps for one connection."""
+
+    connection: Connection
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    keeper: Upstream | None = None  # our own upstream session, for the catalog only
+    catalog: Catalog | None = None
+    version: str = ""
+    verified: float = float("-inf")  # time.monotonic at the start of the last successful probe
+    idle: list[Upstream] = field(default_factory=list)
+
+
+class Connections:
+    """All configured upstreams of this process."""
+
+    def __init__(self, connections: Sequence[Connection], factory: UpstreamFactory) -> None:
+        self._shelves = {c.name: _Shelf(c) for c in connections}
+        self._factory = factory
+        self._prober: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to look for schema changes made elsewhere."""
+        self._prober = asyncio.create_task(self._probe_forever(), name="catalog-probe")
+
+    async def stop(self) -> None:
+        """Disconnect from everything."""
+        if self._prober is not None:
+            self._prober.cancel()
+            await asyncio.gather(self._prober, return_exceptions=True)
+        for shelf in self._shelves.values():
+            for upstream in [*shelf.idle, *([shelf.keeper] if shelf.keeper else [])]:
+                await upstream.disconnect()
+            shelf.idle.clear()
+            shelf.keeper = None
+
+    @property
+    def names(self) -> list[str]:
+        """The configured connections' names, sorted."""
+        return sorted(self._shelves)
+
+    def named(self, name: str) -> Connection:
+        """The connection of this name. Raises UnknownConnectionError."""
+        if name not in self._shelves:
+            known = ", ".join(f"`{n}`" for n in self.names) or "none"
+            raise UnknownConnectionError(
+                f"there is no connection `{name}`", cure=f"The configured connections: {known}."
+            )
+        return self._shelves[name].connection
+
+    # -- catalog --------------------------------------------------------------------------------------
+
+    async def catalog(self, connection: Connection) -> Catalog:
+        """The shared snapshot, verified not long ago. Raises UpstreamUnavailableError."""
+        shelf = self._shelves[connection.name]
+        oldest = time.monotonic() - _TRUST_SECONDS
+        if shelf.catalog is not None and shelf.verified > oldest:
+            return shelf.catalog
+        return await self._verify(shelf, oldest)
+
+    async def latest(self, connection: Connection) -> Catalog:
+        """The snapshot, looked at again just now."""
+        return await self._verify(self._shelves[connection.name], time.monotonic())
+
+    def changed(self, session: Session) -> None:
+        """This session may have changed the schema: the shared snapshot is checked before anybody's next use."""
+        session.stale = session.schema_changed = True
+        self._shelves[session.connection.name].verified = float("-inf")
+
+    async def refresh(self, session: Session, upstream: Upstream) -> None:
+        """Make the session's search path and catalog true again, by its own upstream's word.
+
+        Inside a transaction the session may see schema changes that nobody else sees yet: it gets a
+        snapshot of its own until the transaction ends.
+        """
+        shelf = self._shelves[session.connection.name]
+        session.search_path = await reader.search_path(upstream)
+        if session.schema_changed:
+            if upstream.transaction_status == "I":
+                session.catalog, session.schema_changed = None, False
+                await self._verify(shelf, time.monotonic())
+            else:
+                session.catalog = await reader.load(upstream)
+        session.stale = False
+
+    async def _verify(self, shelf: _Shelf, since: float) -> Catalog:
+        """The shared snapshot, as true as at `since` (time.monotonic) or later."""
+        async with shelf.lock:
+            if shelf.catalog is not None and shelf.verified > since:
+                return shelf.catalog  # somebody else did it while we waited
+            started = time.monotonic()
+            try:
+                if shelf.keeper is None or not shelf.keeper.connected:
+                    shelf.keeper = await self._factory.connect(
+                        shelf.connection,
+                        application_name="countersign/catalog",
+                        settings={"search_path": "pg_catalog"},
+                    )
+                # The version is read first: a change between the two is then seen by the next probe.
+                version = await reader.version(shelf.keeper)
+                if shelf.catalog is None or version != shelf.version:
+                    shelf.catalog = await reader.load(shelf.keeper)
+                    shelf.version = version
+            except (UpstreamError, UpstreamLostError) as error:
+                if shelf.keeper is not None:
+                    await shelf.keeper.disconnect()
+                    shelf.keeper = None
+                raise _unavailable(shelf.connection, error) from None
+            shelf.verified = started
+            return shelf.catalog
+
+    async def _probe_forever(self) -> None:
+        while True:
+            await asyncio.sleep(_PROBE_SECONDS)
+            for shelf in self._shelves.values():
+                if shelf.catalog is None:
+                    continue  # nobody uses it yet
+                try:
+                    await self._verify(shelf, time.monotonic() - _PROBE_SECONDS / 2)
+                except UpstreamUnavailableError as error:
+                    # Decisions stop by themselves once the snapshot is older than _TRUST_SECONDS.
+                    log.warning("%s", error)
+
+    # -- pool -----------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def lease(self, session: Session) -> AsyncIterator[Upstream]:
+        """A clean upstream session; returned to the pool only if it can be proved clean again."""
+        shelf = self._shelves[session.connection.name]
+        upstream = await self._idle_or_new(shelf)
+        try:
+            session.stale = True
+            try:
+                await self.refresh(session, upstream)
+            except (UpstreamError, UpstreamLostError) as error:
+                raise _unavailable(shelf.connection, error) from None
+            yield upstream
+        except BaseException:
+            # Whatever state it is in, nobody else will meet it.
+            await upstream.disconnect()
+            raise
+        await self._give_back(shelf, upstream)
+
+    async def _idle_or_new(self, shelf: _Shelf) -> Upstream:
+        while shelf.idle:
+            upstream = shelf.idle.pop()
+            if upstream.connected:
+                return upstream
+        return await self.connect(shelf.connection, "countersign/pool")
+
+    async def _give_back(self, shelf: _Shelf, upstream: Upstream) -> None:
+        if len(shelf.idle) >= _POOL_IDLE or not upstream.connected:
+            await upstream.disconnect()
+            return
+        try:
+            if upstream.transaction_status != "I":
+                await upstream.probe("ROLLBACK")
+            await upstream.probe("DISCARD ALL")
+        except (UpstreamError, UpstreamLostError):
+            await upstream.disconnect()
+            return
+        shelf.idle.append(upstream)
+
+    async def connect(
+        self, connection: Connection, application_name: str, settings: Mapping[str, str] | None = None
+    ) -> Upstream:
+        """A new upstream session. Raises UpstreamUnavailableError with a sentence that names the server."""
+        try:
+            return await self._factory.connect(connection, application_name=application_name, settings=settings)
+        except (UpstreamError, UpstreamLostError) as error:
+            raise _unavailable(connection, error) from None
+
+
+def _unavailable(connection: Connection, error: Exception) -> UpstreamUnavailableError:
+    return UpstreamUnavailableError(
+        f"the database behind `{connection.name}` cannot be used: {error}",
+        cure="Nothing was executed. Check that it is up and that the gateway's own credential is right.",
+    )

@@ -1,0 +1,251 @@
+"""Who is calling: OIDC access tokens verified against their issuer's keys, narrowed to a Principal.
+
+Sources: RFC 9068 (JWT access tokens), RFC 7519 (claims), RFC 8414 and OpenID Connect Discovery
+(metadata), RFC 8693 section 4.1 (`act`), RFC 9728 and RFC 8707 for what the MCP door adds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import httpx2
+from joserfc import jwt
+from joserfc.errors import InvalidKeyIdError, JoseError
+from joserfc.jwk import KeySet
+from joserfc.jws import extract_compact
+
+from gateway.errors import AuthenticationError, IssuerUnavailableError
+from policy.model import Principal, PrincipalKind
+
+# Keys are fetched again this long after the last good answer, and not more often than this because a
+# token names an unknown key: a stream of forged tokens must not become a stream of requests.
+_KEYS_LIVE_SECONDS = 600.0
+_UNKNOWN_KEY_RETRY_SECONDS = 10.0
+_FETCH_TIMEOUT_SECONDS = 5.0
+# How far an issuer's clock may be off, RFC 7519 section 4.1.4 ("a few minutes" at most).
+_LEEWAY_SECONDS = 30
+# A token is a header field or a password message; real ones are 1-4 KiB.
+_MAX_TOKEN_BYTES = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class Issuer:
+    """A trusted token issuer and how its claims are read.
+
+    Claim names are paths: `realm_access.roles` reads a nested claim. A token is an agent's when its
+    `kind_claim` equals `agent`, or when it carries an RFC 8693 `act` claim: then `act.sub` is the acting
+    agent and `sub` the human it acts for.
+    """
+
+    url: str
+    audience: str
+    algorithms: tuple[str, ...] = ("RS256", "ES256")
+    jwks_url: str | None = None  # None: found through discovery
+    groups_claim: str = "groups"
+    kind_claim: str = "principal_kind"
+    on_behalf_of_claim: str = "on_behalf_of"
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedToken:
+    """A token that passed every check, as values. The token itself is not kept."""
+
+    principal: Principal
+    expires: datetime  # aware, UTC
+    token_id: str  # `jti`, or a digest where the issuer gives none
+    scopes: frozenset[str]
+    claims: Mapping[str, object] = field(repr=False, default_factory=dict)
+
+
+def claim_at(claims: Mapping[str, Any], path: str) -> object:
+    """The value at a dotted path, or None. A claim whose own name holds the dots wins."""
+    if path in claims:
+        return cast("object", claims[path])
+    node: Any = claims
+    for part in path.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            return None
+        node = node[part]
+    return cast("object", node)
+
+
+def as_principal(issuer: Issuer, claims: Mapping[str, Any]) -> Principal:
+    """Narrow verified claims to a Principal. Raises AuthenticationError where they do not name one."""
+    subject = claims.get("sub")
+    if not isinstance(subject, str) or not subject:
+        raise AuthenticationError("the token names no subject", cure="Ask the issuer for a `sub` claim.")
+    groups = claim_at(claims, issuer.groups_claim)
+    if groups is None:
+        groups = []
+    if isinstance(groups, str):
+        groups = [groups]
+    if not isinstance(groups, list) or not all(isinstance(group, str) for group in groups):
+        raise AuthenticationError(
+            f"the token's claim `{issuer.groups_claim}` is not a list of names",
+            cure="Point `groups_claim` at the claim that holds the groups.",
+        )
+    actor = claims.get("act")
+    human: object = claim_at(claims, issuer.on_behalf_of_claim)
+    kind = PrincipalKind.AGENT if claim_at(claims, issuer.kind_claim) == "agent" else PrincipalKind.HUMAN
+    if isinstance(actor, Mapping):
+        if not isinstance(actor.get("sub"), str) or not actor["sub"]:
+            raise AuthenticationError("the token's `act` claim names no actor", cure="Ask the issuer for `act.sub`.")
+        subject, human, kind = actor["sub"], subject, PrincipalKind.AGENT
+    email, name = claims.get("email"), claims.get("name")
+    return Principal(
+        subject=subject,
+        issuer=issuer.url,
+        kind=kind,
+        groups=frozenset(groups),
+        email=email if isinstance(email, str) else None,
+        name=name if isinstance(name, str) else None,
+        on_behalf_of=human if isinstance(human, str) and kind is PrincipalKind.AGENT else None,
+    )
+
+
+class _Keys:
+    """One issuer's JWKS: cached, refreshed, and used stale rather than not at all."""
+
+    def __init__(self, issuer: Issuer, http: httpx2.AsyncClient) -> None:
+        self._issuer = issuer
+        self._http = http
+        self._set: KeySet | None = None
+        self._fetched = 0.0
+        self._tried = float("-inf")
+        self._lock = asyncio.Lock()
+
+    async def current(self, *, unknown_key: bool = False) -> KeySet:
+        """The key set; with `unknown_key` a newer one, if the issuer was not asked just now."""
+        async with self._lock:
+            now = time.monotonic()
+            wait = _UNKNOWN_KEY_RETRY_SECONDS if unknown_key or self._set is None else _KEYS_LIVE_SECONDS
+            last = self._tried if unknown_key else self._fetched
+            if self._set is not None and now - last < wait:
+                return self._set
+            try:
+                self._tried = now
+                self._set = await self._fetch()
+                self._fetched = now
+            except (httpx2.HTTPError, ValueError, KeyError, JoseError) as error:
+                why = str(error) or type(error).__name__
+                if self._set is None:
+                    raise IssuerUnavailableError(
+                        f"the keys of issuer `{self._issuer.url}` cannot be fetched: {why}",
+                        cure="Check that the issuer is up and reachable from the gateway.",
+                    ) from None
+            return self._set
+
+    async def _fetch(self) -> KeySet:
+        url = self._issuer.jwks_url
+        if url is None:
+            base = self._issuer.url.rstrip("/")
+            answer = await self._http.get(f"{base}/.well-known/openid-configuration")
+            metadata = answer.raise_for_status().json()
+            # OpenID Connect Discovery section 4.3: the document must name the issuer it was asked for.
+            if metadata.get("issuer") != self._issuer.url:
+                raise ValueError(f"its metadata names another issuer, `{metadata.get('issuer')}`")
+            url = str(metadata["jwks_uri"])
+        answer = await self._http.get(url)
+        return KeySet.import_key_set(answer.raise_for_status().json())
+
+
+class TokenVerifier:
+    """Verifies access tokens of the configured issuers; the one door to a Principal."""
+
+    def __init__(self, issuers: Sequence[Issuer]) -> None:
+        self._http = httpx2.AsyncClient(timeout=_FETCH_TIMEOUT_SECONDS, follow_redirects=False)
+        self._issuers = {issuer.url: (issuer, _Keys(issuer, self._http)) for issuer in issuers}
+
+    @property
+    def issuers(self) -> tuple[Issuer, ...]:
+        """The trusted issuers."""
+        return tuple(issuer for issuer, _ in self._issuers.values())
+
+    async def close(self) -> None:
+        """Let go of the HTTP connections."""
+        await self._http.aclose()
+
+    async def verify(self, token: str) -> VerifiedToken:
+        """Check signature, algorithm, issuer, audience and times. Raises AuthenticationError, one sentence each.
+
+        The claims are read before the signature only to choose the issuer; nothing else of them is
+        believed until the signature holds.
+        """
+        issuer, keys = self._issuer_of(token)
+        claims = await self._checked_claims(token, issuer, keys)
+        self._check_registered(claims, issuer)
+        expires = datetime.fromtimestamp(int(claims["exp"]) + _LEEWAY_SECONDS, UTC)
+        token_id = claims.get("jti")
+        scope = claims.get("scope", "")
+        return VerifiedToken(
+            principal=as_principal(issuer, claims),
+            expires=expires,
+            token_id=token_id if isinstance(token_id, str) and token_id else f"exp-{claims['exp']}",
+            scopes=frozenset(scope.split() if isinstance(scope, str) else ()),
+            claims=claims,
+        )
+
+    def _issuer_of(self, token: str) -> tuple[Issuer, _Keys]:
+        if not token:
+            raise AuthenticationError("no token was given", cure="Send an access token of a trusted issuer.")
+        if len(token) > _MAX_TOKEN_BYTES:
+            raise AuthenticationError(f"the token is longer than {_MAX_TOKEN_BYTES} bytes")
+        try:
+            payload = json.loads(extract_compact(token.encode("ascii")).payload)
+            named = payload.get("iss")
+        except (JoseError, ValueError, AttributeError, UnicodeError, RecursionError):
+            raise AuthenticationError(
+                "the token is not a signed JWT", cure="Use an access token, not a password or an API key."
+            ) from None
+        if not isinstance(named, str) or named not in self._issuers:
+            trusted = ", ".join(f"`{url}`" for url in self._issuers)
+            raise AuthenticationError(
+                f"the token's issuer `{named}` is not trusted here", cure=f"Get a token from {trusted}."
+            )
+        return self._issuers[named]
+
+    async def _checked_claims(self, token: str, issuer: Issuer, keys: _Keys) -> dict[str, Any]:
+        for unknown_key in (False, True):
+            key_set = await keys.current(unknown_key=unknown_key)
+            try:
+                return dict(jwt.decode(token, key_set, algorithms=list(issuer.algorithms)).claims)
+            except InvalidKeyIdError:
+                continue  # the issuer may have rotated its keys: look once more
+            except (JoseError, ValueError) as error:
+                raise AuthenticationError(
+                    f"the token's signature is not one of issuer `{issuer.url}` ({type(error).__name__})",
+                    cure="Get a fresh token from the issuer.",
+                ) from None
+        raise AuthenticationError(
+            f"the token is signed with a key that issuer `{issuer.url}` does not publish",
+            cure="Get a fresh token from the issuer.",
+        )
+
+    def _check_registered(self, claims: Mapping[str, Any], issuer: Issuer) -> None:
+        now = time.time()
+        expires = claims.get("exp")
+        if not isinstance(expires, int | float) or isinstance(expires, bool):
+            raise AuthenticationError("the token has no expiry", cure="Ask the issuer for an `exp` claim.")
+        if now > expires + _LEEWAY_SECONDS:
+            at = datetime.fromtimestamp(expires, UTC)
+            raise AuthenticationError(
+                f"the token expired at {at:%Y-%m-%d %H:%M:%S} UTC", cure="Get a fresh token from the issuer."
+            )
+        not_before = claims.get("nbf", 0)
+        if not isinstance(not_before, int | float) or now < not_before - _LEEWAY_SECONDS:
+            raise AuthenticationError(
+                "the token is not valid yet", cure="Check the clocks of the issuer and of this machine."
+            )
+        audience = claims.get("aud")
+        named = audience if isinstance(audience, list) else [audience]
+        if issuer.audience not in named:
+            raise AuthenticationError(
+                f"the token was issued for `{audience}`, not for `{issuer.audience}`",
+                cure=f"Ask the issuer for a token with the audience `{issuer.audience}`.",
+            )

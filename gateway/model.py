@@ -1,0 +1,112 @@
+"""The gateway's values: connections, sessions, statements and what came of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Literal
+
+from policy.catalog import Catalog
+from policy.model import Decision, Principal
+
+__all__ = ["ClientInfo", "Connection", "Door", "Outcome", "Principal", "Session", "SslMode", "Statement", "Status"]
+
+SslMode = Literal["disable", "prefer", "require", "verify-full"]
+
+
+class Door(StrEnum):
+    """The way in."""
+
+    MCP = "mcp"
+    WIRE = "wire"
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A named PostgreSQL upstream with the gateway's own credential, which no client ever sees."""
+
+    name: str
+    host: str
+    port: int
+    database: str
+    user: str
+    password: str = field(repr=False)
+    sslmode: SslMode = "prefer"
+    sslrootcert: str | None = None
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientInfo:
+    """What the client says of itself: told in the audit, never trusted."""
+
+    name: str | None = None  # MCP clientInfo.name, or application_name
+    version: str | None = None
+    address: str | None = None  # host:port of the peer
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """One authenticated stay at one door on one connection.
+
+    `search_path` is the upstream's own `current_schemas(true)`. While `stale` is set it, or the catalog,
+    may no longer be true: `Gateway.refresh` asks the upstream again before the next decision. `catalog`
+    is a snapshot of this session's own, taken inside a transaction that has changed the schema; None means
+    the connection's shared one. `prepared` holds the SQL-level prepared statements by name.
+    """
+
+    id: str
+    principal: Principal
+    connection: Connection
+    door: Door
+    client: ClientInfo
+    opened: datetime
+    expires: datetime
+    search_path: tuple[str, ...] = ()
+    stale: bool = True
+    schema_changed: bool = False
+    catalog: Catalog | None = None
+    prepared: dict[str, Decision] = field(default_factory=dict)
+    ended: str | None = None  # the reason, once it is over
+    on_end: list[Callable[[str], None]] = field(default_factory=list)  # called at once on revocation or expiry
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """Exactly one SQL statement with its parameters, as the client sent it.
+
+    `text` is the client's bytes (UTF-8). `parameters` are text-format values, None for NULL; where a
+    client sent binary ones they are rendered as `\\x…`.
+    """
+
+    session: Session
+    text: bytes
+    parameters: tuple[bytes | None, ...] = ()
+    request: dict[str, str] = field(default_factory=dict)  # request id, traceparent, stated reason …
+
+
+class Status(StrEnum):
+    """How a statement ended."""
+
+    COMPLETED = "completed"
+    FAILED = "failed"  # PostgreSQL said no
+    CANCELLED = "cancelled"
+    REFUSED = "refused"  # we said no; the upstream never saw it
+    PENDING = "pending"  # waits for approval; the run is a statement of its own
+    SKIPPED = "skipped"  # an earlier error of the same batch kept it from running
+    UNKNOWN = "unknown"  # the gateway or the upstream vanished in between
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a statement."""
+
+    status: Status
+    tag: str | None = None
+    rows: int = 0
+    size: int = 0  # bytes of delivered values
+    sqlstate: str | None = None
+    message: str | None = None
+    digest: str | None = None  # SHA-256 of what was delivered, hex

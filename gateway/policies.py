@@ -1,0 +1,118 @@
+"""The policy in force: loaded from its file, reloaded when the file changes, never replaced by a bad one."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from pathlib import Path
+
+from policy.document import DocumentError
+from policy.load import Policy, load_policy
+
+from audit.entry import Draft, Kind
+from gateway.errors import AuditUnavailableError, ConfigurationError
+from gateway.recorder import Recorder
+
+log = logging.getLogger(__name__)
+
+_WATCH_SECONDS = 1.0
+
+
+def read_policy(path: Path) -> tuple[Policy, str]:
+    """The policy of a file and the SHA-256 of its bytes. Raises ConfigurationError with file:line:column."""
+    try:
+        data = path.read_bytes()
+        return load_policy(data.decode("utf-8"), str(path)), hashlib.sha256(data).hexdigest()
+    except OSError as error:
+        raise ConfigurationError(
+            f"the policy file `{path}` cannot be read: {error.strerror}",
+            cure="Name it in `policy:` of the configuration.",
+        ) from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"the policy file `{path}` is not UTF-8", cure="Save it as UTF-8.") from None
+    except DocumentError as error:
+        raise ConfigurationError(str(error)) from None
+
+
+class PolicyBook:
+    """The current policy. Loads and rejections are entries of the audit."""
+
+    def __init__(self, path: Path, recorder: Recorder) -> None:
+        self._path = path
+        self._recorder = recorder
+        self._policy, self._digest = read_policy(path)
+        self._watcher: asyncio.Task[None] | None = None
+
+    @property
+    def current(self) -> Policy:
+        """The policy in force."""
+        return self._policy
+
+    async def start(self) -> None:
+        """Record what is in force, and watch the file."""
+        await self._recorder.record(self._loaded())
+        self._watcher = asyncio.create_task(self._watch(), name="policy-watch")
+
+    async def stop(self) -> None:
+        """Stop watching."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.gather(self._watcher, return_exceptions=True)
+
+    async def reload(self) -> Policy:
+        """Read the file again. A bad one keeps the old policy, says so in the audit, and raises ConfigurationError."""
+        digest = self._digest_now()
+        try:
+            policy, digest = read_policy(self._path)
+        except ConfigurationError as error:
+            self._digest = digest  # said once per version of the file
+            await self._recorder.record(
+                _draft(Kind.POLICY_REJECTED, source=str(self._path), error=str(error), policy=self._policy.hash)
+            )
+            log.warning("the policy in force stays: %s", error)
+            raise
+        changed = policy.hash != self._policy.hash
+        self._digest = digest
+        if changed:
+            # The entry first: no statement names a policy that the audit has not heard of.
+            before, self_policy = self._policy, policy
+            await self._recorder.record(
+                _draft(
+                    Kind.POLICY_LOADED,
+                    source=str(self._path),
+                    policy=self_policy.hash,
+                    sha256=digest,
+                    replaces=before.hash,
+                )
+            )
+            self._policy = policy
+        return self._policy
+
+    def _digest_now(self) -> str:
+        try:
+            return hashlib.sha256(self._path.read_bytes()).hexdigest()
+        except OSError:
+            return ""
+
+    def _loaded(self) -> Draft:
+        return _draft(
+            Kind.POLICY_LOADED,
+            source=str(self._path),
+            policy=self._policy.hash,
+            sha256=self._digest,
+            replaces=None,
+        )
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            if self._digest_now() != self._digest:
+                try:
+                    await self.reload()
+                except (ConfigurationError, AuditUnavailableError):
+                    continue  # recorded and logged by reload; the old policy stays in force
+
+
+def _draft(kind: Kind, **body: object) -> Draft:
+    return Draft(kind=kind, session=None, subject=None, connection=None, body=body)

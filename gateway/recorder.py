@@ -1,0 +1,72 @@
+"""The gateway's hand on the audit: entries in, awaitable durability out, one wake-up of the loop per batch."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from audit.entry import Draft, Entry
+from audit.store import AuditUnavailable
+from audit.writer import Item, Writer
+from gateway.errors import AuditUnavailableError
+
+_Result = Sequence[Entry] | Exception
+
+
+class Recorder:
+    """Hands items to the writer thread and awaits their durability on the loop it was made on."""
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+        self._loop = asyncio.get_running_loop()
+        writer.notify = self._from_writer
+
+    def _from_writer(self, finished: Sequence[tuple[Callable[[_Result], None], _Result]]) -> None:
+        """On the writer thread: carry a whole batch of results over in one call."""
+        self._loop.call_soon_threadsafe(_deliver, finished)
+
+    async def record(self, *items: Item | Draft) -> Sequence[Entry]:
+        """Append as one unit; returns once it is durable.
+
+        Raises AuditUnavailableError where it cannot be written, and `audit.approvals.Conflict` where an
+        item's change found another state: then nothing of the unit is in the audit.
+        """
+        future: asyncio.Future[Sequence[Entry]] = self._loop.create_future()
+
+        def done(result: _Result) -> None:
+            if future.cancelled():
+                return  # nobody waits any more; the entries stand all the same
+            if isinstance(result, Exception):
+                future.set_exception(_as_ours(result))
+            else:
+                future.set_result(result)
+
+        self._writer.submit(_as_items(items), done)
+        return await future
+
+    def post(self, *items: Item | Draft, failed: Callable[[Exception], None]) -> None:
+        """Append as one unit, in order with everything else, without waiting; `failed` hears of a failure."""
+
+        def done(result: _Result) -> None:
+            if isinstance(result, Exception):
+                failed(_as_ours(result))
+
+        self._writer.submit(_as_items(items), done)
+
+
+def _deliver(finished: Sequence[tuple[Callable[[_Result], None], _Result]]) -> None:
+    for done, result in finished:
+        done(result)
+
+
+def _as_items(items: Sequence[Item | Draft]) -> list[Item]:
+    return [Item(item) if isinstance(item, Draft) else item for item in items]
+
+
+def _as_ours(error: Exception) -> Exception:
+    if isinstance(error, AuditUnavailable):
+        return AuditUnavailableError(
+            f"the audit cannot be written, so nothing runs: {error}",
+            cure="Nothing was executed. Tell whoever runs the gateway.",
+        )
+    return error

@@ -1,0 +1,126 @@
+"""Sessions: opened for a verified token, ended at once by expiry, revocation, or an audit that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from datetime import UTC, datetime, timedelta
+
+from audit.entry import Draft, Kind
+from gateway.approvals import principal_body
+from gateway.errors import AuthenticationError, CountersignError, SessionEndedError
+from gateway.identity import VerifiedToken
+from gateway.model import ClientInfo, Connection, Door, Session
+from gateway.recorder import Recorder
+
+
+class Sessions:
+    """The open sessions of this process."""
+
+    def __init__(self, recorder: Recorder, *, longest: timedelta, instance: str) -> None:
+        self._recorder = recorder
+        self._longest = longest
+        self._instance = instance
+        self._open: dict[str, Session] = {}
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+
+    def list(self) -> list[Session]:
+        """The open sessions, the oldest first."""
+        return sorted(self._open.values(), key=lambda session: session.opened)
+
+    async def open(self, token: VerifiedToken, connection: Connection, door: Door, client: ClientInfo) -> Session:
+        """A session that lives no longer than its token; recorded before it is of any use."""
+        now = datetime.now(UTC)
+        if token.expires <= now:
+            raise AuthenticationError("the token has expired", cure="Get a fresh token from the issuer.")
+        session = Session(
+            id="se-" + secrets.token_hex(8),
+            principal=token.principal,
+            connection=connection,
+            door=door,
+            client=client,
+            opened=now,
+            expires=min(token.expires, now + self._longest),
+        )
+        await self._recorder.record(
+            Draft(
+                kind=Kind.SESSION_OPENED,
+                session=session.id,
+                subject=token.principal.subject,
+                connection=connection.name,
+                body={
+                    "session": session.id,
+                    "principal": principal_body(token.principal),
+                    "door": door.value,
+                    "client": {"name": client.name, "version": client.version, "address": client.address},
+                    "connection": connection.name,
+                    "token": token.token_id,
+                    "issuer": token.principal.issuer,
+                    "expires": session.expires.isoformat(),
+                    "instance": self._instance,
+                },
+            )
+        )
+        self._open[session.id] = session
+        loop = asyncio.get_running_loop()
+        left = (session.expires - now).total_seconds()
+        self._timers[session.id] = loop.call_later(left, self.end, session, "the session's time or its token's is over")
+        return session
+
+    def end(self, session: Session, reason: str) -> None:
+        """End it now: its door hears of it at once and cancels what runs. A second call does nothing."""
+        if session.ended is not None:
+            return
+        session.ended = reason
+        self._open.pop(session.id, None)
+        if timer := self._timers.pop(session.id, None):
+            timer.cancel()
+        self._recorder.post(_closed(session, reason), failed=lambda _: None)
+        for listener in session.on_end:
+            listener(reason)
+
+    async def close(self, session: Session, reason: str) -> None:
+        """The door is done with it; durable on return."""
+        if session.ended is not None:
+            return
+        session.ended = reason
+        self._open.pop(session.id, None)
+        if timer := self._timers.pop(session.id, None):
+            timer.cancel()
+        await self._recorder.record(_closed(session, reason))
+
+    def revoke(self, session_id: str) -> None:
+        """End a session by its name. Raises SessionEndedError where there is none."""
+        if (session := self._open.get(session_id)) is None:
+            raise SessionEndedError(f"there is no open session `{session_id}` in this process")
+        self.end(session, "the session was revoked")
+
+    async def record_refusal(
+        self, error: CountersignError, door: Door, client: ClientInfo, connection: str | None
+    ) -> None:
+        """Write down that somebody was turned away. Nobody was verified, so no subject is named."""
+        await self._recorder.record(
+            Draft(
+                kind=Kind.SESSION_REFUSED,
+                session=None,
+                subject=None,
+                connection=connection,
+                body={
+                    "reason": error.text,
+                    "sqlstate": error.sqlstate,
+                    "door": door.value,
+                    "client": {"name": client.name, "version": client.version, "address": client.address},
+                    "instance": self._instance,
+                },
+            )
+        )
+
+
+def _closed(session: Session, reason: str) -> Draft:
+    return Draft(
+        kind=Kind.SESSION_CLOSED,
+        session=session.id,
+        subject=session.principal.subject,
+        connection=session.connection.name,
+        body={"session": session.id, "reason": reason},
+    )

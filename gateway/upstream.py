@@ -1,0 +1,123 @@
+"""The port to PostgreSQL: what the gateway and the MCP door ask of an upstream connection.
+
+`wire/upstream.py` implements it on the frontend/backend protocol; both doors therefore run on one
+protocol implementation and deliver the same bytes. Values travel in PostgreSQL's text format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from gateway.model import Connection
+
+
+@dataclass(frozen=True, slots=True)
+class ResultColumn:
+    """A field of a RowDescription: `table` and `attribute` are its origin, 0 where it is derived."""
+
+    name: str
+    table: int
+    attribute: int
+    type: int  # type OID
+    modifier: int = -1
+
+
+@dataclass(slots=True)
+class Page:
+    """Some rows of one statement's result.
+
+    `rows` hold text-format values, None for NULL. `suspended` says that the portal has more rows
+    (PortalSuspended); otherwise `tag` is the command tag. `size` is the bytes of all values.
+    """
+
+    columns: tuple[ResultColumn, ...]
+    rows: list[tuple[bytes | None, ...]]
+    tag: str | None
+    suspended: bool
+    size: int = 0
+    notices: list[Mapping[str, str]] = field(default_factory=list)
+
+
+class UpstreamError(Exception):
+    """An ErrorResponse. `fields` are keyed by the protocol's one-letter codes (S, V, C, M, D, H, P …)."""
+
+    def __init__(self, fields: Mapping[str, str]) -> None:
+        super().__init__(fields.get("M", "upstream error"))
+        self.fields = dict(fields)
+
+    @property
+    def sqlstate(self) -> str:
+        """The five-character SQLSTATE."""
+        return self.fields.get("C", "XX000")
+
+
+class UpstreamLostError(Exception):
+    """The connection broke, or could not be made. The text is a sentence that names the server."""
+
+
+class Upstream(Protocol):
+    """One upstream session. Not for concurrent use: one statement at a time.
+
+    Every method raises `UpstreamError` for an ErrorResponse and `UpstreamLostError` for a lost connection.
+    """
+
+    @property
+    def parameters(self) -> Mapping[str, str]:
+        """The server's ParameterStatus values."""
+        ...
+
+    @property
+    def transaction_status(self) -> str:
+        """`I`, `T` or `E`, as in the last ReadyForQuery."""
+        ...
+
+    async def probe(self, sql: str) -> list[tuple[str | None, ...]]:
+        """Run the gateway's own statement (catalog, settings, BEGIN …): never a client's text."""
+        ...
+
+    async def describe(self, sql: str) -> tuple[ResultColumn, ...]:
+        """The result columns of a statement, by Parse and Describe, without running it."""
+        ...
+
+    async def open(self, sql: bytes, parameters: Sequence[bytes | None], max_rows: int) -> Page:
+        """Run a granted statement through the unnamed portal; at most `max_rows` rows (0: all).
+
+        Parameters are text format, their types left to the server. A suspended portal stays open:
+        `fetch` goes on with it and `close` ends it. Outside an explicit transaction the implicit one
+        stays open with the portal, until `close`.
+        """
+        ...
+
+    async def fetch(self, max_rows: int) -> Page:
+        """The next rows of the suspended portal."""
+        ...
+
+    async def close(self) -> None:
+        """End the portal and its implicit transaction (Close, Sync)."""
+        ...
+
+    async def cancel(self) -> None:
+        """Send a CancelRequest for what runs now, on a connection of its own."""
+        ...
+
+    async def disconnect(self) -> None:
+        """Terminate; safe to call twice."""
+        ...
+
+    @property
+    def connected(self) -> bool:
+        """False once the server or we have ended the connection."""
+        ...
+
+
+class UpstreamFactory(Protocol):
+    """Makes upstream sessions with the gateway's own credential."""
+
+    async def connect(
+        self, connection: Connection, *, application_name: str, settings: Mapping[str, str] | None = None
+    ) -> Upstream:
+        """Connect and authenticate. Raises `UpstreamLostError`, or `UpstreamError` for a refusal."""
+        ...

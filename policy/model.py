@@ -1,0 +1,269 @@
+"""The policy's vocabulary: who asks, what a statement demands, what was decided. Values only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from enum import IntEnum, StrEnum
+
+from policy.catalog import Catalog
+
+
+class PrincipalKind(StrEnum):
+    """Whether a verified identity is a person or a program acting for one."""
+
+    HUMAN = "human"
+    AGENT = "agent"
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """A verified identity.
+
+    `subject` and `issuer` together name it (RFC 7519 `sub`, `iss`). `on_behalf_of` is the subject, at
+    the same issuer, of the human for whom an agent's token was issued (RFC 8693 `act`), or None.
+    """
+
+    subject: str
+    issuer: str
+    kind: PrincipalKind
+    groups: frozenset[str] = frozenset()
+    email: str | None = None
+    name: str | None = None
+    on_behalf_of: str | None = None
+
+    @property
+    def human(self) -> tuple[str, str] | None:
+        """The (issuer, subject) of the human behind this principal; None for an agent of nobody."""
+        if self.kind is PrincipalKind.HUMAN:
+            return (self.issuer, self.subject)
+        return (self.issuer, self.on_behalf_of) if self.on_behalf_of else None
+
+
+class Action(StrEnum):
+    """What a demand does to its object."""
+
+    SELECT = "select"
+    INSERT = "insert"
+    UPDATE = "update"
+    DELETE = "delete"
+    TRUNCATE = "truncate"
+    CREATE = "create"
+    ALTER = "alter"
+    DROP = "drop"
+    GRANT = "grant"
+    MAINTAIN = "maintain"  # VACUUM, ANALYZE, REINDEX, CLUSTER, REFRESH
+    LOCK = "lock"
+    CALL = "call"
+    EXPLAIN = "explain"
+    LISTEN = "listen"
+    NOTIFY = "notify"
+
+
+class ObjectKind(StrEnum):
+    """What a demand is about."""
+
+    RELATION = "relation"
+    FUNCTION = "function"
+    SCHEMA = "schema"
+    TYPE = "type"
+    ROLE = "role"
+    CHANNEL = "channel"
+    OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectName:
+    """An object as the catalog names it: never as the client spelled it."""
+
+    kind: ObjectKind
+    schema: str | None
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.schema}.{self.name}" if self.schema else self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """One (action, object) pair that a statement needs.
+
+    `oid` is the object's OID where it exists. `location` is a byte offset into the client's text.
+    `builtin` marks a function that the curated lists call harmless: the default policy allows it.
+    `bounded` is False for an UPDATE or DELETE that reaches every row.
+    """
+
+    action: Action
+    object: ObjectName
+    oid: int | None = None
+    location: int = 0
+    builtin: bool = False
+    bounded: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.action.value} {self.object}"
+
+
+class Transaction(StrEnum):
+    """What a statement does to the transaction it runs in."""
+
+    BEGIN = "begin"
+    COMMIT = "commit"
+    ROLLBACK = "rollback"
+    SAVEPOINT = "savepoint"
+
+
+@dataclass(frozen=True, slots=True)
+class Effects:
+    """What a statement changes besides the rows it names; the gateway keeps its books by this."""
+
+    writes: bool = False  # anything but reading
+    transaction: Transaction | None = None
+    search_path: bool = False  # may change what an unqualified name means: ask the upstream again
+    catalog: bool = False  # may change the schema: take a new snapshot
+    session: bool = False  # leaves something behind in the session: SET, PREPARE, DECLARE, LISTEN …
+    prepares: str | None = None  # PREPARE name
+    executes: str | None = None  # EXECUTE name
+    deallocates: str | None = None  # DEALLOCATE name; "" for ALL
+    copy_in: bool = False
+    copy_out: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """Facts about exactly one statement, from the parse tree and the catalog.
+
+    `text` is the client's statement with its comments blanked (same length, UTF-8): the base of every
+    rewrite. `kind` is the parser's node tag in PostgreSQL's spelling, such as `SelectStmt`.
+    `relations` holds the OIDs of every relation reached, views opened up.
+    """
+
+    text: bytes
+    kind: str
+    demands: tuple[Demand, ...]
+    effects: Effects = Effects()
+    relations: frozenset[int] = frozenset()
+    parameters: int = 0  # the highest $n
+
+
+class Effect(IntEnum):
+    """What a verdict says; a larger one is stricter and wins."""
+
+    ALLOW = 0
+    APPROVE = 1
+    DENY = 2
+
+    def __str__(self) -> str:
+        return self.name.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why: one sentence (lower case, no full stop, the client's words in back-ticks), and its cure.
+
+    `code` is stable and greppable, such as `rule.matched`, `rule.none`, `syntax`, `node.unknown`,
+    `mask.write`. `rule` names the deciding rule with its place in the file, where one decided.
+    """
+
+    effect: Effect
+    code: str
+    text: str
+    rule: str | None = None
+    demand: Demand | None = None
+    cure: str | None = None
+    location: int | None = None  # byte offset into the client's text
+
+
+@dataclass(frozen=True, slots=True)
+class ApprovalTerms:
+    """What an `approve` rule asks for: any of these groups, this many distinct humans, within this time."""
+
+    groups: frozenset[str]
+    quorum: int
+    expires: timedelta
+    rule: str
+    users: frozenset[str] = frozenset()
+    owner_may_approve: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Splice:
+    """`text[start:end]` of the original was replaced by `replacement` (byte offsets)."""
+
+    start: int
+    end: int
+    replacement: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class MaskedColumn:
+    """A column that the rewrite masked: which one, by which kind, by which rule of the policy."""
+
+    relation: str
+    column: str
+    kind: str
+    rule: str
+
+    def __str__(self) -> str:
+        return f"{self.relation}.{self.column}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """The text that runs, and how it came from the client's.
+
+    `origins` are the (relation OID, attribute number) pairs whose raw values the rewrite hides; one of
+    them, or a whole row (attribute 0) of their relations, in a RowDescription means that it failed.
+    """
+
+    sql: bytes
+    splices: tuple[Splice, ...] = ()
+    masked: tuple[MaskedColumn, ...] = ()
+    origins: frozenset[tuple[int, int]] = frozenset()
+
+    def original_offset(self, offset: int) -> int | None:
+        """The client's byte offset of a byte of `sql`; None inside generated text."""
+        shift = 0
+        for splice in self.splices:
+            start = splice.start + shift
+            if offset < start:
+                break
+            if offset < start + len(splice.replacement):
+                return None
+            shift += len(splice.replacement) - (splice.end - splice.start)
+        return offset - shift
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Allow, approve or deny, with every reason; `rewrite` is None exactly when the effect is deny."""
+
+    effect: Effect
+    reasons: tuple[Reason, ...]
+    rewrite: Rewrite | None = None
+    terms: tuple[ApprovalTerms, ...] = ()  # all must be met
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the engine returns for one statement. `analysis` is None where the text has none."""
+
+    verdict: Verdict
+    analysis: Analysis | None
+    policy: str  # the policy's hash
+    catalog: str  # the catalog's epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a decision depends on besides policy, principal and text.
+
+    `search_path` is the upstream's own `current_schemas(true)`. `prepared` maps the names of the
+    session's SQL-level prepared statements to what they were decided as.
+    """
+
+    connection: str
+    catalog: Catalog
+    search_path: tuple[str, ...]
+    prepared: Mapping[str, Decision] = field(default_factory=dict)

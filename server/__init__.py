@@ -1,0 +1,1 @@
+"""The MCP door, the HTTP app around it, the command line and the composition root."""

@@ -1,0 +1,239 @@
+"""The composition root: builds the one gateway of this process, opens the doors, and shuts them in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import socket
+import ssl
+from collections.abc import AsyncIterator, Generator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import uvicorn
+from wire.listener import WireDoor
+from wire.upstream import Factory
+
+from audit.approvals import Reader
+from audit.entry import Draft, Kind
+from audit.instances import Instance, close_dangling
+from audit.store import AuditUnavailable, Store
+from audit.writer import Writer
+from gateway.admission import Gateway
+from gateway.approvals import Approvals
+from gateway.connections import Connections
+from gateway.errors import AuditUnavailableError, ConfigurationError
+from gateway.identity import TokenVerifier
+from gateway.policies import PolicyBook
+from gateway.recorder import Recorder
+from gateway.sessions import Sessions
+from server.config import Config, McpFile, WireFile
+from server.http import build_app
+from server.mcp_settings import McpSettings
+
+log = logging.getLogger(__name__)
+
+# How long running statements may take to finish at shutdown before they are cancelled, seconds.
+_GRACE_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Hall:
+    """The gateway with what the doors need beside it."""
+
+    gateway: Gateway
+    verifier: TokenVerifier
+    config: Config
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """The running doors; a door that is not configured is None."""
+
+    hall: Hall
+    mcp_url: str | None
+    wire_host: str | None
+    wire_port: int | None
+
+
+@asynccontextmanager
+async def gateway_of(config: Config) -> AsyncIterator[Hall]:
+    """The gateway without doors. Raises ConfigurationError or AuditUnavailableError.
+
+    Order matters: the audit first (an intent without outcome from a dead process becomes `unknown`
+    before anything new is written), the policy second, the upstreams last.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            store = Store.open(config.audit_path)
+            stack.callback(store.close)
+            instance = Instance.start(config.audit_path)
+            stack.callback(instance.stop)
+            closed = close_dangling(store)
+        except AuditUnavailable as error:
+            raise AuditUnavailableError(f"the audit cannot be opened: {error}") from None
+        if closed:
+            log.warning("%d statements of a process that died are now recorded as `unknown`", len(closed))
+        writer = Writer(store)
+        stack.callback(writer.close)
+        recorder = Recorder(writer)
+        reader = stack.enter_context(contextlib.closing(Reader.open(config.audit_path)))
+        await recorder.record(_process(Kind.PROCESS_STARTED, instance.id))
+        policies = PolicyBook(config.policy_path, recorder)
+        await policies.start()
+        stack.push_async_callback(policies.stop)
+        connections = Connections(config.connections, Factory())
+        connections.start()
+        stack.push_async_callback(connections.stop)
+        verifier = TokenVerifier(config.issuers)
+        stack.push_async_callback(verifier.close)
+        gateway = Gateway(
+            recorder=recorder,
+            approvals=Approvals(recorder, reader),
+            policies=policies,
+            connections=connections,
+            sessions=Sessions(recorder, longest=config.longest_session, instance=instance.id),
+            instance=instance.id,
+        )
+        yield Hall(gateway, verifier, config)
+        for session in gateway.sessions.list():
+            await gateway.close_session(session, "the gateway was stopped")
+        with contextlib.suppress(AuditUnavailableError):
+            await recorder.record(_process(Kind.PROCESS_STOPPED, instance.id))
+
+
+@asynccontextmanager
+async def serve(config: Config) -> AsyncIterator[App]:
+    """All configured doors, open until the block ends. Raises ConfigurationError for a taken port."""
+    async with gateway_of(config) as hall, contextlib.AsyncExitStack() as stack:
+        wire = await stack.enter_async_context(_wire_door(hall, config.wire)) if config.wire else None
+        mcp_url = await stack.enter_async_context(_mcp_door(hall, config.mcp)) if config.mcp else None
+        yield App(
+            hall=hall,
+            mcp_url=mcp_url,
+            wire_host=config.wire.host if config.wire else None,
+            wire_port=wire.port if wire else None,
+        )
+
+
+@asynccontextmanager
+async def _wire_door(hall: Hall, file: WireFile) -> AsyncIterator[WireDoor]:
+    door = WireDoor(hall.gateway, hall.verifier, host=file.host, port=file.port, ssl_context=server_tls(file))
+    try:
+        await door.start()
+    except OSError as error:
+        raise _cannot_listen("wire", file.host, file.port, error) from None
+    try:
+        yield door
+    finally:
+        await door.stop(_GRACE_SECONDS)
+
+
+@asynccontextmanager
+async def _mcp_door(hall: Hall, file: McpFile) -> AsyncIterator[str]:
+    listening = _listen("mcp", file.host, file.port)
+    port = listening.getsockname()[1]
+    app = build_app(hall.gateway, hall.verifier, mcp_settings(hall.config, file, port))
+    server = _HttpServer(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            log_level="warning",
+            timeout_graceful_shutdown=int(_GRACE_SECONDS),
+            server_header=False,
+        )
+    )
+    serving = asyncio.create_task(server.serve([listening]), name="mcp-http")
+    started = asyncio.create_task(server.ready.wait())
+    await asyncio.wait((serving, started), return_when=asyncio.FIRST_COMPLETED)
+    started.cancel()
+    if serving.done():
+        await serving
+        raise ConfigurationError("the MCP door's HTTP application did not start", cure="See the log above.")
+    try:
+        yield f"http://{_shown(file.host)}:{port}/mcp"
+    finally:
+        server.should_exit = True
+        await serving
+
+
+class _HttpServer(uvicorn.Server):
+    """uvicorn without its signal handlers (they belong to the command line), and with an event for `started`."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self.ready.set()
+
+
+def mcp_settings(config: Config, file: McpFile, port: int) -> McpSettings:
+    """The MCP door's settings, with what follows from the address where the file is silent."""
+    public = file.public_url or f"http://{_shown(file.host)}:{port}/mcp"
+    hosts = file.allowed_hosts or [f"{host}:{port}" for host in ("127.0.0.1", "localhost", "[::1]")]
+    origins = file.allowed_origins or [f"http://{host}" for host in hosts]
+    return McpSettings(
+        public_url=public,
+        allowed_hosts=tuple(hosts),
+        allowed_origins=tuple(origins),
+        issuer_urls=tuple(issuer.url for issuer in config.issuers),
+        required_scopes=tuple(file.required_scopes),
+        default_connection=config.connections[0].name,
+        row_limit=file.row_limit,
+    )
+
+
+def server_tls(file: WireFile) -> ssl.SSLContext | None:
+    """The wire door's TLS context; None without a certificate. Raises ConfigurationError."""
+    if file.tls is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(file.tls.certificate, file.tls.key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigurationError(
+            f"the wire door's certificate `{file.tls.certificate}` with key `{file.tls.key}` cannot be used: {error}",
+            cure="Give PEM files that belong together.",
+        ) from None
+    return context
+
+
+def _listen(door: str, host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+        listening.listen(256)
+    except OSError as error:
+        listening.close()
+        raise _cannot_listen(door, host, port, error) from None
+    return listening
+
+
+def _cannot_listen(door: str, host: str, port: int, error: OSError) -> ConfigurationError:
+    taken = error.errno == errno.EADDRINUSE
+    why = "the port is taken" if taken else (error.strerror or str(error))
+    return ConfigurationError(
+        f"the {door} door cannot listen on {host}:{port}: {why}",
+        cure=f"Stop what uses it, or set another `{door}.port` in the configuration (0 takes a free one).",
+    )
+
+
+def _shown(host: str) -> str:
+    """A host that a client on this machine can use."""
+    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104 - read, not bound
+
+
+def _process(kind: Kind, instance: str) -> Draft:
+    return Draft(kind=kind, session=None, subject=None, connection=None, body={"instance": instance})

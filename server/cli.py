@@ -1,0 +1,140 @@
+"""The command line: `countersign`. Every failure is one sentence and exit status 2; never a traceback."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import click
+import uvloop
+
+from gateway.errors import CountersignError
+from server.audit_commands import audit
+from server.policy_commands import policy
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+CONFIG = click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    envvar="COUNTERSIGN_CONFIG",
+    default=Path("countersign.yaml"),
+    show_default=True,
+    help="The configuration file.",
+)
+
+
+class _Commands(click.Group):
+    """Turns our own errors into one line on stderr and exit status 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CountersignError as error:
+            click.echo(f"countersign: {error}", err=True)
+            ctx.exit(2)
+        except BrokenPipeError:
+            # Our output was a pipe that closed (`| head`): nothing is wrong.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(0)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="countersign", prog_name="countersign")
+@click.option("--verbose", is_flag=True, help="Log what the gateway does to stderr.")
+def main(verbose: bool) -> None:
+    """The one point every statement passes between AI agents and PostgreSQL."""
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+
+
+main.add_command(audit)
+main.add_command(policy)
+
+
+@main.command()
+@click.option("--tour", is_flag=True, help="Play the story without hands, check each step, and stop.")
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=None,
+    help="Folder for the demo's database, audit and tokens. [default: .demo in the current folder]",
+)
+@click.option("--mcp-port", type=click.IntRange(0, 65535), default=8765, show_default=True)
+@click.option("--wire-port", type=click.IntRange(0, 65535), default=6432, show_default=True)
+def demo(tour: bool, state: Path | None, mcp_port: int, wire_port: int) -> None:
+    """Run everything on an embedded PostgreSQL with sample data and a local token issuer."""
+    from server.demo import demo as run
+
+    sys.exit(run(state, tour, mcp_port, wire_port))
+
+
+@main.command()
+@CONFIG
+def serve(config_path: Path) -> None:
+    """Open the configured doors until SIGINT or SIGTERM."""
+    from server.app import serve as open_doors
+    from server.config import load_config
+
+    config = load_config(config_path)
+
+    async def run() -> None:
+        async with open_doors(config) as app:
+            if app.mcp_url:
+                click.echo(f"MCP door: {app.mcp_url}")
+            if app.wire_port:
+                click.echo(f"wire door: {app.wire_host}:{app.wire_port}")
+            click.echo(f"audit: {config.audit_path}")
+            sys.stdout.flush()
+            await stopped_by_signal()
+            click.echo("stopping: running statements get a moment to finish", err=True)
+
+    run_loop(run())
+
+
+@main.command("mcp")
+@CONFIG
+@click.option("--connection", default=None, help="The connection to use. [default: the first configured]")
+def mcp_command(config_path: Path, connection: str | None) -> None:
+    """Speak MCP over stdio; the access token comes from COUNTERSIGN_TOKEN."""
+    from server.app import gateway_of
+    from server.config import load_config
+    from server.mcp import run_stdio
+
+    config = load_config(config_path)
+
+    async def run() -> None:
+        async with gateway_of(config) as hall:
+            token = os.environ.get("COUNTERSIGN_TOKEN", "")
+            await run_stdio(hall.gateway, hall.verifier, token, connection or config.connections[0].name)
+
+    run_loop(run())
+
+
+def run_loop(main_coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run to the end on uvloop, the loop of every entry point."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main_coroutine)
+
+
+async def stopped_by_signal() -> None:
+    """Return at the first SIGINT or SIGTERM."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        await stop.wait()
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)

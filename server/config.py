@@ -1,0 +1,192 @@
+"""The configuration file: YAML in, values out; every error names file, line, column and the cure."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Literal
+
+from policy.document import DocumentError, parse_document, validate
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from gateway.errors import ConfigurationError
+from gateway.identity import Issuer
+from gateway.model import Connection, SslMode
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AuditFile(_Model):
+    """Where the audit lies."""
+
+    path: Path
+
+
+class IssuerFile(_Model):
+    """A trusted token issuer; see gateway.identity.Issuer."""
+
+    issuer: str
+    audience: str
+    algorithms: list[Literal["RS256", "PS256", "ES256", "ES384", "EdDSA"]] = ["RS256", "ES256"]
+    jwks_url: str | None = None
+    groups_claim: str = "groups"
+    kind_claim: str = "principal_kind"
+    on_behalf_of_claim: str = "on_behalf_of"
+
+
+class ConnectionFile(_Model):
+    """An upstream. The password comes from a file or an environment variable, never from this file."""
+
+    host: str
+    port: Port = 5432
+    database: str
+    user: str
+    password_file: Path | None = None
+    password_env: str | None = None
+    sslmode: SslMode = "prefer"
+    sslrootcert: Path | None = None
+    description: str = ""
+
+    @model_validator(mode="after")
+    def _one_password(self) -> ConnectionFile:
+        if (self.password_file is None) == (self.password_env is None):
+            raise ValueError("give exactly one of `password_file` and `password_env`")
+        return self
+
+
+class TlsFile(_Model):
+    """The wire door's server certificate, PEM files."""
+
+    certificate: Path
+    key: Path
+
+
+class WireFile(_Model):
+    """The wire door. Port 0 takes a free one."""
+
+    host: str = "127.0.0.1"
+    port: Port = 6432
+    tls: TlsFile | None = None
+
+
+class McpFile(_Model):
+    """The MCP door over HTTP. `public_url` is what clients call it, when that is not host and port."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8765
+    public_url: str | None = None
+    allowed_hosts: list[str] = []
+    allowed_origins: list[str] = []
+    required_scopes: list[str] = []
+    row_limit: Annotated[int, Field(ge=1, le=100_000)] = 200
+
+
+class ConfigFile(_Model):
+    """The whole file."""
+
+    audit: AuditFile
+    policy: Path
+    issuers: Annotated[list[IssuerFile], Field(min_length=1)]
+    connections: Annotated[dict[str, ConnectionFile], Field(min_length=1)]
+    wire: WireFile | None = None
+    mcp: McpFile | None = None
+    longest_session: Annotated[int, Field(ge=60, le=7 * 86_400)] = 8 * 3600  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What the composition root is built from. Paths are absolute, secrets are read."""
+
+    audit_path: Path
+    policy_path: Path
+    issuers: tuple[Issuer, ...]
+    connections: tuple[Connection, ...]
+    wire: WireFile | None
+    mcp: McpFile | None
+    longest_session: timedelta
+
+
+def load_config(path: Path) -> Config:
+    """Read, check and resolve a configuration file. Raises ConfigurationError.
+
+    Relative paths are relative to the file. Secrets are read here, so that a missing one is found at
+    start and not at the first statement.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(
+            f"the configuration `{path}` cannot be read: {error.strerror}",
+            cure="Name it with `--config`, or run `countersign demo` to see one.",
+        ) from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"the configuration `{path}` is not UTF-8", cure="Save it as UTF-8.") from None
+    try:
+        file = validate(ConfigFile, parse_document(text, str(path)))
+    except DocumentError as error:
+        raise ConfigurationError(str(error)) from None
+    base = path.resolve().parent
+    return Config(
+        audit_path=base / file.audit.path,
+        policy_path=base / file.policy,
+        issuers=tuple(_issuer(issuer) for issuer in file.issuers),
+        connections=tuple(_connection(name, c, base) for name, c in file.connections.items()),
+        wire=_absolute_tls(file.wire, base),
+        mcp=file.mcp,
+        longest_session=timedelta(seconds=file.longest_session),
+    )
+
+
+def _issuer(file: IssuerFile) -> Issuer:
+    return Issuer(
+        url=file.issuer,
+        audience=file.audience,
+        algorithms=tuple(file.algorithms),
+        jwks_url=file.jwks_url,
+        groups_claim=file.groups_claim,
+        kind_claim=file.kind_claim,
+        on_behalf_of_claim=file.on_behalf_of_claim,
+    )
+
+
+def _connection(name: str, file: ConnectionFile, base: Path) -> Connection:
+    if file.password_file is not None:
+        try:
+            password = (base / file.password_file).read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise ConfigurationError(
+                f"the password file `{file.password_file}` of connection `{name}` cannot be read: {error.strerror}",
+                cure="Write the upstream password into it, mode 600.",
+            ) from None
+    else:
+        variable = file.password_env or ""
+        if variable not in os.environ:
+            raise ConfigurationError(
+                f"the environment variable `{variable}` with the password of connection `{name}` is not set",
+                cure=f"Set `{variable}`, or use `password_file`.",
+            )
+        password = os.environ[variable]
+    return Connection(
+        name=name,
+        host=file.host,
+        port=file.port,
+        database=file.database,
+        user=file.user,
+        password=password,
+        sslmode=file.sslmode,
+        sslrootcert=str(base / file.sslrootcert) if file.sslrootcert else None,
+        description=file.description,
+    )
+
+
+def _absolute_tls(wire: WireFile | None, base: Path) -> WireFile | None:
+    if wire is None or wire.tls is None:
+        return wire
+    tls = TlsFile(certificate=base / wire.tls.certificate, key=base / wire.tls.key)
+    return wire.model_copy(update={"tls": tls})

@@ -1,0 +1,384 @@
+"""Results that are read page by page: the task that owns an upstream session, and the cursors that name it.
+
+A `Reading` is the only user of its leased upstream. Its task holds the lease and the grant from the first
+row to the outcome, so that a cancelled call, an ended session and a forgotten cursor all end the same way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import secrets
+import struct
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
+
+from gateway.admission import Gateway, Grant, outcome_of
+from gateway.errors import CountersignError, InvariantViolatedError, SessionEndedError
+from gateway.model import Outcome, Session, Status
+from gateway.upstream import Page, ResultColumn, Upstream, UpstreamError, UpstreamLostError
+from policy.model import Principal
+from server.mcp_failures import CallError, PostgresError
+from server.mcp_types import TypeBook
+from server.values import TypeFacts
+
+# Rows asked of the portal at a time: a page's byte limit is noticed after at most so many more rows.
+_STEP_ROWS = 50
+# Rows of a write's RETURNING beyond the page are not kept; they are counted in steps of this many.
+_DISCARD_ROWS = 1000
+
+# The length of a NULL in a DataRow: -1.
+_NULL = b"\xff\xff\xff\xff"
+
+Row = tuple[bytes | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PageLimit:
+    """How much one answer may hold: rows, and bytes of values (one row is always delivered)."""
+
+    rows: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some rows of one statement. `tag` is None while there are `more`; `dropped` rows were only counted."""
+
+    grant: Grant
+    columns: tuple[ResultColumn, ...]
+    types: Mapping[int, TypeFacts]
+    rows: list[Row]
+    tag: str | None
+    more: bool
+    dropped: int
+    notices: tuple[str, ...]
+
+
+class Reading:
+    """One statement: admitted, run and read by its own task."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        session: Session,
+        admit: Callable[[], AbstractAsyncContextManager[Grant]],
+        types: TypeBook,
+        idle_seconds: float,
+    ) -> None:
+        self.session = session
+        self._gateway = gateway
+        self._admit = admit
+        self._types = types
+        self._idle_seconds = idle_seconds
+        self._asks: asyncio.Queue[tuple[PageLimit, asyncio.Future[Piece]]] = asyncio.Queue()
+        self._answer: asyncio.Future[Piece] | None = None
+        self._why_ended = "the call was cancelled"
+        self._task = asyncio.create_task(self._run(), name="mcp reading")
+        session.on_end.append(self._session_ended)
+
+    async def next(self, limit: PageLimit) -> Piece:
+        """The next rows. Raises what the path raises; a cancelled call cancels the statement."""
+        if self._task.done():
+            raise gone()
+        answer: asyncio.Future[Piece] = asyncio.get_running_loop().create_future()
+        self._asks.put_nowait((limit, answer))
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            self._task.cancel()
+            raise
+
+    def abandon(self, reason: str) -> None:
+        """End it soon; its outcome is what was delivered."""
+        self._why_ended = reason
+        self._task.cancel()
+
+    def when_done(self, callback: Callable[[], None]) -> None:
+        """Call back once nothing more will come."""
+        self._task.add_done_callback(lambda _: callback())
+
+    async def stop(self, reason: str) -> None:
+        """End it now, outcome included."""
+        self.abandon(reason)
+        await asyncio.wait([self._task])
+
+    # -- the task -------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        error: BaseException
+        try:
+            self._reply(await self._serve())
+            error = gone()
+        except asyncio.CancelledError:
+            error = SessionEndedError(self._why_ended, cure="Call the tool again.")
+        except Exception as failure:  # boundary: it is raised again in the call that waits for it
+            error = failure
+        finally:
+            with contextlib.suppress(ValueError):
+                self.session.on_end.remove(self._session_ended)
+        self._fail_waiting(error)
+
+    async def _serve(self) -> Piece | None:
+        refused: Exception | None = None
+        piece: Piece | None = None
+        async with self._gateway.lease(self.session) as upstream:
+            try:
+                piece = await self._granted(upstream)
+            except (CountersignError, PostgresError) as error:
+                refused = error  # the upstream is as clean as before: it goes back to the pool
+        if refused is not None:
+            raise refused
+        return piece
+
+    async def _granted(self, upstream: Upstream) -> Piece | None:
+        async with self._admit() as grant:
+            portal = Portal(upstream, writes=_writes(grant))
+            try:
+                return await self._pages(upstream, grant, portal)
+            except UpstreamError as error:
+                grant.finish(portal.outcome(outcome_of(error)))
+                raise PostgresError(error, grant.statement, grant.decision, grant.id) from None
+            except BaseException as error:
+                if grant.outcome is None:
+                    grant.finish(portal.outcome(outcome_of(error)))
+                await asyncio.shield(_interrupt(upstream))
+                raise
+
+    async def _pages(self, upstream: Upstream, grant: Grant, portal: Portal) -> Piece | None:
+        """Deliver pages until the result is read, or nobody asks; the last one is delivered by the caller,
+        after the outcome is durable."""
+        connection = grant.statement.session.connection.name
+        types = await self._types.of(connection, grant.decision.catalog, upstream)
+        limit = await self._asked()
+        assert limit is not None, "a reading is made for a call that asks at once"
+        await portal.open(grant, limit, lambda columns: self._check_origins(grant, columns))
+        while True:
+            rows = await portal.take(limit)
+            more = await portal.more()
+            notices, portal.notices = tuple(portal.notices), []
+            tag = None if more else portal.tag
+            piece = Piece(grant, portal.columns, types, rows, tag, more, portal.dropped, notices)
+            if not more:
+                grant.finish(portal.outcome())
+                return piece
+            self._reply(piece)
+            try:
+                asked = await self._asked()
+            except asyncio.CancelledError:
+                grant.finish(portal.outcome())  # nothing runs: the client has what it asked for
+                raise
+            if asked is None:
+                await portal.close()
+                grant.finish(portal.outcome())
+                return None
+            limit = asked
+
+    async def _asked(self) -> PageLimit | None:
+        """What the next call asks for; None if none comes in time."""
+        try:
+            async with asyncio.timeout(self._idle_seconds):
+                limit, self._answer = await self._asks.get()
+        except TimeoutError:
+            return None
+        return limit
+
+    def _reply(self, piece: Piece | None) -> None:
+        if piece is not None and self._answer is not None and not self._answer.done():
+            self._answer.set_result(piece)
+        self._answer = None
+
+    def _fail_waiting(self, error: BaseException) -> None:
+        waiting = [self._answer] if self._answer is not None else []
+        while not self._asks.empty():
+            waiting.append(self._asks.get_nowait()[1])
+        for answer in waiting:
+            if not answer.done():
+                answer.set_exception(error)
+
+    def _session_ended(self, reason: str) -> None:
+        self._why_ended = f"the session is over: {reason}"
+        self._task.cancel()
+
+    def _check_origins(self, grant: Grant, columns: tuple[ResultColumn, ...]) -> None:
+        """INVARIANT: no column of a result comes raw from a masked attribute, or whole from its relation."""
+        rewrite = grant.decision.verdict.rewrite
+        hidden = rewrite.origins if rewrite is not None else frozenset()
+        relations = {relation for relation, _ in hidden}
+        for column in columns:
+            raw = (column.table, column.attribute) in hidden
+            whole = column.attribute == 0 and column.table in relations
+            if raw or whole:
+                detail = f"column `{column.name}` comes from {column.table}.{column.attribute}"
+                self._gateway.invariant_violated(grant, detail)
+                raise InvariantViolatedError(
+                    "the gateway failed to mask a column and delivered nothing",
+                    cure=f"Report it with the reference {grant.id}.",
+                )
+
+
+class Portal:
+    """A granted statement's rows as they come: what was fetched but not yet taken waits in a buffer."""
+
+    def __init__(self, upstream: Upstream, *, writes: bool) -> None:
+        self.columns: tuple[ResultColumn, ...] = ()
+        self.tag: str | None = None
+        self.notices: list[str] = []
+        self.dropped = 0
+        self._upstream = upstream
+        self._writes = writes
+        self._suspended = False
+        self._buffer: deque[Row] = deque()
+        self._rows = 0
+        self._size = 0
+        self._digest = hashlib.sha256()
+
+    async def open(self, grant: Grant, limit: PageLimit, check: Callable[[tuple[ResultColumn, ...]], None]) -> None:
+        """Run it and fetch the first step. `check` may raise on the columns before a row is looked at."""
+        page = await self._upstream.open(grant.sql, grant.parameters, min(_STEP_ROWS, limit.rows))
+        self.columns = page.columns
+        check(page.columns)
+        self._add(page)
+
+    async def take(self, limit: PageLimit) -> list[Row]:
+        """The next rows within the limit, at least one if there is any."""
+        rows: list[Row] = []
+        size = 0
+        while len(rows) < limit.rows:
+            if not self._buffer and not await self._fetch(min(_STEP_ROWS, limit.rows - len(rows))):
+                break
+            row_size = sum(len(value) for value in self._buffer[0] if value is not None)
+            if rows and size + row_size > limit.size:
+                break
+            size += row_size
+            rows.append(self._buffer.popleft())
+        self._count(rows, size)
+        return rows
+
+    async def more(self) -> bool:
+        """Whether there are rows beyond those taken: a suspended portal is asked for one.
+
+        A write is read to its end at once, since its transaction stays open with the portal.
+        """
+        if self._writes:
+            while self._buffer or await self._fetch(_DISCARD_ROWS):
+                self.dropped += len(self._buffer)
+                self._buffer.clear()
+            return False
+        return bool(self._buffer) or await self._fetch(1)
+
+    async def close(self) -> None:
+        """Give up what is left."""
+        if self._suspended:
+            self._suspended = False
+            await self._upstream.close()
+
+    def outcome(self, ended: Outcome | None = None) -> Outcome:
+        """What was delivered so far, under the status of `ended` (completed)."""
+        affected = None if self.columns else rows_of(self.tag)
+        return replace(
+            ended or Outcome(Status.COMPLETED),
+            tag=self.tag,
+            rows=self._rows + self.dropped if affected is None else affected,
+            size=self._size,
+            digest=self._digest.hexdigest() if self.columns else None,
+        )
+
+    async def _fetch(self, rows: int) -> bool:
+        """Fetch until at least one row is there; False at the end of the result."""
+        while self._suspended and not self._buffer:
+            self._add(await self._upstream.fetch(rows))
+        return bool(self._buffer)
+
+    def _add(self, page: Page) -> None:
+        self._buffer.extend(page.rows)
+        self._suspended, self.tag = page.suspended, page.tag
+        self.notices += [f"{n.get('S', 'NOTICE')}: {n.get('M', '')}" for n in page.notices]
+
+    def _count(self, rows: list[Row], size: int) -> None:
+        self._rows += len(rows)
+        self._size += size
+        for row in rows:
+            self._digest.update(data_row(row))
+
+
+def data_row(row: Row) -> bytes:
+    """A row as the body of the protocol's DataRow (message formats): what the outcome's digest is of."""
+    values = (_NULL if value is None else struct.pack("!I", len(value)) + value for value in row)
+    return b"".join((struct.pack("!H", len(row)), *values))
+
+
+def rows_of(tag: str | None) -> int:
+    """The row count of a command tag, 0 where it has none."""
+    last = (tag or "").rpartition(" ")[2]
+    return int(last) if last.isdecimal() else 0
+
+
+def _writes(grant: Grant) -> bool:
+    analysis = grant.decision.analysis
+    return analysis is None or analysis.effects.writes
+
+
+async def _interrupt(upstream: Upstream) -> None:
+    """Stop what runs and give up the connection: its protocol state is unknown in mid-call."""
+    with contextlib.suppress(UpstreamError, UpstreamLostError):
+        await upstream.cancel()
+    await upstream.disconnect()
+
+
+def gone() -> CallError:
+    """The answer to a cursor that names nothing (any more)."""
+    return CallError(
+        "this cursor is unknown, read to its end or expired",
+        "Run the query again; with ORDER BY and a WHERE beyond the last row you can go on where you were.",
+    )
+
+
+class Cursors:
+    """All readings, and the names by which clients go on with some: a bounded number per session."""
+
+    def __init__(self, gateway: Gateway, *, per_session: int, idle_seconds: float) -> None:
+        self._gateway = gateway
+        self._per_session = per_session
+        self._idle_seconds = idle_seconds
+        self._types = TypeBook()
+        self._readings: set[Reading] = set()  # also what keeps their tasks alive
+        self._named: dict[str, Reading] = {}
+
+    def begin(self, session: Session, admit: Callable[[], AbstractAsyncContextManager[Grant]]) -> Reading:
+        """Start to run what `admit` grants, once `Reading.next` asks for rows."""
+        reading = Reading(self._gateway, session, admit, self._types, self._idle_seconds)
+        self._readings.add(reading)
+        reading.when_done(lambda: self._readings.discard(reading))
+        return reading
+
+    def name(self, reading: Reading) -> str:
+        """Give a reading a name. The session's oldest named one makes room if there are too many."""
+        mine = [name for name, other in self._named.items() if other.session is reading.session]
+        for old in mine[: max(0, len(mine) + 1 - self._per_session)]:
+            self._named.pop(old).abandon("newer cursors of this session took its place")
+        name = "cur-" + secrets.token_urlsafe(15)
+        self._named[name] = reading
+        reading.when_done(lambda: self._forget(name))
+        return name
+
+    def find(self, name: str, principal: Principal) -> Reading:
+        """The reading of this name, for the principal who began it; to all others it does not exist.
+
+        Raises CallError.
+        """
+        reading = self._named.get(name)
+        if reading is None or reading.session.principal != principal:
+            raise gone()
+        return reading
+
+    def _forget(self, name: str) -> None:
+        self._named.pop(name, None)
+
+    async def close(self) -> None:
+        """End all readings, outcomes included."""
+        for reading in list(self._readings):
+            await reading.stop("the gateway is shutting down")
