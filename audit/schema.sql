@@ -14,7 +14,7 @@ CREATE TABLE entries (
   statement  TEXT GENERATED ALWAYS AS (body ->> '$.statement') VIRTUAL
 ) STRICT;
 
-CREATE INDEX entries_by_statement ON entries (statement, kind) WHERE kind IN ('intent', 'outcome');
+CREATE INDEX outcomes_by_statement ON entries (statement) WHERE kind = 'outcome';
 CREATE INDEX entries_by_subject ON entries (subject, time);
 CREATE INDEX entries_by_session ON entries (session, seq);
 

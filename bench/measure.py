@@ -69,7 +69,7 @@ def measure_all(seconds: float, rows: int, tell: Tell) -> Iterator[Figure]:
     with tempfile.TemporaryDirectory(prefix="countersign-bench-") as folder:
         os.chmod(folder, 0o755)
         with running_stack(Path(folder)) as stack:
-            upstream = stack.demo.upstream
+            upstream = stack.demo.config.connections[0]
             direct = Target(upstream.host, upstream.port, upstream.user, upstream.password, upstream.database)
             ours = Target(stack.host, stack.port, "grace", stack.tokens["grace"], stack.database)
             bouncer = shutil.which("pgbouncer")
@@ -101,29 +101,15 @@ def measure_all(seconds: float, rows: int, tell: Tell) -> Iterator[Figure]:
 
 
 def _pgbench_tables(stack: Stack) -> None:
-    upstream = stack.demo.upstream
-    admin = stack.demo.admin
+    postgres, role = stack.demo.postgres, stack.demo.config.connections[0].user
     subprocess.run(
-        [
-            str(binaries() / "pgbench"),
-            "-i",
-            "-q",
-            "-s",
-            "5",
-            "-h",
-            admin.host,
-            "-p",
-            str(admin.port),
-            "-U",
-            admin.user,
-            admin.database,
-        ],
-        env={"PGPASSWORD": admin.password, "PATH": os.environ["PATH"]},
+        [str(binaries() / "pgbench"), "-i", "-q", "-s", "5", "-d", stack.demo.config.connections[0].database],
+        env=postgres.environment(),
         check=True,
         capture_output=True,
     )
     for table in ("pgbench_accounts", "pgbench_branches", "pgbench_tellers", "pgbench_history"):
-        stack.direct(f"GRANT SELECT, INSERT, UPDATE ON {table} TO {upstream.user}")
+        stack.direct(f"GRANT SELECT, INSERT, UPDATE ON {table} TO {role}")
 
 
 def _pgbench(target: Target, mode: str, clients: int, seconds: float) -> tuple[float, float]:

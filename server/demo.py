@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import json
 import os
 import secrets
-import shlex
-import shutil
 import signal
 import socket
-import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -21,21 +19,21 @@ from typing import Literal
 import uvloop
 import yaml
 from rich.console import Console
-from rich.table import Table
 
 from gateway.errors import ConfigurationError
 from server import issuer as local_issuer
-from server.app import App, serve
+from server.app import serve
 from server.config import Config, load_config
-from server.issuer import Issuer
-from server.postgres import SUPERUSER, Postgres, PostgresError, psql_command
+from server.guide import mcp_json, show_guide
+from server.issuer import AUDIENCE, Issuer
+from server.postgres import SUPERUSER, Postgres, PostgresError
 from server.sample.load import DATABASE, GATEWAY_ROLE, load_sample
-from server.tour import play
 
 DEFAULT_STATE = Path(".demo")
 
 _HOST = "127.0.0.1"
 _INTERRUPTED = 130
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +88,7 @@ class Demo:
     def admin_dsn(self) -> str:
         """A libpq connection string for the database itself, past every door, as its superuser."""
         server = self.postgres
-        return (
-            f"host={server.host} port={server.port} dbname={DATABASE} user={SUPERUSER} password={server.password}"
-        )
+        return f"host={server.host} port={server.port} dbname={DATABASE} user={SUPERUSER} password={server.password}"
 
 
 @asynccontextmanager
@@ -102,30 +98,28 @@ async def prepare(state: Path, *, mcp_port: int, wire_port: int) -> AsyncIterato
     The database is made anew; the audit in `state` is kept. A taken port gives way to a free one, and so
     does 0. Raises PostgresError, and ConfigurationError where another demo runs in `state`.
     """
-    state = state.resolve()
-    with _only_demo_in(state):
-        # Starting PostgreSQL blocks, and may: nothing else runs on this loop yet.
-        with Postgres(state / "postgres") as postgres:
-            password = secrets.token_urlsafe(24)
-            load_sample(postgres, password)
-            async with local_issuer.serve() as issuer:
-                tokens = {name: _token(issuer, person) for name, person in PEOPLE.items()}
-                config_path = _write_files(state, postgres, password, issuer, mcp_port, wire_port)
-                yield Demo(
-                    state=state,
-                    config_path=config_path,
-                    config=load_config(config_path),
-                    postgres=postgres,
-                    issuer=issuer,
-                    tokens=tokens,
-                    token_paths=_write_tokens(state / "tokens", tokens),
-                )
+    with _only_demo_in(state) as folder, Postgres(folder / "postgres") as postgres:
+        # Loading blocks, as starting does, and may: nothing else runs on this loop yet.
+        password = secrets.token_urlsafe(24)
+        load_sample(postgres, password)
+        async with local_issuer.serve() as issuer:
+            tokens = {name: _token(issuer, person) for name, person in PEOPLE.items()}
+            config_path = _write_files(folder, postgres, password, issuer, mcp_port, wire_port)
+            yield Demo(
+                state=folder,
+                config_path=config_path,
+                config=load_config(config_path),
+                postgres=postgres,
+                issuer=issuer,
+                tokens=tokens,
+                token_paths=_write_tokens(folder / "tokens", tokens),
+            )
 
 
 def demo(state: Path | None, tour: bool, mcp_port: int, wire_port: int) -> int:
     """Run until Ctrl-C, or play the tour and stop; the exit status.
 
-    Raises CountersignError where it cannot start.
+    Raises ConfigurationError or AuditUnavailableError where it cannot start.
     """
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -138,9 +132,123 @@ async def _run(state: Path, tour: bool, mcp_port: int, wire_port: int) -> int:
     console = Console(highlight=False)
     _cancel_on_signals()
     try:
-        with console.status("starting PostgreSQL, the issuer and both doors …"):
-            stage = prepare(state, mcp_port=mcp_port, wire_port=wire_port)
-            prepared = await stage.__aenter__()
+        async with AsyncExitStack() as stack:
+            with console.status("starting PostgreSQL, the issuer and both doors"):
+                stage = await stack.enter_async_context(prepare(state, mcp_port=mcp_port, wire_port=wire_port))
+                app = await stack.enter_async_context(serve(stage.config))
+            if tour:
+                from server.tour import play  # the MCP client is needed here only
+
+                return await play(stage, app, console)
+            _write_private(stage.state / "mcp.json", json.dumps(mcp_json(stage, app), indent=2) + "\n")
+            show_guide(console, stage, app)
+            await asyncio.Event().wait()
     except asyncio.CancelledError:
-        return _INTERRUPTED
-    raise NotImplementedError(prepared)
+        console.print(f"\nstopped; the audit stays in {state}", soft_wrap=True)
+    return _INTERRUPTED if tour else 0
+
+
+def _cancel_on_signals() -> None:
+    """The first SIGINT or SIGTERM cancels the running task, so that everything is closed in order."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+
+    def once() -> None:
+        for number in _STOP_SIGNALS:
+            loop.add_signal_handler(number, lambda: None)  # we are stopping already
+        task.cancel()
+
+    for number in _STOP_SIGNALS:
+        loop.add_signal_handler(number, once)
+
+
+@contextmanager
+def _only_demo_in(state: Path) -> Iterator[Path]:
+    """Make the folder ours while the block runs; the lock dies with the process, however it dies."""
+    state = state.resolve()
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+        lock = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigurationError(
+            f"the demo's folder `{state}` cannot be used: {error.strerror}",
+            cure="Name another with `--state DIR`.",
+        ) from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise ConfigurationError(
+            f"a demo runs in `{state}` already", cure="Stop it, or give this one a folder with `--state DIR`."
+        ) from None
+    try:
+        # Tokens and an audit lie here: nobody should commit them by accident.
+        (state / ".gitignore").write_text("*\n", encoding="utf-8")
+        yield state
+    finally:
+        os.close(lock)
+
+
+def _token(issuer: Issuer, person: Person) -> str:
+    return issuer.token(
+        person.subject,
+        kind=person.kind,
+        groups=person.groups,
+        on_behalf_of=person.on_behalf_of,
+        email=person.email,
+        name=person.name,
+    )
+
+
+def _write_tokens(folder: Path, tokens: Mapping[str, str]) -> dict[str, Path]:
+    folder.mkdir(mode=0o700, exist_ok=True)
+    paths = {name: folder / name for name in tokens}
+    for name, path in paths.items():
+        _write_private(path, tokens[name] + "\n")
+    return paths
+
+
+def _write_files(state: Path, postgres: Postgres, password: str, issuer: Issuer, mcp_port: int, wire_port: int) -> Path:
+    """The configuration, the policy and the upstream's password; the configuration's path."""
+    policy = resources.files("server.sample").joinpath("policy.yaml").read_text(encoding="utf-8")
+    (state / "policy.yaml").write_text(policy, encoding="utf-8")
+    _write_private(state / "upstream-password", password + "\n")
+    configuration = {
+        "audit": {"path": "audit.db"},
+        "policy": "policy.yaml",
+        "issuers": [{"issuer": issuer.url, "audience": AUDIENCE}],
+        "connections": {
+            DATABASE: {
+                "host": postgres.host,
+                "port": postgres.port,
+                "database": DATABASE,
+                "user": GATEWAY_ROLE,
+                "password_file": "upstream-password",
+                "sslmode": "disable",
+                "description": "the sample shop",
+            }
+        },
+        "wire": {"host": _HOST, "port": _free_or_any(wire_port)},
+        "mcp": {"host": _HOST, "port": _free_or_any(mcp_port)},
+    }
+    text = "# Written by `countersign demo` at each start.\n" + yaml.safe_dump(configuration, sort_keys=False)
+    path = state / "countersign.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def _write_private(path: Path, text: str) -> None:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+        os.fchmod(file.fileno(), 0o600)  # it may have been there before
+        file.write(text)
+
+
+def _free_or_any(port: int) -> int:
+    """The port if it can be had, else 0, which takes a free one."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_HOST, port))
+        except OSError:
+            return 0
+    return port

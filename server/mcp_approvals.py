@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated
 
-from audit.approvals import ApprovalRecord, State
 from mcp.types import CallToolResult
 from pydantic import Field
 
+from audit.approvals import ApprovalRecord, State
 from gateway.admission import Gateway
 from gateway.approvals import Pending, rejection
 from gateway.errors import ApprovalRejectedError

@@ -101,9 +101,8 @@ class Reading:
         """Call back once nothing more will come."""
         self._task.add_done_callback(lambda _: callback())
 
-    async def stop(self, reason: str) -> None:
-        """End it now, outcome included."""
-        self.abandon(reason)
+    async def finished(self) -> None:
+        """Return once nothing more will come and the outcome is written."""
         await asyncio.wait([self._task])
 
     # -- the task -------------------------------------------------------------------------------------
@@ -120,6 +119,8 @@ class Reading:
         finally:
             with contextlib.suppress(ValueError):
                 self.session.on_end.remove(self._session_ended)
+        if isinstance(error, InvariantViolatedError):
+            await self._gateway.close_session(self.session, error.text)
         self._fail_waiting(error)
 
     async def _serve(self) -> Piece | None:
@@ -141,7 +142,8 @@ class Reading:
                 return await self._pages(upstream, grant, portal)
             except UpstreamError as error:
                 grant.finish(portal.outcome(outcome_of(error)))
-                raise PostgresError(error, grant.statement, grant.decision, grant.id) from None
+                quiet = await self._hides_something(grant)
+                raise PostgresError(error, grant.statement, grant.decision, grant.id, quiet=quiet) from None
             except BaseException as error:
                 if grant.outcome is None:
                     grant.finish(portal.outcome(outcome_of(error)))
@@ -202,6 +204,26 @@ class Reading:
     def _session_ended(self, reason: str) -> None:
         self._why_ended = f"the session is over: {reason}"
         self._task.cancel()
+
+    async def _hides_something(self, grant: Grant) -> bool:
+        """Whether a relation of the statement has rows or columns that the principal may not see raw.
+
+        Then PostgreSQL's details may hold what the answer may not: the whole failing row of a
+        constraint, the key that another row has. Asked of the policy, which knows best.
+        """
+        analysis, rewrite = grant.decision.analysis, grant.decision.verdict.rewrite
+        if analysis is None or rewrite is None or rewrite.masked or rewrite.origins:
+            return True
+        catalog = await self._gateway.catalog(self.session)
+        for oid in analysis.relations:
+            relation = catalog.relations.get(oid)
+            if relation is None:
+                return True
+            name = f"{quoted(relation.schema)}.{quoted(relation.name)}"
+            reading = await self._gateway.decide(self.session, f"SELECT * FROM {name}".encode())  # noqa: S608 - decided, never run
+            if reading.verdict.rewrite is None or reading.verdict.rewrite.splices:
+                return True
+        return False
 
     def _check_origins(self, grant: Grant, columns: tuple[ResultColumn, ...]) -> None:
         """INVARIANT: no column of a result comes raw from a masked attribute, or whole from its relation."""
@@ -311,6 +333,11 @@ def data_row(row: Row) -> bytes:
     return b"".join((struct.pack("!H", len(row)), *values))
 
 
+def quoted(name: str) -> str:
+    """An identifier as SQL writes it."""
+    return '"' + name.replace('"', '""') + '"'
+
+
 def rows_of(tag: str | None) -> int:
     """The row count of a command tag, 0 where it has none."""
     last = (tag or "").rpartition(" ")[2]
@@ -381,4 +408,5 @@ class Cursors:
     async def close(self) -> None:
         """End all readings, outcomes included."""
         for reading in list(self._readings):
-            await reading.stop("the gateway is shutting down")
+            reading.abandon("the gateway is shutting down")
+            await reading.finished()

@@ -21,6 +21,7 @@ from gateway.model import Session
 from gateway.upstream import Upstream
 from policy.catalog import Catalog, Relation, RelationKind
 from policy.model import Decision, Effect
+from server.mcp_cursors import quoted
 from server.mcp_failures import CallError
 from server.mcp_query import ConnectionName, OptionalText
 from server.mcp_results import Answer, completed
@@ -210,7 +211,7 @@ class CatalogView:
                 continue
             for overload in overloads:
                 arguments = ", ".join("NULL" for _ in _split_arguments(overload.arguments))
-                decision = await self._decide(f"SELECT {_quoted(schema)}.{_quoted(name)}({arguments})")
+                decision = await self._decide(f"SELECT {quoted(schema)}.{quoted(name)}({arguments})")
                 if decision.verdict.effect is not Effect.DENY:
                     callable_ones.append(f"{schema}.{name}({overload.arguments})")
         return callable_ones
@@ -263,7 +264,7 @@ class CatalogView:
         return self._shown[relation.oid]
 
     async def _describe(self, relation: Relation) -> DescribedRelation | None:
-        target = f"{_quoted(relation.schema)}.{_quoted(relation.name)}"
+        target = f"{quoted(relation.schema)}.{quoted(relation.name)}"
         reading = await self._decide(f"SELECT * FROM {target}")  # noqa: S608 - decided, never run
         may = _permission("select", reading)
         masks: dict[str, str] = {}
@@ -271,7 +272,7 @@ class CatalogView:
             masks = {masked.column: masked.kind for masked in reading.verdict.rewrite.masked}
         plain = next((column.name for column in relation.columns if column.name not in masks), None)
         if plain is not None:
-            may += await self._writing(target, _quoted(plain))
+            may += await self._writing(target, quoted(plain))
         if not may:
             return None
         partitions = len(relation.family) - 1 if relation.kind is RelationKind.PARTITIONED else 0
@@ -311,10 +312,6 @@ def _permission(action: str, decision: Decision) -> list[str]:
         case Effect.APPROVE:
             return [f"{action} with approval"]
     return []
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
 
 
 def _split_arguments(arguments: str) -> list[str]:

@@ -36,9 +36,13 @@ class CallError(Exception):
 class PostgresError(Exception):
     """PostgreSQL refused a granted statement; what of its answer the client may see."""
 
-    def __init__(self, error: UpstreamError, statement: Statement, decision: Decision, reference: str) -> None:
+    def __init__(
+        self, error: UpstreamError, statement: Statement, decision: Decision, reference: str, *, quiet: bool
+    ) -> None:
+        """`quiet` keeps back what may quote values of rows: DETAIL, HINT and WHERE."""
         super().__init__(str(error))
-        self.failure, self.text = _postgres_failure(error.fields, statement, decision, reference)
+        fields = {k: v for k, v in error.fields.items() if not quiet or k not in ("D", "H", "W")}
+        self.failure, self.text = _postgres_failure(fields, statement, decision, reference)
 
 
 def as_result(error: BaseException) -> CallToolResult:
@@ -136,10 +140,7 @@ def _postgres_failure(
 ) -> tuple[Failure, str]:
     message, sqlstate = fields.get("M", "unknown error"), fields.get("C", "XX000")
     position = client_position(fields.get("P"), decision, statement)
-    rewrite = decision.verdict.rewrite
-    # DETAIL, HINT and WHERE may quote values of rows; on a masked statement they stay here.
-    quiet = rewrite is not None and bool(rewrite.masked or rewrite.origins)
-    detail, hint = (None, None) if quiet else (fields.get("D"), fields.get("H"))
+    detail, hint = fields.get("D"), fields.get("H")
     lines = [f"PostgreSQL: {fields.get('S', 'ERROR')} {sqlstate}: {message}"]
     if position is not None:
         lines += caret(statement.text.decode("utf-8"), position)

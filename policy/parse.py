@@ -1,0 +1,217 @@
+"""The gate: PostgreSQL's own grammar. The only importer of the SQL parser; text in, tree or refusal out.
+
+Facts about libpg_query that this module answers for: it truncates at NUL, overflows the C stack on deep
+expressions, is quadratic in nested comments, and reads a comment inside a look-ahead pair
+(`NOT /* x */ IN`) as a syntax error. Comments are therefore blanked, and the blanked bytes are what is
+analysed and what is forwarded.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable
+from ctypes import string_at
+from dataclasses import dataclass
+from typing import Any
+
+from postgast.native import PgQueryError, lib
+from postgast.pg_query_pb2 import ScanResult
+
+from policy.model import Effect, Reason
+
+Node = dict[str, Any]
+
+MAX_TEXT_BYTES = 1024 * 1024
+MAX_COMMENT_DEPTH = 64
+
+# A C stack of 8 MB dies at about 139 KB of `1+1+…`, a thread's 1 MB at far less; 16 KB is safe on any.
+_BIG_TEXT_BYTES = 16 * 1024
+_BIG_STACK_BYTES = 512 * 1024 * 1024  # virtual: only touched pages count
+_STACK_SIZE_LOCK = threading.Lock()
+
+_COMMENT_TOKENS = (275, 276)  # SQL_COMMENT, C_COMMENT of libpg_query's Token
+_BLANK = re.compile(rb"[^\n\r]")
+_SPACE = b" \t\n\r\f\v"
+
+# Only to bound the nesting of comments before the parser sees them; never decides what a token is.
+_OUTSIDE_COMMENT = re.compile(
+    rb"/\*|--[^\n\r]*|(?<![\w$\x80-\xff])[eE]'(?:[^'\\]|\\.|'')*+'|'[^']*+'|\"[^\"]*+\""
+    rb"|\$(?P<tag>(?:[A-Za-z_\x80-\xff][\w\x80-\xff]*)?)\$.*?\$(?P=tag)\$",
+    re.DOTALL,
+)
+_INSIDE_COMMENT = re.compile(rb"/\*|\*/")
+
+
+class NotAnalysableError(Exception):
+    """A text that is refused before any rule is asked. `reason` is the deny, ready for a verdict."""
+
+    def __init__(self, code: str, text: str, *, cure: str | None = None, location: int | None = None) -> None:
+        super().__init__(text)
+        self.reason = Reason(Effect.DENY, code, text, cure=cure, location=location)
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token of PostgreSQL's scanner: its number, and the bytes `start` to `end` that it covers."""
+
+    kind: int
+    start: int
+    end: int
+
+
+def base_text(text: bytes, limit: int = MAX_TEXT_BYTES) -> bytes:
+    """The text with its comments blanked to spaces: same length, line breaks kept.
+
+    Raises NotAnalysableError for what PostgreSQL's parser must not be given: too long, NUL, not UTF-8,
+    comments nested too deep; and for what the scanner refuses.
+    """
+    if len(text) > limit:
+        raise NotAnalysableError(
+            "text.long",
+            f"the text is {len(text)} bytes long, more than the limit of {limit}",
+            cure="Split it, or load bulk data with COPY FROM STDIN.",
+        )
+    if (at := text.find(0)) >= 0:
+        raise NotAnalysableError(
+            "text.nul", "the text contains a NUL byte", cure="Remove it.", location=at
+        )
+    try:
+        text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise NotAnalysableError(
+            "text.encoding", "the text is not valid UTF-8", cure="Send it as UTF-8.", location=error.start
+        ) from None
+    if b"/*" not in text and b"--" not in text:
+        return text
+    if text.count(b"/*") > MAX_COMMENT_DEPTH:
+        _cap_comment_depth(text)
+    blanked = bytearray(text)
+    for token in tokens(text):
+        if token.kind in _COMMENT_TOKENS:
+            blanked[token.start : token.end] = _BLANK.sub(b" ", text[token.start : token.end])
+    return bytes(blanked)
+
+
+def statements(base: bytes) -> list[tuple[int, int, Node]]:
+    """The statements of a base text: byte range without the semicolon, and the tree, in order.
+
+    Raises NotAnalysableError: `syntax` with PostgreSQL's own message, or `text.deep`.
+    """
+    try:
+        stmts = json.loads(_run(_parse_json, base))["stmts"]
+    except RecursionError:
+        raise _too_deep() from None
+    return [(*_trim(base, raw), raw["stmt"]) for raw in stmts if "stmt" in raw]
+
+
+def split(text: bytes) -> tuple[tuple[int, int], ...]:
+    """The byte ranges of the statements of a simple-query string; empty ones are left out.
+
+    As in PostgreSQL, a syntax error anywhere is an error of the whole string. Raises NotAnalysableError.
+    """
+    base = base_text(text)
+    start = len(base) - len(base.lstrip(_SPACE))
+    end = len(base.rstrip(_SPACE))
+    if b";" not in base[:end].rstrip(b"; \t\n\r\f\v"):
+        bare = base[:end].rstrip(b"; \t\n\r\f\v")
+        return ((start, len(bare)),) if len(bare) > start else ()
+    return tuple((start, end) for start, end, _ in statements(base))
+
+
+def tokens(text: bytes) -> list[Token]:
+    """PostgreSQL's own tokens, comments included. Raises NotAnalysableError for what it cannot scan."""
+    result = ScanResult.FromString(_run(_scan, text))
+    return [Token(t.token, t.start, t.end) for t in result.tokens]
+
+
+def _parse_json(text: bytes) -> bytes:
+    result = lib.pg_query_parse(text)
+    try:
+        if result.error:
+            raise _syntax_error(result.error.contents, text)
+        tree: bytes = result.parse_tree
+        return tree
+    finally:
+        lib.pg_query_free_parse_result(result)
+
+
+def _scan(text: bytes) -> bytes:
+    result = lib.pg_query_scan(text)
+    try:
+        if result.error:
+            raise _syntax_error(result.error.contents, text)
+        return string_at(result.pbuf.data, result.pbuf.len)
+    finally:
+        lib.pg_query_free_scan_result(result)
+
+
+def _run(job: Callable[[bytes], bytes], text: bytes) -> bytes:
+    """Call into the C library, on a big stack where the text could need one."""
+    if len(text) <= _BIG_TEXT_BYTES:
+        return job(text)
+    outcome: list[bytes | NotAnalysableError] = []
+
+    def run() -> None:
+        try:
+            outcome.append(job(text))
+        except NotAnalysableError as error:
+            outcome.append(error)
+
+    with _STACK_SIZE_LOCK:  # the size is a setting of the whole process
+        before = threading.stack_size(_BIG_STACK_BYTES)
+        try:
+            thread = threading.Thread(target=run, name="sql-parser")
+            thread.start()
+        finally:
+            threading.stack_size(before)
+    thread.join()
+    if not outcome:
+        raise _too_deep()
+    [result] = outcome
+    if isinstance(result, NotAnalysableError):
+        raise result
+    return result
+
+
+def _syntax_error(error: PgQueryError, text: bytes) -> NotAnalysableError:
+    message = error.message.decode("utf-8", "replace")
+    position: int = error.cursorpos  # 1-based, in characters; 0 where there is none
+    location = len(text.decode("utf-8")[: position - 1].encode("utf-8")) if position > 0 else None
+    return NotAnalysableError("syntax", message, location=location)
+
+
+def _too_deep() -> NotAnalysableError:
+    return NotAnalysableError(
+        "text.deep",
+        "the statement nests too deep to be analysed",
+        cure="Flatten it: an array or a VALUES list in place of a long chain of operators.",
+    )
+
+
+def _trim(base: bytes, raw: Node) -> tuple[int, int]:
+    """A RawStmt's range without the white space around it (`stmt_len` 0: up to the end)."""
+    start = raw.get("stmt_location", 0)
+    length = raw.get("stmt_len", 0)
+    end = start + length if length else len(base)
+    whole = base[start:end]
+    return start + len(whole) - len(whole.lstrip(_SPACE)), start + len(whole.rstrip(_SPACE))
+
+
+def _cap_comment_depth(text: bytes) -> None:
+    depth = at = 0
+    while found := (_INSIDE_COMMENT if depth else _OUTSIDE_COMMENT).search(text, at):
+        at = found.end()
+        mark = found.group()
+        if mark == b"/*":
+            depth += 1
+        elif depth and mark == b"*/":
+            depth -= 1
+        if depth > MAX_COMMENT_DEPTH:
+            raise NotAnalysableError(
+                "text.comments",
+                f"comments are nested deeper than {MAX_COMMENT_DEPTH}",
+                cure="Remove the comments.",
+                location=found.start(),
+            )

@@ -1,0 +1,49 @@
+"""What the analysis hands to the rewrite: the tree, and each relation where the statement names it. Values only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from policy.catalog import Relation
+from policy.model import Analysis
+from policy.parse import Node
+
+
+class Role(Enum):
+    """What a statement does with a relation that it names."""
+
+    SOURCE = "source"  # rows are read from it
+    TARGET = "target"  # INSERT, UPDATE, DELETE, MERGE
+    COPY_OUT = "copy out"
+    COPY_IN = "copy in"
+    STRUCTURE = "structure"  # definition, privileges, maintenance
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A RangeVar that means a relation of the catalog. `var` is the tree's own node."""
+
+    var: Node
+    relation: Relation
+    role: Role
+    sampled: bool = False  # under TABLESAMPLE
+
+    @property
+    def location(self) -> int:
+        """Byte offset of the name."""
+        location: int = self.var.get("location", 0)
+        return location
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """An analysis with what the rewrite needs besides: the tree, and each relation where it stands.
+
+    `stores` says what keeps the result of a query as data or definition (`CREATE TABLE AS` …), or None.
+    """
+
+    analysis: Analysis
+    tree: Node
+    references: tuple[Reference, ...]
+    stores: str | None = None

@@ -1,0 +1,290 @@
+"""Statements about the session: transactions, settings, prepared statements, cursors, COPY, EXPLAIN, channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from policy.model import Action, ObjectKind, ObjectName, Transaction
+from policy.names import is_system
+from policy.parse import Node, NotAnalysableError
+from policy.reading import Role
+from policy.settings import refusal_of_setting
+
+if TYPE_CHECKING:
+    from policy.analyse import Analyser
+
+_ROLES = "roles are managed outside of the gateway"
+_FILES = "it gives the server access to files, programs or other servers"
+_CODE = "it runs code that cannot be analysed"
+_SERVER = "it administers the whole server"
+
+# Always refused, each with its reason.
+_REFUSED: Final[dict[str, str]] = {
+    "DoStmt": _CODE,
+    "CallStmt": _CODE,
+    "LoadStmt": _FILES,
+    "AlterSystemStmt": _SERVER,
+    "CheckPointStmt": _SERVER,
+    "CreatedbStmt": _SERVER,
+    "DropdbStmt": _SERVER,
+    "AlterDatabaseStmt": _SERVER,
+    "AlterDatabaseSetStmt": _SERVER,
+    "AlterDatabaseRefreshCollStmt": _SERVER,
+    "CreateTableSpaceStmt": _SERVER,
+    "DropTableSpaceStmt": _SERVER,
+    "AlterTableSpaceOptionsStmt": _SERVER,
+    "AlterTableMoveAllStmt": _SERVER,
+    "CreateRoleStmt": _ROLES,
+    "AlterRoleStmt": _ROLES,
+    "AlterRoleSetStmt": _ROLES,
+    "DropRoleStmt": _ROLES,
+    "GrantRoleStmt": _ROLES,
+    "DropOwnedStmt": _ROLES,
+    "ReassignOwnedStmt": _ROLES,
+    "AlterDefaultPrivilegesStmt": "it grants rights on objects that do not exist yet",
+    "CreateExtensionStmt": _CODE,
+    "AlterExtensionStmt": _CODE,
+    "AlterExtensionContentsStmt": _CODE,
+    "CreatePLangStmt": _CODE,
+    "CreateFdwStmt": _FILES,
+    "AlterFdwStmt": _FILES,
+    "CreateForeignServerStmt": _FILES,
+    "AlterForeignServerStmt": _FILES,
+    "CreateForeignTableStmt": _FILES,
+    "ImportForeignSchemaStmt": _FILES,
+    "CreateUserMappingStmt": _FILES,
+    "AlterUserMappingStmt": _FILES,
+    "DropUserMappingStmt": _FILES,
+    "CreateSubscriptionStmt": _FILES,
+    "AlterSubscriptionStmt": _FILES,
+    "DropSubscriptionStmt": _FILES,
+    "CreatePublicationStmt": "it publishes rows past the policy",
+    "AlterPublicationStmt": "it publishes rows past the policy",
+    "CreateEventTrigStmt": _CODE,
+    "AlterEventTrigStmt": _CODE,
+    "RuleStmt": "rewrite rules change what other statements do after they were analysed",
+    "CreateCastStmt": "it changes what other statements mean after they were analysed",
+    "CreateConversionStmt": "it changes what other statements mean after they were analysed",
+    "CreateTransformStmt": _CODE,
+    "CreateAmStmt": _CODE,
+    "CreateOpClassStmt": "it changes what other statements mean after they were analysed",
+    "CreateOpFamilyStmt": "it changes what other statements mean after they were analysed",
+    "AlterOpFamilyStmt": "it changes what other statements mean after they were analysed",
+    "DefineStmt": "it defines operators, aggregates or types from functions that cannot be analysed",
+    "AlterOperatorStmt": "it changes what other statements mean after they were analysed",
+    "SecLabelStmt": _ROLES,
+}  # fmt: skip
+
+_SPOKEN: Final = {
+    "DoStmt": "DO",
+    "CallStmt": "CALL",
+    "AlterSystemStmt": "ALTER SYSTEM",
+    "CheckPointStmt": "CHECKPOINT",
+    "RuleStmt": "CREATE RULE",
+    "SecLabelStmt": "SECURITY LABEL",
+    "DefineStmt": "CREATE OPERATOR, AGGREGATE or TYPE",
+}
+
+
+def check_allowed(tag: str) -> None:
+    """Raise NotAnalysableError for a statement kind that is always refused."""
+    if reason := _REFUSED.get(tag):
+        spoken = _SPOKEN.get(tag) or _words(tag.removesuffix("Stmt"))
+        raise NotAnalysableError("statement.refused", f"{spoken} is always refused: {reason}")
+
+
+def _words(tag: str) -> str:
+    spaced = "".join(f" {c}" if c.isupper() else c for c in tag).strip()
+    return spaced.upper().replace("P LANG", "LANGUAGE")
+
+
+def options(body: Node, field: str = "options") -> dict[str, Node]:
+    """DefElem options by lower-case name."""
+    return {o["DefElem"]["defname"].lower(): o["DefElem"].get("arg", {}) for o in body.get(field, ())}
+
+
+def is_on(argument: Node) -> bool:
+    """A Boolean option as defGetBoolean reads it: absent means true; anything doubtful counts as true."""
+    if not argument:
+        return True
+    [(tag, body)] = argument.items()
+    match tag:
+        case "Boolean":
+            return bool(body.get("boolval"))
+        case "Integer":
+            return bool(body.get("ival"))
+        case "String":
+            return str(body.get("sval", "")).lower() not in ("false", "off", "0")
+    return True
+
+
+def _transaction(walk: Analyser, body: Node) -> None:
+    kind: str = body["kind"].removeprefix("TRANS_STMT_")
+    if "PREPARE" in kind:
+        raise NotAnalysableError(
+            "statement.refused", "prepared transactions are always refused: they outlive the session that made them"
+        )
+    # Rolling back to a savepoint undoes SET and DDL since then, as a whole rollback does.
+    walk.effects["transaction"] = {
+        "BEGIN": Transaction.BEGIN,
+        "START": Transaction.BEGIN,
+        "COMMIT": Transaction.COMMIT,
+        "ROLLBACK": Transaction.ROLLBACK,
+        "ROLLBACK_TO": Transaction.ROLLBACK,
+        "SAVEPOINT": Transaction.SAVEPOINT,
+        "RELEASE": Transaction.SAVEPOINT,
+    }[kind]
+    walk.effects["search_path"] = kind in ("ROLLBACK", "ROLLBACK_TO", "COMMIT")
+    _check_modes(body.get("options", ()))
+    walk.children("TransactionStmt", body)
+
+
+def _check_modes(modes: list[Node] | tuple[()]) -> None:
+    for mode in modes:
+        element = mode["DefElem"]
+        if element["defname"] == "transaction_read_only" and not element["arg"]["A_Const"]["ival"].get("ival"):
+            raise NotAnalysableError(
+                "setting.refused",
+                "a transaction may not be declared READ WRITE: whether it may write is the policy's business",
+                cure="Leave READ WRITE out.",
+            )
+
+
+def _set(walk: Analyser, body: Node) -> None:
+    walk.effects["session"] = True
+    kind, name = body["kind"], body.get("name", "")
+    if kind == "VAR_RESET_ALL":
+        walk.effects["search_path"] = True
+        return
+    if kind == "VAR_SET_MULTI":
+        _check_modes(body.get("args", ()))
+        if name not in ("TRANSACTION", "SESSION CHARACTERISTICS"):
+            raise NotAnalysableError("setting.refused", f"SET {name} is always refused: it imports another session's view")
+        walk.children("VariableSetStmt", body)
+        return
+    folded = name.lower()
+    location = body.get("location", -1)
+    if folded == "client_encoding":
+        _check_encoding(body)
+    elif reason := refusal_of_setting(name):
+        raise NotAnalysableError(
+            "setting.refused",
+            f"the setting `{name}` may not be changed here: {reason}",
+            location=location if location >= 0 else None,
+        )
+    walk.effects["search_path"] = folded == "search_path"
+    walk.children("VariableSetStmt", body)
+
+
+def _check_encoding(body: Node) -> None:
+    values = [a.get("A_Const", {}).get("sval", {}).get("sval", "") for a in body.get("args", ())]
+    if body["kind"] == "VAR_SET_VALUE" and [v.lower().replace("-", "") for v in values] != ["utf8"]:
+        raise NotAnalysableError(
+            "setting.refused",
+            "`client_encoding` may only be UTF8 here: it changes how text is read after it was analysed",
+            cure="SET client_encoding = 'UTF8'.",
+        )
+
+
+def _discard(walk: Analyser, body: Node) -> None:
+    walk.effects["session"] = True
+    if body["target"] == "DISCARD_ALL":
+        walk.effects["search_path"] = True
+        walk.effects["deallocates"] = ""
+    walk.children("DiscardStmt", body)
+
+
+def _prepare(walk: Analyser, body: Node) -> None:
+    walk.effects["session"] = True
+    walk.effects["prepares"] = body["name"]
+    walk.children("PrepareStmt", body)
+
+
+def _execute(walk: Analyser, body: Node) -> None:
+    walk.effects["executes"] = body["name"]
+    if walk.stores is not None:
+        raise NotAnalysableError(
+            "statement.refused",
+            "CREATE TABLE AS EXECUTE is always refused: what it stores cannot be checked",
+            cure="Write the query itself.",
+        )
+    walk.children("ExecuteStmt", body)
+
+
+def _deallocate(walk: Analyser, body: Node) -> None:
+    walk.effects["session"] = True
+    walk.effects["deallocates"] = body.get("name", "")
+    walk.children("DeallocateStmt", body)
+
+
+def _declare(walk: Analyser, body: Node) -> None:
+    walk.effects["session"] = True
+    walk.children("DeclareCursorStmt", body)
+
+
+def _copy(walk: Analyser, body: Node) -> None:
+    if body.get("is_program") or "filename" in body:
+        what = "a program" if body.get("is_program") else "a file"
+        raise NotAnalysableError(
+            "copy.server",
+            f"COPY to or from {what} of the server is always refused",
+            cure="Use COPY … TO STDOUT or FROM STDIN (`\\copy` in psql).",
+        )
+    if body.get("is_from"):
+        walk.effects["copy_in"] = True
+        walk.target(body["relation"], Action.INSERT, role=Role.COPY_IN)
+    else:
+        walk.effects["copy_out"] = True
+        if "relation" in body:
+            var = body["relation"]
+            relation = walk.refer(var, Role.COPY_OUT, Action.SELECT)
+            walk.names.check_readable(relation, var.get("location", 0))
+    walk.children("CopyStmt", body, ("relation",))
+
+
+def _explain(walk: Analyser, body: Node) -> None:
+    walk.children("ExplainStmt", body)
+    if not is_on(options(body).get("analyze", {"Boolean": {}})):
+        walk.effects = {k: v for k, v in walk.effects.items() if k == "executes"}
+    for reference in tuple(walk.references):
+        walk.demand_on(Action.EXPLAIN, reference.relation, reference.location)
+
+
+def _channel(action: Action) -> Callable[[Analyser, Node], None]:
+    def note(walk: Analyser, body: Node) -> None:
+        walk.effects["session"] = action is Action.LISTEN
+        walk.demand(action, ObjectName(ObjectKind.CHANNEL, None, body["conditionname"]))
+
+    return note
+
+
+def _unlisten(walk: Analyser, body: Node) -> None:
+    walk.effects["session"] = True
+    walk.children("UnlistenStmt", body)
+
+
+def _lock(walk: Analyser, body: Node) -> None:
+    for item in body["relations"]:
+        relation = walk.refer(item["RangeVar"], Role.STRUCTURE, Action.LOCK)
+        if is_system(relation):
+            raise NotAnalysableError("catalog.write", f"`{relation.qualified}` belongs to the server and is never locked")
+    walk.effects["writes"] = True
+    walk.children("LockStmt", body, ("relations",))
+
+
+HANDLERS: Final[dict[str, Callable[[Analyser, Node], None]]] = {
+    "TransactionStmt": _transaction,
+    "VariableSetStmt": _set,
+    "DiscardStmt": _discard,
+    "PrepareStmt": _prepare,
+    "ExecuteStmt": _execute,
+    "DeallocateStmt": _deallocate,
+    "DeclareCursorStmt": _declare,
+    "CopyStmt": _copy,
+    "ExplainStmt": _explain,
+    "ListenStmt": _channel(Action.LISTEN),
+    "NotifyStmt": _channel(Action.NOTIFY),
+    "UnlistenStmt": _unlisten,
+    "LockStmt": _lock,
+}

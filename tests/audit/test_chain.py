@@ -1,0 +1,75 @@
+"""The format: SPEC.md's own example, and the fields that a hash covers."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from importlib import resources
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from audit import chain, verify
+from audit.entry import Draft, Entry, Kind, as_text
+
+TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
+
+
+def spec_entries() -> list[Entry]:
+    """The example of SPEC.md, read from the page itself."""
+    page = resources.files("audit").joinpath("SPEC.md").read_text(encoding="utf-8")
+    block = re.search(r"```json\n(.*?)```", page, re.DOTALL)
+    assert block is not None
+    rows = [json.loads(line) for line in block[1].splitlines()]
+    return [Entry(**row | {"prev": bytes.fromhex(row["prev"]), "hash": bytes.fromhex(row["hash"])}) for row in rows]
+
+
+def test_the_example_of_the_specification_is_a_chain() -> None:
+    prev = chain.GENESIS
+    for number, entry in enumerate(spec_entries(), 1):
+        assert chain.problem(number, prev, entry) is None
+        prev = entry.hash
+
+
+def test_the_lone_verifier_restates_the_same_format() -> None:
+    for e in spec_entries():
+        assert e.hash == verify.entry_hash(e.prev, e.seq, e.time, e.kind, e.session, e.subject, e.connection, e.body)
+    assert verify.GENESIS == chain.GENESIS
+
+
+@pytest.mark.parametrize("field", ["time", "kind", "session", "subject", "connection", "body"])
+def test_every_field_is_covered_by_the_hash(field: str) -> None:
+    first = spec_entries()[0]
+    changed = replace(first, **{field: (getattr(first, field) or "") + "x"})
+    assert "edited" in (chain.problem(1, chain.GENESIS, changed) or "")
+
+
+def test_null_is_not_the_empty_text() -> None:
+    first = spec_entries()[0]
+    assert "edited" in (chain.problem(1, chain.GENESIS, replace(first, connection="")) or "")
+
+
+@given(st.lists(st.one_of(st.none(), TEXT), min_size=3, max_size=3), st.lists(st.one_of(st.none(), TEXT), min_size=3, max_size=3))
+def test_no_two_entries_share_a_hash_by_moving_bytes_between_fields(a: list[str | None], b: list[str | None]) -> None:
+    one = chain.digest(chain.GENESIS, 1, "t", "k", a[0], a[1], a[2], "{}")
+    two = chain.digest(chain.GENESIS, 1, "t", "k", b[0], b[1], b[2], "{}")
+    assert (one == two) == (a == b)
+
+
+@given(st.dictionaries(TEXT, st.one_of(st.none(), st.booleans(), st.integers(), TEXT), max_size=4))
+def test_a_body_survives_its_text(body: dict[str, object]) -> None:
+    assert json.loads(as_text(body)) == body
+
+
+def test_a_lone_surrogate_is_kept_escaped_so_that_the_text_is_utf8() -> None:
+    text = as_text({"text": "\ud800"})
+    assert json.loads(text) == {"text": "\ud800"}
+    text.encode("utf-8")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), b"bytes", {1, 2}])
+def test_a_body_that_json_cannot_hold_is_refused(value: object) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        chain.link(chain.GENESIS, 1, "t", Draft(Kind.INTENT, None, None, None, {"x": value}))

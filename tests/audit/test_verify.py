@@ -1,0 +1,152 @@
+"""The tamper table: each class of change to the file is detected, and named with the first bad entry."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from audit import verify as lone
+from audit.store import Store
+from audit.verify import GENESIS, Unreadable, entry_hash, verify
+from tests.audit.test_store import intent, outcome
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Twenty entries, closed cleanly, its seat belt off, as whoever owns the file can do."""
+    path = tmp_path / "audit.db"
+    with contextlib.closing(Store.open(path)) as store:
+        for number in range(10):
+            store.append([[intent(number)], [outcome(number)]])
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.executescript("DROP TRIGGER entries_are_never_updated; DROP TRIGGER entries_are_never_deleted;")
+    return path
+
+
+def rehash(db: sqlite3.Connection, seq: int) -> None:
+    """What a careful forger does after an edit: recompute that entry's own hash."""
+    row = db.execute("SELECT prev, seq, time, kind, session, subject, connection, body FROM entries WHERE seq = ?", (seq,))
+    db.execute("UPDATE entries SET hash = ? WHERE seq = ?", (entry_hash(*row.fetchone()), seq))
+
+
+def edited_and_rehashed(db: sqlite3.Connection) -> None:
+    db.execute("UPDATE entries SET subject = 'nobody' WHERE seq = 7")
+    rehash(db, 7)
+
+
+def swapped(db: sqlite3.Connection) -> None:
+    db.execute("UPDATE entries SET seq = 100 WHERE seq = 5")
+    db.execute("UPDATE entries SET seq = 5 WHERE seq = 6")
+    db.execute("UPDATE entries SET seq = 6 WHERE seq = 100")
+
+
+def inserted(db: sqlite3.Connection) -> None:
+    """Room is made at 8, and the newcomer hashed well; what follows does not know it."""
+    for seq in range(20, 7, -1):
+        db.execute("UPDATE entries SET seq = seq + 1 WHERE seq = ?", (seq,))
+    prev = db.execute("SELECT hash FROM entries WHERE seq = 7").fetchone()[0]
+    fields = ("2026-01-01T00:00:00.000000Z", "intent", None, "mallory", None, "{}")
+    db.execute("UPDATE entries SET time = time")
+    value = entry_hash(prev, 8, *fields)
+    db.execute(
+        "INSERT INTO entries (seq, time, kind, session, subject, connection, body, prev, hash) VALUES (8, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (*fields, prev, value),
+    )
+
+
+def sql(statement: str) -> Callable[[sqlite3.Connection], None]:
+    def change(db: sqlite3.Connection) -> None:
+        db.execute(statement)
+
+    change.__name__ = statement
+    return change
+
+
+TAMPERED: list[tuple[Callable[[sqlite3.Connection], None], int, str]] = [
+    (sql("UPDATE entries SET body = replace(body, 'select 3', 'select 4') WHERE seq = 7"), 7, "edited"),
+    (sql("UPDATE entries SET subject = 'ada' WHERE seq = 1"), 1, "edited"),
+    (sql("UPDATE entries SET subject = NULL WHERE seq = 20"), 20, "edited"),
+    (sql("UPDATE entries SET connection = '' WHERE seq = 9"), 9, "edited"),
+    (sql("UPDATE entries SET time = '2020-01-01T00:00:00.000000Z' WHERE seq = 9"), 9, "edited"),
+    (sql("UPDATE entries SET prev = zeroblob(32) WHERE seq = 4"), 4, "edited"),
+    (sql("UPDATE entries SET hash = zeroblob(32) WHERE seq = 4"), 4, "edited"),
+    (sql("DELETE FROM entries WHERE seq = 11"), 11, "deleted"),
+    (sql("DELETE FROM entries WHERE seq <= 3"), 1, "deleted"),
+    (edited_and_rehashed, 8, "re-hashed"),
+    (swapped, 5, "edited"),
+    (inserted, 8, "before that of the entry"),
+]
+
+
+@pytest.mark.parametrize(("change", "seq", "word"), TAMPERED, ids=lambda v: getattr(v, "__name__", None))
+def test_a_change_is_named_with_the_first_bad_entry(
+    path: Path, change: Callable[[sqlite3.Connection], None], seq: int, word: str
+) -> None:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        change(db)
+    report = verify(path)
+    assert (report.ok, report.bad_seq) == (False, seq)
+    assert word in (report.problem or "")
+
+
+def test_every_single_flipped_byte_of_a_row_is_seen(path: Path, tmp_path: Path) -> None:
+    """The body of entry 5 is found in the file itself; each of its bytes is flipped in a copy."""
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        body = db.execute("SELECT body FROM entries WHERE seq = 5").fetchone()[0].encode()
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    data = path.read_bytes()
+    at = data.index(body)
+    copy = tmp_path / "copy.db"
+    for offset in range(0, len(body), 7):
+        copy.write_bytes(data[: at + offset] + bytes([data[at + offset] ^ 1]) + data[at + offset + 1 :])
+        assert verify(copy).bad_seq == 5
+
+
+def test_a_cut_off_end_cannot_be_seen_without_a_checkpoint_and_the_report_says_what_it_saw(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("DELETE FROM entries WHERE seq > 15")
+    report = verify(path)
+    assert (report.ok, report.entries) == (True, 15)
+    assert "cannot be seen" in lone.sentence(report)
+
+
+def test_an_approval_whose_table_disagrees_with_the_chain_is_named(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("INSERT INTO approval_records VALUES ('apr-forged', 'approved', '', '{}')")
+    assert "apr-forged is in the table but not in the chain" in (verify(path).problem or "")
+
+
+def test_the_file_runs_alone_with_the_standard_library(path: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "handed over" / "verify.py"
+    alone.parent.mkdir()
+    shutil.copy(lone.__file__, alone)
+    command = [sys.executable, "-I", "-S", str(alone), str(path), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["entries"] == 20
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("UPDATE entries SET kind = 'outcome' WHERE seq = 3")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, json.loads(done.stdout)["bad_seq"]) == (1, 3)
+
+
+def test_a_missing_or_foreign_file_is_unreadable_and_not_created(tmp_path: Path) -> None:
+    with pytest.raises(Unreadable):
+        verify(tmp_path / "none.db")
+    assert not (tmp_path / "none.db").exists()
+    (tmp_path / "text.db").write_bytes(b"not a database" * 100)
+    with pytest.raises(Unreadable):
+        verify(tmp_path / "text.db")
+    assert lone.main([str(tmp_path / "text.db")]) == 2
+
+
+def test_the_genesis_is_a_constant_of_the_format() -> None:
+    assert GENESIS.hex().startswith("a2ec4cb25ce70883")

@@ -1,0 +1,84 @@
+"""Authenticating to a server as its client: trust, cleartext inside TLS or on loopback, SCRAM-SHA-256(-PLUS). Sans-IO.
+
+Source: PostgreSQL documentation, "Start-up" and "SASL Authentication"; RFC 5802, RFC 7677, RFC 5929.
+"""
+
+from __future__ import annotations
+
+from ssl import SSLObject
+from typing import Any
+
+from scramp import ScramClient, ScramException
+
+from wire.backend import Authentication
+from wire.fields import ProtocolError
+from wire.frontend import AuthenticationResponse
+
+_MAX_ITERATIONS = 1_000_000  # a server must not make us compute for minutes
+
+
+class LoginError(Exception):
+    """The server asks for what we do not do, or did not prove that it knows the password. A sentence."""
+
+
+class Login:
+    """One authentication. Feed it each Authentication message, send what it returns."""
+
+    def __init__(self, user: str, password: str, *, private: bool, tls: SSLObject | None) -> None:
+        """`private`: nobody else can read the connection (TLS, or this machine's loopback)."""
+        self._user = user
+        self._password = password
+        self._private = private
+        self._tls = tls
+        self._scram: Any = None
+        self._proved = False
+        self.done = False
+
+    def answer(self, request: Authentication) -> AuthenticationResponse | None:
+        """The answer to a request; None where none is due. Raises LoginError or ProtocolError."""
+        try:
+            match request.kind:
+                case Authentication.OK:
+                    return self._accepted()
+                case Authentication.CLEARTEXT:
+                    return self._cleartext()
+                case Authentication.SASL:
+                    return self._scram_first(request.mechanisms())
+                case Authentication.SASL_CONTINUE if self._scram is not None:
+                    return self._scram_final(request.data)
+                case Authentication.SASL_FINAL if self._scram is not None:
+                    self._scram.set_server_final(request.data.decode())
+                    self._proved = True
+                    return None
+                case Authentication.MD5:
+                    raise LoginError("it asks for an MD5 password, which is not supported: use scram-sha-256")
+        except (ScramException, UnicodeDecodeError, ValueError) as error:
+            raise LoginError(f"SCRAM authentication failed: {error}") from None
+        raise ProtocolError(f"unexpected authentication request {request.kind}")
+
+    def _accepted(self) -> None:
+        if self._scram is not None and not self._proved:
+            raise LoginError("it did not prove that it knows the password")
+        self.done = True
+
+    def _cleartext(self) -> AuthenticationResponse:
+        if not self._private:
+            raise LoginError("it asks for the password in clear text outside of TLS")
+        return AuthenticationResponse.password(self._password)
+
+    def _scram_first(self, mechanisms: list[str]) -> AuthenticationResponse:
+        known = [name for name in mechanisms if name in ("SCRAM-SHA-256", "SCRAM-SHA-256-PLUS")]
+        if not known:
+            raise LoginError(f"it offers no authentication that is supported, only {', '.join(mechanisms)}")
+        binding = None
+        if self._tls is not None and "SCRAM-SHA-256-PLUS" in known:
+            binding = ("tls-server-end-point", self._tls)
+        self._scram = ScramClient(known, self._user, self._password, channel_binding=binding)
+        first = self._scram.get_client_first()
+        return AuthenticationResponse.sasl_initial(self._scram.mechanism_name, first.encode())
+
+    def _scram_final(self, data: bytes) -> AuthenticationResponse:
+        self._scram.set_server_first(data.decode())
+        if int(self._scram.iterations) > _MAX_ITERATIONS:
+            raise LoginError("it asks for too many SCRAM iterations")
+        return AuthenticationResponse(self._scram.get_client_final().encode())

@@ -1,0 +1,338 @@
+"""What the server still owes for the messages that were sent on, and what each answer means. Sans-IO.
+
+Answers come in the order of the messages. The table `ANSWERS` says which answers each message may get
+and which one is its last; anything else is a protocol violation by the server. An ErrorResponse ends a
+batch up to its Sync: what was skipped is taken out of the books and recorded as skipped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from gateway.model import Outcome, Status
+from policy.model import Effects
+from wire import sqlstate
+from wire.backend import CommandComplete, ErrorResponse, ParameterStatus, ReadyForQuery, RowDescription
+from wire.codec import Frame, Rows
+from wire.fields import ProtocolError
+from wire.reports import Report, as_client_sees
+from wire.session import Event, Phase, Portal, Prepared, Undo, WireSession
+from wire.texts import Forwarded
+
+if TYPE_CHECKING:
+    from gateway.admission import Grant
+
+Origins = frozenset[tuple[int, int]]
+
+_NO_EFFECTS = Effects()
+
+
+class Owes(StrEnum):
+    """What kind of message an answer is owed for."""
+
+    PARSE = "Parse"
+    BIND = "Bind"
+    DESCRIBE = "Describe"
+    EXECUTE = "Execute"
+    CLOSE = "Close"
+    SYNC = "Sync"
+    QUERY = "Query"
+    POISON = "a message of ours that must fail"
+
+
+class Step(StrEnum):
+    """What an answer does to the message that it answers."""
+
+    STAY = "more follows"
+    DONE = "the last answer"
+    RESULT = "a statement is complete, more follows"
+    LAST_RESULT = "a statement is complete, and it was the last"
+
+
+_RESULTS = {b"T": Step.STAY, b"G": Step.STAY, b"H": Step.STAY, b"c": Step.STAY}
+
+ANSWERS: Mapping[Owes, Mapping[bytes, Step]] = {
+    Owes.PARSE: {b"1": Step.DONE},
+    Owes.BIND: {b"2": Step.DONE},
+    Owes.DESCRIBE: {b"t": Step.STAY, b"T": Step.DONE, b"n": Step.DONE},
+    Owes.EXECUTE: {**_RESULTS, **dict.fromkeys((b"C", b"I", b"s"), Step.LAST_RESULT)},
+    Owes.CLOSE: {b"3": Step.DONE},
+    Owes.SYNC: {b"Z": Step.DONE},
+    Owes.QUERY: {**_RESULTS, b"C": Step.RESULT, b"I": Step.RESULT, b"Z": Step.DONE},
+    Owes.POISON: {},
+}
+_STEPS = {owes: {ord(tag): step for tag, step in of.items()} for owes, of in ANSWERS.items()}
+
+_ERROR, _NOTICE, _PARAMETER, _NOTIFICATION = b"ENSA"
+_DESCRIPTION, _COPY_IN, _COMPLETE, _READY = b"TGCZ"
+
+
+class InvariantError(Exception):
+    """A RowDescription shows a column that the rewrite should have hidden: a bug of ours."""
+
+    def __init__(self, grant: Grant | None, detail: str) -> None:
+        super().__init__(detail)
+        self.grant = grant
+        self.detail = detail
+
+
+@dataclass(slots=True, eq=False)
+class Delivery:
+    """What one grant has delivered so far. `size` is bytes of values, the digest is over whole messages."""
+
+    grant: Grant
+    rows: int = 0
+    size: int = 0
+    settled: bool = False
+    _hash: Any = None
+
+    def add(self, piece: Rows) -> None:
+        """Count rows, or a piece of one."""
+        self.rows += piece.messages
+        self.size += piece.size
+        if self._hash is None:
+            self._hash = hashlib.sha256()
+        self._hash.update(piece.data)
+
+    @property
+    def effects(self) -> Effects:
+        """What the statement changes."""
+        analysis = self.grant.decision.analysis
+        return analysis.effects if analysis else _NO_EFFECTS
+
+    def outcome(self, status: Status, *, tag: str | None = None, rows: int | None = None) -> Outcome:
+        """The outcome of a statement that PostgreSQL has run."""
+        return self._outcome(status, tag=tag, rows=self.rows if rows is None else rows)
+
+    def failure(self, status: Status, code: str | None, message: str | None) -> Outcome:
+        """The outcome of a statement that did not get through."""
+        return self._outcome(status, sqlstate=code, message=message, rows=self.rows)
+
+    def _outcome(self, status: Status, **more: Any) -> Outcome:
+        digest = self._hash.hexdigest() if self._hash else None
+        return Outcome(status, size=self.size, digest=digest, **more)
+
+
+@dataclass(slots=True, eq=False)
+class Owed:
+    """A message that was sent on and is not answered yet.
+
+    `text` is what its errors are about, `undo` what its failure takes back. `substitute` is our own
+    report, which replaces the server's (for a message that was made to fail). The client is not told of
+    `hidden` answers: they are to messages of ours.
+    """
+
+    owes: Owes
+    text: Forwarded | None = None
+    deliveries: tuple[Delivery, ...] = ()
+    undo: Undo[Prepared] | Undo[Portal] | None = None
+    substitute: Report | None = None
+    origins: Origins = frozenset()
+    hidden: bool = False
+    next: int = 0  # which delivery the next answer belongs to
+
+    @property
+    def current(self) -> Delivery | None:
+        """The delivery that the next answer belongs to."""
+        return self.deliveries[self.next] if self.next < len(self.deliveries) else None
+
+
+@dataclass(slots=True)
+class Replies:
+    """The queue of one session, and the outcomes that wait for their transaction.
+
+    `settle` writes an outcome. Outside an explicit transaction a statement's success is only final with
+    the ReadyForQuery that follows: until then it is held, and an error turns it into a failure.
+    """
+
+    session: WireSession
+    settle: Callable[[Grant, Outcome], None]
+    status: str = "I"  # of the last ReadyForQuery
+    dirty: bool = False  # something was sent since: the server may have an implicit transaction open
+    copying: bool = False  # the server waits for COPY data
+    _queue: deque[Owed] = field(default_factory=deque)
+    _held: list[tuple[Delivery, Outcome]] = field(default_factory=list)
+    _transaction_ran: bool = False
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything is answered."""
+        return not self._queue
+
+    @property
+    def aborted(self) -> bool:
+        """Whether the transaction is known to have failed: it cannot be asked anything."""
+        return self.status == "E" and not self._transaction_ran
+
+    def unsettled(self) -> Iterable[Delivery]:
+        """The deliveries whose statements may still run."""
+        return (d for owed in self._queue for d in owed.deliveries[owed.next :] if not d.settled)
+
+    def expect(self, owed: Owed) -> None:
+        """A message was sent on."""
+        self._queue.append(owed)
+        self.dirty = owed.owes not in (Owes.SYNC, Owes.QUERY)
+
+    # -- answers --------------------------------------------------------------------------------------
+
+    def rows(self, piece: Rows) -> None:
+        """Rows or COPY data were received. Raises ProtocolError where nobody asked."""
+        current = self._queue[0].current if self._queue else None
+        if current is None:
+            raise ProtocolError("the server sent rows that nobody asked for")
+        current.add(piece)
+
+    def received(self, frame: Frame) -> bytes:
+        """Any other message was received; returns what the client is to get for it.
+
+        Raises ProtocolError for what the protocol does not allow here, and InvariantError.
+        """
+        tag = frame.tag
+        if tag in (_NOTICE, _PARAMETER, _NOTIFICATION):
+            return frame.raw
+        if tag == _ERROR:
+            return self._failed(frame)
+        if not self._queue:
+            raise ProtocolError(f"the server sent a `{chr(tag)}` message that nobody asked for")
+        owed = self._queue[0]
+        step = _STEPS[owed.owes].get(tag)
+        if step is None:
+            raise ProtocolError(f"the server answered {owed.owes.value} with a `{chr(tag)}` message")
+        if tag == _DESCRIPTION and owed.origins:
+            self._check_invariant(owed, frame)
+        elif tag == _COPY_IN:
+            self.copying = True
+            self.session.happened(Event.COPY_IN)
+        if step in (Step.RESULT, Step.LAST_RESULT):
+            self._completed(owed, frame)
+        if step in (Step.DONE, Step.LAST_RESULT):
+            self._queue.popleft()
+        if tag == _READY:
+            self._ready(frame)
+        return b"" if owed.hidden else frame.raw
+
+    def copy_ended(self) -> None:
+        """The client's end of the COPY data was sent on."""
+        self.copying = False
+
+    def _check_invariant(self, owed: Owed, frame: Frame) -> None:
+        hidden, relations = owed.origins, {table for table, _ in owed.origins}
+        for column in RowDescription.decode(frame.body).columns:
+            raw_row = column.attribute == 0 and column.table in relations
+            if raw_row or (column.table, column.attribute) in hidden:
+                current = owed.current
+                raise InvariantError(
+                    current.grant if current else None,
+                    f"invariant.violated: result column `{column.name}` comes raw from attribute "
+                    f"{column.attribute} of relation {column.table}, which is masked",
+                )
+
+    def _completed(self, owed: Owed, frame: Frame) -> None:
+        if (delivery := owed.current) is None:
+            # An empty query string has no statement, and PostgreSQL's rewrite rules add no tags of their own.
+            return
+        owed.next += 1
+        if frame.tag == _COMPLETE:
+            complete = CommandComplete.decode(frame.body)
+            outcome = delivery.outcome(Status.COMPLETED, tag=complete.tag, rows=complete.rows)
+        else:
+            outcome = delivery.outcome(Status.COMPLETED)
+        effects = delivery.effects
+        if effects.transaction is not None:
+            self._transaction_ran = True
+            self._release()
+        if self.status == "I" and not self._transaction_ran and not changes_context(effects):
+            self._held.append((delivery, outcome))
+        else:
+            self._settle(delivery, outcome)
+
+    def _ready(self, frame: Frame) -> None:
+        self.status = ReadyForQuery.decode(frame.body).status
+        self._transaction_ran = False
+        self._release()
+        if self.status == "I" and not self.dirty:
+            self.session.transaction_over()
+
+    # -- errors ---------------------------------------------------------------------------------------
+
+    def _failed(self, frame: Frame) -> bytes:
+        fields = ErrorResponse.decode(frame.body).fields
+        if not self._queue:
+            return frame.raw  # a FATAL out of the blue: the connection ends with it
+        owed = self._queue[0]
+        fields = owed.substitute or as_client_sees(fields, owed.text)
+        code, message = fields.get("C"), fields.get("M")
+        status = Status.CANCELLED if code == sqlstate.QUERY_CANCELED else Status.FAILED
+        for delivery, _ in self._held:
+            text = f"rolled back: {message}"
+            self._settle(delivery, delivery.failure(Status.FAILED, code, text))
+        self._held.clear()
+        if (failed := owed.current) is not None:
+            owed.next += 1
+            self._settle(failed, failed.failure(status, code, message))
+        if owed.owes is Owes.QUERY:
+            self._skip(owed)
+        elif owed.owes is not Owes.SYNC:
+            self._skip_batch()
+        if self.copying:
+            self.copying = False
+            self.session.happened(Event.ERROR)
+        return ErrorResponse(fields).encode()
+
+    def _skip(self, owed: Owed) -> None:
+        while (delivery := owed.current) is not None:
+            owed.next += 1
+            self._settle(delivery, delivery.failure(Status.SKIPPED, None, "an earlier error kept it from running"))
+
+    def _skip_batch(self) -> None:
+        """The server now skips everything until the batch's Sync."""
+        skipped: list[Owed] = []
+        while self._queue and self._queue[0].owes is not Owes.SYNC:
+            skipped.append(self._queue.popleft())
+        for owed in skipped:
+            self._skip(owed)
+        for owed in reversed(skipped):
+            if owed.undo is not None:
+                owed.undo.apply()
+        if not self._queue and self.session.phase is Phase.BATCH:
+            self.session.happened(Event.ERROR)
+
+    # -- outcomes -------------------------------------------------------------------------------------
+
+    def _release(self) -> None:
+        for delivery, outcome in self._held:
+            self._settle(delivery, outcome)
+        self._held.clear()
+
+    def _settle(self, delivery: Delivery, outcome: Outcome) -> None:
+        if not delivery.settled:
+            delivery.settled = True
+            self.settle(delivery.grant, outcome)
+
+    def abandon(self, status: Status, code: str, message: str) -> None:
+        """The connection is over: whatever has no outcome gets this one."""
+        unheard = [d for d, _ in self._held] + list(self.unsettled())
+        self._held.clear()
+        self._queue.clear()
+        for delivery in unheard:
+            self._settle(delivery, delivery.failure(status, code, message))
+
+
+def changes_context(effects: Effects) -> bool:
+    """Whether later statements of the session may be decided differently once this one has run."""
+    return (
+        effects.search_path
+        or effects.catalog
+        or effects.prepares is not None
+        or effects.deallocates is not None
+    )
+
+
+def reported(frame: Frame) -> ParameterStatus | None:
+    """The setting that a frame reports, if it is a ParameterStatus."""
+    return ParameterStatus.decode(frame.body) if frame.tag == _PARAMETER else None

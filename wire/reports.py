@@ -1,0 +1,68 @@
+"""Error reports: ours, made of the gateway's errors, and PostgreSQL's, mapped back to the client's text. Sans-IO.
+
+A report is a mapping by the protocol's field codes ("Error and Notice Message Fields"): S and V severity,
+C SQLSTATE, M message, D detail, H hint, P position, q p internal query and position, W where.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from gateway.errors import CountersignError, RefusedError
+from wire import sqlstate
+from wire.texts import Forwarded, position_at
+
+Report = Mapping[str, str]
+
+# On statements that mask, these may quote values that the masks hide.
+_SCRUBBED = frozenset("DHWqp")
+_MULTIPLE_COMMANDS = "cannot insert multiple commands into a prepared statement"
+
+
+def report(
+    code: str, text: str, *, severity: str = "ERROR", detail: str | None = None, hint: str | None = None
+) -> dict[str, str]:
+    """A report of our own."""
+    fields = {"S": severity, "V": severity, "C": code, "M": text}
+    if detail:
+        fields["D"] = detail
+    if hint:
+        fields["H"] = hint
+    return fields
+
+
+def fatal(code: str, text: str, *, detail: str | None = None, hint: str | None = None) -> dict[str, str]:
+    """A report that ends the connection."""
+    return report(code, text, severity="FATAL", detail=detail, hint=hint)
+
+
+def of_error(error: CountersignError, *, severity: str = "ERROR") -> dict[str, str]:
+    """The report of an error that concerns no place in a text."""
+    return report(error.sqlstate, error.text, severity=severity, detail=error.detail, hint=error.cure)
+
+
+def of_refusal(error: RefusedError, client: bytes, start: int) -> dict[str, str]:
+    """The report of a deny of the statement that begins at byte `start` of the client's text."""
+    verdict = error.decision.verdict
+    reason = next(r for r in verdict.reasons if r.effect is verdict.effect)
+    fields = of_error(error)
+    fields["C"] = sqlstate.of_reason(reason.code)
+    if reason.code == "statement.several":
+        fields["M"] = _MULTIPLE_COMMANDS
+    if reason.location is not None:
+        fields["P"] = str(position_at(client, start + reason.location))
+    return fields
+
+
+def as_client_sees(fields: Report, text: Forwarded | None) -> Report:
+    """PostgreSQL's report on a text that ran, in terms of the text that the client sent."""
+    if text is None:
+        return fields
+    mapped = {k: v for k, v in fields.items() if not (text.masked and k in _SCRUBBED)}
+    if "P" in mapped:
+        position = text.client_position(int(mapped["P"])) if mapped["P"].isdigit() else None
+        if position is None:
+            del mapped["P"]
+        else:
+            mapped["P"] = str(position)
+    return mapped

@@ -1,0 +1,185 @@
+"""A client's side of one session: which message is legal when, and what its names stand for. Sans-IO.
+
+The phases follow PostgreSQL's own loop (tcop/postgres.c): the table below is all of it, and a pair that
+is not in it is a protocol violation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Generic, TypeVar
+
+from policy.model import Decision
+from wire import copy, frontend
+from wire.fields import ProtocolError
+from wire.texts import Forwarded
+
+# Names of ours in the upstream session. A client may not use them.
+RESERVED_NAME = "__countersign"
+
+
+class Phase(StrEnum):
+    """Where the client's side stands."""
+
+    STARTUP = "start-up"
+    AUTHENTICATION = "authentication"
+    READY = "ready"
+    BATCH = "extended query"  # after Parse, Bind … until Sync
+    SKIPPING = "failed until Sync"
+    COPY_SIMPLE = "COPY from stdin"
+    COPY_BATCH = "COPY from stdin in an extended query"
+    CLOSED = "closed"
+
+
+class Event(StrEnum):
+    """What moves the phase besides the client's messages."""
+
+    AUTHENTICATED = "authenticated"
+    COPY_IN = "copy in"  # the server waits for COPY data
+    ERROR = "error"  # the open batch, or the COPY, failed
+
+
+Trigger = type[object] | Event
+
+_EXTENDED = (frontend.Parse, frontend.Bind, frontend.Describe, frontend.Execute, frontend.Close, frontend.Flush)
+_COPY = (copy.CopyData, copy.CopyDone, copy.CopyFail)
+
+
+def _to(phase: Phase, *triggers: Trigger) -> dict[Trigger, Phase]:
+    return dict.fromkeys(triggers, phase)
+
+
+# COPY messages outside of COPY are what a client still sends after its COPY failed: ignored.
+# After an error everything but Sync and Terminate is skipped, a Query too.
+TRANSITIONS: Mapping[Phase, Mapping[Trigger, Phase]] = {
+    Phase.STARTUP: {
+        **_to(Phase.STARTUP, frontend.SslRequest, frontend.GssEncRequest),
+        **_to(Phase.AUTHENTICATION, frontend.StartupRequest),
+        **_to(Phase.CLOSED, frontend.CancelRequest),
+    },
+    Phase.AUTHENTICATION: {
+        **_to(Phase.AUTHENTICATION, frontend.AuthenticationResponse),
+        **_to(Phase.READY, Event.AUTHENTICATED),
+    },
+    Phase.READY: {
+        **_to(Phase.READY, frontend.Query, frontend.Sync, frontend.FunctionCall, *_COPY, Event.ERROR),
+        **_to(Phase.BATCH, *_EXTENDED),
+        **_to(Phase.COPY_SIMPLE, Event.COPY_IN),
+        **_to(Phase.CLOSED, frontend.Terminate),
+    },
+    Phase.BATCH: {
+        **_to(Phase.BATCH, *_EXTENDED, *_COPY),
+        **_to(Phase.READY, frontend.Query, frontend.Sync, frontend.FunctionCall),
+        **_to(Phase.SKIPPING, Event.ERROR),
+        **_to(Phase.COPY_BATCH, Event.COPY_IN),
+        **_to(Phase.CLOSED, frontend.Terminate),
+    },
+    Phase.SKIPPING: {
+        **_to(Phase.SKIPPING, *_EXTENDED, *_COPY, frontend.Query, frontend.FunctionCall, Event.ERROR),
+        **_to(Phase.READY, frontend.Sync),
+        **_to(Phase.CLOSED, frontend.Terminate),
+    },
+    Phase.COPY_SIMPLE: {
+        **_to(Phase.COPY_SIMPLE, copy.CopyData, frontend.Sync, frontend.Flush),
+        **_to(Phase.READY, copy.CopyDone, copy.CopyFail, Event.ERROR),
+        **_to(Phase.CLOSED, frontend.Terminate),
+    },
+    Phase.COPY_BATCH: {
+        **_to(Phase.COPY_BATCH, copy.CopyData, frontend.Sync, frontend.Flush),
+        **_to(Phase.BATCH, copy.CopyDone, copy.CopyFail),
+        **_to(Phase.SKIPPING, Event.ERROR),
+        **_to(Phase.CLOSED, frontend.Terminate),
+    },
+    Phase.CLOSED: {},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A statement that Parse made: the client's text, what runs for it, and what was decided then."""
+
+    name: str
+    text: Forwarded
+    decision: Decision
+
+
+@dataclass(frozen=True, slots=True)
+class Portal:
+    """A portal that Bind made. `search_path` is what the names in it were resolved under."""
+
+    name: str
+    prepared: Prepared
+    parameters: tuple[bytes | None, ...]
+    search_path: tuple[str, ...]
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Undo(Generic[T]):
+    """How to take back one change of a book, if PostgreSQL did not accept what it stood for."""
+
+    book: MutableMapping[str, T]
+    name: str
+    previous: T | None
+
+    def apply(self) -> None:
+        """Put the name back as it was."""
+        if self.previous is None:
+            self.book.pop(self.name, None)
+        else:
+            self.book[self.name] = self.previous
+
+
+@dataclass(slots=True)
+class WireSession:
+    """The phase and the books of one client. Names change when a message is sent on; `Undo` takes that back."""
+
+    phase: Phase = Phase.STARTUP
+    statements: dict[str, Prepared] = field(default_factory=dict)
+    portals: dict[str, Portal] = field(default_factory=dict)
+
+    def receive(self, message: object) -> Phase:
+        """Move on by a client's message; returns the phase before. Raises ProtocolError where it is illegal."""
+        before = self.phase
+        after = TRANSITIONS[before].get(type(message))
+        if after is None:
+            raise ProtocolError(f"unexpected {type(message).__name__} message during {before.value}")
+        self.phase = after
+        return before
+
+    def happened(self, event: Event) -> None:
+        """Move on by an event; one that the phase does not know is a bug of ours."""
+        self.phase = TRANSITIONS[self.phase][event]
+
+    def prepare(self, prepared: Prepared) -> Undo[Prepared]:
+        """A Parse is sent on."""
+        return _set(self.statements, prepared.name, prepared)
+
+    def bind(self, portal: Portal) -> Undo[Portal]:
+        """A Bind is sent on."""
+        return _set(self.portals, portal.name, portal)
+
+    def close(self, kind: bytes, name: str) -> Undo[Prepared] | Undo[Portal]:
+        """A Close is sent on."""
+        if kind == b"S":
+            return Undo(self.statements, name, self.statements.pop(name, None))
+        return Undo(self.portals, name, self.portals.pop(name, None))
+
+    def simple_query(self) -> None:
+        """A Query is sent on: it drops the unnamed statement and portal."""
+        self.statements.pop("", None)
+        self.portals.pop("", None)
+
+    def transaction_over(self) -> None:
+        """Portals live no longer than their transaction."""
+        self.portals.clear()
+
+
+def _set(book: dict[str, T], name: str, value: T) -> Undo[T]:
+    undo = Undo(book, name, book.get(name))
+    book[name] = value
+    return undo
