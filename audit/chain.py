@@ -10,6 +10,18 @@ from audit.entry import Draft, Entry, as_text
 # The `prev` of entry 1: a constant of the format, so that an empty chain has a head too.
 GENESIS = hashlib.sha256(b"countersign audit chain v1\n").digest()
 
+# What stands in place of a length for NULL: no field can be this long.
+_NULL = b"\xff\xff\xff\xff"
+_length = struct.Struct(">I").pack
+_number = struct.Struct(">Q").pack
+
+
+def _field(text: str | None) -> bytes:
+    if text is None:
+        return _NULL
+    data = text.encode("utf-8")
+    return _length(len(data)) + data
+
 
 def digest(
     prev: bytes,
@@ -21,35 +33,32 @@ def digest(
     connection: str | None,
     body: str,
 ) -> bytes:
-    """SHA-256 over prev, seq and the length-prefixed fields; NULL has the length 2**32 - 1."""
-    parts = [prev, struct.pack(">Q", seq)]
-    for field in (time, kind, session, subject, connection, body):
-        if field is None:
-            parts.append(b"\xff\xff\xff\xff")
-        else:
-            data = field.encode("utf-8")
-            parts.append(struct.pack(">I", len(data)))
-            parts.append(data)
-    return hashlib.sha256(b"".join(parts)).digest()
+    """SHA-256 (32 bytes) over `prev`, `seq` and the fields, each with its length before it (SPEC.md, Hash)."""
+    fields = (time, kind, session, subject, connection, body)
+    return hashlib.sha256(prev + _number(seq) + b"".join(map(_field, fields))).digest()
 
 
-def link(prev: bytes, seq: int, time: str, draft: Draft) -> Entry:
-    """The entry that a draft becomes at this place of the chain."""
-    body = as_text(draft.body)
+def link(prev: bytes, seq: int, time: str, draft: Draft, body: str | None = None) -> Entry:
+    """The entry that a draft becomes at this place of the chain; `body` spares writing its text again.
+
+    Raises `audit.entry.BodyError`, and ValueError for a field that is not valid Unicode.
+    """
+    text = as_text(draft.body) if body is None else body
     kind = str(draft.kind)
-    value = digest(prev, seq, time, kind, draft.session, draft.subject, draft.connection, body)
-    return Entry(seq, time, kind, draft.session, draft.subject, draft.connection, body, prev, value)
+    value = digest(prev, seq, time, kind, draft.session, draft.subject, draft.connection, text)
+    return Entry(seq, time, kind, draft.session, draft.subject, draft.connection, text, prev, value)
 
 
-def problem(expected_seq: int, prev: bytes, entry: Entry) -> str | None:
-    """What is wrong with an entry that should follow `prev` at `expected_seq`; None if nothing is."""
-    if entry.seq != expected_seq:
-        return f"entry {expected_seq} is missing (the next one is {entry.seq})"
+def check(before: Entry | None, entry: Entry) -> str | None:
+    """What is wrong with an entry that should follow `before` (None: should be the first); None if nothing is."""
+    seq, prev, time = (before.seq, before.hash, before.time) if before else (0, GENESIS, "")
+    if entry.seq != seq + 1:
+        return f"entry {seq + 1} is missing (the next one is {entry.seq})"
+    fields = (entry.time, entry.kind, entry.session, entry.subject, entry.connection, entry.body)
+    if digest(entry.prev, entry.seq, *fields) != entry.hash:
+        return "its contents do not match its hash"
     if entry.prev != prev:
-        return "it does not follow the entry before it (inserted, deleted or reordered)"
-    computed = digest(
-        entry.prev, entry.seq, entry.time, entry.kind, entry.session, entry.subject, entry.connection, entry.body
-    )
-    if computed != entry.hash:
-        return "its contents do not match its hash (edited)"
+        return "it does not follow the entry before it"
+    if entry.time < time:
+        return "its time is before that of the entry before it"
     return None

@@ -1,4 +1,4 @@
-"""An audit entry and what it is made from: sans-IO values, and the one way a body becomes bytes."""
+"""An audit entry and what it is made from: sans-IO values, and the one way a body becomes text."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+# A body larger than this is refused by itself, before it can fail the transaction that others share.
+# SQLite's own limit is 10^9 bytes (SQLITE_MAX_LENGTH).
+LARGEST_BODY_BYTES = 64 * 1024 * 1024
+
 
 class Kind(StrEnum):
-    """What an entry tells."""
+    """What an entry tells. A reader must accept kinds that it does not know: later versions add some."""
 
     PROCESS_STARTED = "process.started"
     PROCESS_STOPPED = "process.stopped"
@@ -20,6 +24,7 @@ class Kind(StrEnum):
     OUTCOME = "outcome"
     POLICY_LOADED = "policy.loaded"
     POLICY_REJECTED = "policy.rejected"
+    CATALOG_LOADED = "catalog.loaded"
     APPROVAL_REQUESTED = "approval.requested"
     APPROVAL_VOTED = "approval.voted"
     APPROVAL_APPROVED = "approval.approved"
@@ -58,14 +63,33 @@ class Entry:
     hash: bytes  # 32
 
 
-def as_text(body: Mapping[str, object]) -> str:
-    """The body as compact JSON with sorted keys. Raises ValueError or TypeError for what JSON cannot hold.
+class BodyError(ValueError):
+    """A body that JSON, or the store, cannot hold. The text says why and the cure."""
 
-    Lone surrogates stay escaped, so that the text is always valid UTF-8.
+
+_COMPACT = json.JSONEncoder(ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
+_COMPACT_ASCII = json.JSONEncoder(ensure_ascii=True, allow_nan=False, sort_keys=True, separators=(",", ":"))
+
+
+def as_text(body: Mapping[str, object]) -> str:
+    """The body as compact JSON (RFC 8259) with sorted keys; raises BodyError.
+
+    It always encodes to UTF-8: text with lone surrogates, which UTF-8 cannot hold, is written with
+    `\\u` escapes instead. NaN, the infinities and bytes are refused.
     """
-    text = json.dumps(body, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
     try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        text = json.dumps(body, ensure_ascii=True, allow_nan=False, sort_keys=True, separators=(",", ":"))
+        text = _COMPACT.encode(body)
+        try:
+            size = len(text.encode("utf-8"))
+        except UnicodeEncodeError:
+            text = _COMPACT_ASCII.encode(body)
+            size = len(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BodyError(
+            f"an audit body must be JSON: {error}; give text, finite numbers, lists and mappings, and bytes as hex"
+        ) from None
+    if size > LARGEST_BODY_BYTES:
+        raise BodyError(
+            f"an audit body of {size} bytes is larger than {LARGEST_BODY_BYTES}; store a digest of the large part"
+        )
     return text

@@ -10,13 +10,17 @@ CREATE TABLE entries (
   body       TEXT NOT NULL,
   prev       BLOB NOT NULL,
   hash       BLOB NOT NULL,
-  -- Derived from the body, never stored: what joins an intent and its outcome.
-  statement  TEXT GENERATED ALWAYS AS (body ->> '$.statement') VIRTUAL
+  -- Computed from hashed columns whenever it is read, so it cannot differ from them:
+  -- what joins an intent, its outcome and a broken invariant.
+  statement  TEXT GENERATED ALWAYS AS (
+    CASE WHEN kind IN ('intent', 'outcome', 'invariant.violated') THEN body ->> '$.statement' END
+  ) VIRTUAL
 ) STRICT;
 
-CREATE INDEX outcomes_by_statement ON entries (statement) WHERE kind = 'outcome';
+CREATE INDEX entries_by_statement ON entries (statement, kind) WHERE statement IS NOT NULL;
 CREATE INDEX entries_by_subject ON entries (subject, time);
 CREATE INDEX entries_by_session ON entries (session, seq);
+CREATE INDEX entries_by_session_life ON entries (kind, session) WHERE kind IN ('session.opened', 'session.closed');
 
 -- A seat belt against accidents, not a lock: whoever can write the file can drop them. The chain is the lock.
 CREATE TRIGGER entries_are_never_updated BEFORE UPDATE ON entries
@@ -26,9 +30,10 @@ BEGIN SELECT raise(ABORT, 'audit entries are never deleted'); END;
 
 CREATE TABLE approval_records (
   id      TEXT PRIMARY KEY,
-  state   TEXT NOT NULL CHECK (state IN ('requested', 'approved', 'denied', 'expired', 'cancelled', 'consumed', 'void')),
-  expires TEXT NOT NULL,
-  record  TEXT NOT NULL
+  state   TEXT NOT NULL CHECK (
+    state IN ('requested', 'approved', 'denied', 'expired', 'cancelled', 'consumed', 'void')
+  ),
+  record  TEXT NOT NULL  -- JSON; its SHA-256 is in the chain
 ) STRICT;
 
 CREATE INDEX approval_records_by_state ON approval_records (state);
@@ -37,7 +42,7 @@ CREATE TABLE approval_votes (
   approval TEXT NOT NULL REFERENCES approval_records (id),
   issuer   TEXT NOT NULL,
   subject  TEXT NOT NULL,
-  vote     TEXT NOT NULL,
+  vote     TEXT NOT NULL,  -- JSON; its SHA-256 is in the chain
   PRIMARY KEY (approval, issuer, subject)  -- one human, one vote
 ) STRICT;
 
@@ -77,6 +82,7 @@ SELECT o.seq,
        o.subject                              AS who,
        o.body ->> '$.principal.kind'          AS kind,
        o.body ->> '$.principal.on_behalf_of'  AS on_behalf_of,
+       (SELECT group_concat(value, ', ') FROM json_each(o.body, '$.principal.groups')) AS groups,
        o.connection,
        o.body ->> '$.door'                    AS door,
        o.body ->> '$.client.name'             AS client,
@@ -85,13 +91,14 @@ SELECT o.seq,
        c.body ->> '$.reason'                  AS ended_because
   FROM entries o
   LEFT JOIN entries c ON c.session = o.session AND c.kind = 'session.closed'
+                     AND c.kind IN ('session.opened', 'session.closed')  -- names the partial index
  WHERE o.kind = 'session.opened';
 
 CREATE VIEW approvals AS
 SELECT r.id,
        r.state,
        r.record ->> '$.created'                AS asked,
-       r.expires,
+       r.record ->> '$.expires'                AS expires,
        r.record ->> '$.principal.subject'      AS requester,
        r.record ->> '$.principal.on_behalf_of' AS on_behalf_of,
        r.record ->> '$.connection'             AS connection,

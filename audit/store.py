@@ -1,34 +1,29 @@
 """The only writer of the audit file: appends batches to the chain, durably, in one transaction each.
 
 Several processes may share the file: each transaction takes SQLite's write lock first and reads the head
-of the chain inside it, so the chain cannot fork.
+of the chain inside it, so the chain cannot fork. (Reading it costs 5 µs; caching it would save nothing.)
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import resources
 from pathlib import Path
 
 from audit import chain
-from audit.approvals import Change, Conflict, apply
-from audit.entry import Draft, Entry
+from audit.approvals import Change, Conflict, account, apply
+from audit.entry import BodyError, Draft, Entry, as_text
+from audit.errors import AuditUnavailable, unavailable
+from audit.schema import make, prepare, transaction
 
-# "CNTS": marks the file as ours, so that nothing else is ever written into (`PRAGMA application_id`).
-APPLICATION_ID = 0x434E5453
-SCHEMA_VERSION = 1
+__all__ = ["AuditUnavailable", "Item", "Open", "Store", "Unit"]
+
 # How long a transaction waits for another process's lock before it is refused.
-_BUSY_SECONDS = 5.0
-
-
-class AuditUnavailable(Exception):  # noqa: N818 - a state of the world, named as DESIGN.md names it
-    """The store cannot be opened or written. The text says what, where and the cure."""
+BUSY_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +37,23 @@ class Item:
 Unit = Sequence[Item]  # appended together or not at all
 
 
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Something begun that has no end in the chain yet: a `statement`, or (None) a session."""
+
+    statement: str | None
+    session: str | None
+    subject: str | None
+    connection: str | None
+    instance: str
+
+
 def _now() -> datetime:
     return datetime.now(UTC)
 
 
 class Store:
-    """An open audit file. One thread at a time may append."""
+    """An open audit file. Its methods may be called from any thread; they take turns."""
 
     def __init__(self, path: Path, db: sqlite3.Connection, clock: Callable[[], datetime]) -> None:
         self.path = path
@@ -56,21 +62,24 @@ class Store:
         self._lock = threading.Lock()
 
     @classmethod
-    def open(cls, path: Path, *, clock: Callable[[], datetime] = _now) -> Store:
-        """Open the file, or make it with mode 600. Raises AuditUnavailable."""
-        path = Path(path)
+    def open(cls, path: Path, *, clock: Callable[[], datetime] = _now, busy_seconds: float = BUSY_SECONDS) -> Store:
+        """Open the file, or make it with mode 600. A file that is not ours is never touched. Raises AuditUnavailable.
+
+        Links are followed: one file has one name, whatever path leads to it.
+        """
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileExistsError):
-                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-            db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+            path = Path(path).resolve()
+            make(path)
+            # The file is there by now; `mode=rw` keeps SQLite from making another one with other rights.
+            uri = f"{path.as_uri()}?mode=rw"
+            db = sqlite3.connect(uri, uri=True, timeout=busy_seconds, isolation_level=None, check_same_thread=False)
             try:
-                _prepare(db, path)
+                prepare(db, path, busy_seconds)
             except BaseException:
                 db.close()
                 raise
         except (sqlite3.Error, OSError) as error:
-            raise AuditUnavailable(_sentence(path, error)) from None
+            raise unavailable(path, error) from None
         return cls(path, db, clock)
 
     def close(self) -> None:
@@ -80,48 +89,65 @@ class Store:
 
     def head(self) -> tuple[int, bytes]:
         """(seq, hash) of the newest entry; (0, GENESIS) of an empty store."""
-        with self._lock:
+        with self._lock, _told(self.path):
             seq, hash_, _ = self._head()
             return seq, hash_
 
     def append(self, units: Sequence[Unit]) -> list[Sequence[Entry] | Conflict]:
         """Append units in order, all in one durable transaction; a unit whose change conflicts is left out.
 
-        Raises AuditUnavailable where nothing could be written, ValueError or TypeError for a body that is
-        not JSON: then nothing of the call is in the store.
+        The answer has one element per unit: its entries, on disk, or the Conflict. Raises AuditUnavailable
+        where nothing could be written, ValueError for a draft that is not JSON or a change that is not
+        legal: then nothing of the call is in the store.
         """
-        with self._lock:
-            try:
-                return self._append(units)
-            except sqlite3.Error as error:
-                raise AuditUnavailable(_sentence(self.path, error)) from None
-
-    def _append(self, units: Sequence[Unit]) -> list[Sequence[Entry] | Conflict]:
+        sealed = [[(item, _body(item)) for item in unit] for unit in units]  # before anybody has to wait for us
         results: list[Sequence[Entry] | Conflict] = []
-        with _transaction(self._db):
+        with self._lock, _told(self.path), transaction(self._db):
             seq, prev, last = self._head()
             # The chain's time never goes backwards, whatever the clock does.
-            time = max(self._clock().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"), last)
-            for unit in units:
+            now = max(self._clock().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"), last)
+            for unit in sealed:
                 entries: list[Entry] = []
-                at, before = seq, prev
-                for item in unit:
-                    at += 1
-                    entry = chain.link(before, at, time, item.draft)
-                    before = entry.hash
-                    entries.append(entry)
+                before = prev
+                for at, (item, body) in enumerate(unit, seq + 1):
+                    entries.append(chain.link(before, at, now, item.draft, body))
+                    before = entries[-1].hash
                 try:
-                    self._insert(unit, entries)
+                    self._insert([item.change for item, _ in unit if item.change is not None], entries)
                 except Conflict as conflict:
                     results.append(conflict)
                     continue
-                seq, prev = at, before
+                seq, prev = seq + len(entries), before
                 results.append(entries)
-        # If we crash before COMMIT returned, nothing was promised; after it, everything is on disk.
+        # If we crash before COMMIT returned, nothing was promised; after it, everything is on disk. A COMMIT
+        # that reports failure may yet be found on disk after a power cut: an intent then stands for a
+        # statement that never ran, and the next start closes it as `unknown`. The other way round never is.
         return results
 
-    def _insert(self, unit: Unit, entries: Sequence[Entry]) -> None:
-        changes = [item.change for item in unit if item.change is not None]
+    def open_statements(self) -> list[Open]:
+        """Every intent without an outcome, the oldest first."""
+        return self._open(
+            "SELECT i.statement, i.session, i.subject, i.connection, coalesce(i.body ->> '$.instance', '')"
+            " FROM entries i WHERE i.statement IS NOT NULL AND i.kind = 'intent' AND NOT EXISTS"
+            " (SELECT 1 FROM entries o WHERE o.statement = i.statement AND o.kind = 'outcome') ORDER BY i.seq"
+        )
+
+    def open_sessions(self) -> list[Open]:
+        """Every session that was opened and not closed, the oldest first."""
+        return self._open(
+            "SELECT NULL, o.session, o.subject, o.connection, coalesce(o.body ->> '$.instance', '')"
+            " FROM entries o WHERE o.kind = 'session.opened' AND o.kind IN ('session.opened', 'session.closed')"
+            " AND NOT EXISTS (SELECT 1 FROM entries c WHERE c.session = o.session AND c.kind = 'session.closed'"
+            "  AND c.kind IN ('session.opened', 'session.closed'))"  # said twice: it names the partial index
+            " ORDER BY o.seq"
+        )
+
+    def _open(self, sql: str) -> list[Open]:
+        with self._lock, _told(self.path):
+            rows = self._db.execute(sql).fetchall()
+        return [Open(*row) for row in rows]
+
+    def _insert(self, changes: Sequence[Change], entries: Sequence[Entry]) -> None:
         if changes:
             self._db.execute("SAVEPOINT unit")
             try:
@@ -129,9 +155,10 @@ class Store:
                     apply(self._db, change)
             except Conflict:
                 self._db.execute("ROLLBACK TO unit")
-                self._db.execute("RELEASE unit")
                 raise
-            self._db.execute("RELEASE unit")
+            finally:
+                if self._db.in_transaction:  # SQLite itself rolls everything back on a full disk
+                    self._db.execute("RELEASE unit")
         self._db.executemany(
             "INSERT INTO entries (seq, time, kind, session, subject, connection, body, prev, hash)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -142,72 +169,22 @@ class Store:
         row = self._db.execute("SELECT seq, hash, time FROM entries ORDER BY seq DESC LIMIT 1").fetchone()
         return (row[0], row[1], row[2]) if row else (0, chain.GENESIS, "")
 
-    def dangling(self) -> list[tuple[str, str | None, str | None, str | None, str]]:
-        """(statement, session, subject, connection, instance) of every intent without an outcome, oldest first."""
-        with self._lock:
-            return self._db.execute(
-                "SELECT i.statement, i.session, i.subject, i.connection, i.body ->> '$.instance' FROM entries i"
-                " WHERE i.kind = 'intent' AND NOT EXISTS"
-                " (SELECT 1 FROM entries o WHERE o.statement = i.statement AND o.kind = 'outcome') ORDER BY i.seq"
-            ).fetchall()
+
+def _body(item: Item) -> str:
+    """The entry's body; for a change of an approval, with the `change` that tells it in full."""
+    body = item.draft.body
+    if item.change is None:
+        return as_text(body)
+    if not item.draft.kind.startswith("approval."):
+        raise BodyError(f"an approval changes with an `approval.…` entry, not with `{item.draft.kind}`")
+    if "change" in body:
+        raise BodyError("the key `change` of an approval's entry is written by the store itself; leave it out")
+    return as_text({**body, "change": account(item.change)})
 
 
 @contextlib.contextmanager
-def _transaction(db: sqlite3.Connection) -> Iterator[None]:
-    db.execute("BEGIN IMMEDIATE")
+def _told(path: Path) -> Iterator[None]:
     try:
         yield
-        db.execute("COMMIT")
-    except BaseException:
-        # A failed COMMIT may leave the transaction open: nothing of it is believed.
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-        raise
-
-
-def _prepare(db: sqlite3.Connection, path: Path) -> None:
-    db.execute("PRAGMA journal_mode = WAL")
-    db.execute("PRAGMA synchronous = FULL")
-    db.execute("PRAGMA foreign_keys = ON")
-    with _transaction(db):
-        application = db.execute("PRAGMA application_id").fetchone()[0]
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        if (application, version) == (0, 0) and not db.execute("SELECT 1 FROM sqlite_master").fetchone():
-            _create(db)
-        elif application != APPLICATION_ID:
-            raise AuditUnavailable(f"`{path}` is not an audit store of ours; name another file")
-        elif version != SCHEMA_VERSION:
-            raise AuditUnavailable(
-                f"`{path}` is an audit store of version {version}, and this program writes {SCHEMA_VERSION};"
-                " use the program that wrote it, or start a new file"
-            )
-
-
-def _create(db: sqlite3.Connection) -> None:
-    script = resources.files("audit").joinpath("schema.sql").read_text(encoding="utf-8")
-    statement = ""
-    for line in script.splitlines(keepends=True):  # executescript() would commit our transaction
-        statement += line
-        if sqlite3.complete_statement(statement):
-            db.execute(statement)
-            statement = ""
-    db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-    db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-
-
-_CURES = {
-    "SQLITE_FULL": "the disk is full; make room and it goes on by itself",
-    "SQLITE_BUSY": "another process holds its lock; find and stop what does",
-    "SQLITE_LOCKED": "another connection holds its lock; find and stop what does",
-    "SQLITE_READONLY": "it is read-only; give the gateway write permission",
-    "SQLITE_IOERR": "the disk fails; check it, then verify the audit",
-    "SQLITE_CORRUPT": "it is damaged; keep it, verify it, and start a new file",
-    "SQLITE_NOTADB": "it is not an SQLite file; name another one",
-    "SQLITE_CANTOPEN": "it cannot be opened; check the folder and its permissions",
-}
-
-
-def _sentence(path: Path, error: sqlite3.Error | OSError) -> str:
-    name = getattr(error, "sqlite_errorname", None) or type(error).__name__
-    known = next((cure for prefix, cure in _CURES.items() if name.startswith(prefix)), "")
-    return f"`{path}`: {error} ({name})" + (f"; {known}" if known else "")
+    except sqlite3.Error as error:
+        raise unavailable(path, error) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -10,12 +11,14 @@ from audit.approvals import Conflict
 from audit.entry import Entry
 from audit.store import AuditUnavailable, Item, Store, Unit
 
-__all__ = ["Item", "Result", "Writer"]
+__all__ = ["Done", "Item", "Result", "Writer"]
+
+log = logging.getLogger(__name__)
 
 Result = Sequence[Entry] | Exception
 Done = Callable[[Result], None]
 
-# More than this and the first of a batch would wait too long for the last; 256 entries take about 2 ms.
+# More than this and the first of a batch would wait too long for the last; 256 entries take about 4 ms.
 _LARGEST_BATCH = 256
 
 
@@ -25,28 +28,32 @@ def _deliver(finished: Sequence[tuple[Done, Result]]) -> None:
 
 
 class Writer:
-    """Group commit. `notify` receives each batch's results on the writer thread; by default it delivers them there."""
+    """Group commit. `notify` receives each batch's results on the writer thread; by default it delivers them there.
+
+    Units are written in the order of `submit`. A unit is whole or absent, and its failure is its own: a
+    Conflict or a body that is not JSON does not touch the others of its batch.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._waiting: deque[tuple[Unit, Done]] = deque()
-        self._ready = threading.Condition()
+        self._ready = threading.Condition(threading.Lock())
         self._closing = False
         self.notify: Callable[[Sequence[tuple[Done, Result]]], None] = _deliver
         self._thread = threading.Thread(target=self._run, name="audit-writer", daemon=True)
         self._thread.start()
 
     def submit(self, unit: Unit, done: Done) -> None:
-        """Queue a unit; `done` gets its entries once they are durable, or why they are not."""
+        """Queue a unit; `done` gets its entries once they are durable, or why they are not. Waits for no disk."""
         with self._ready:
             if not self._closing:
                 self._waiting.append((unit, done))
                 self._ready.notify()
                 return
-        self.notify([(done, AuditUnavailable("the audit is closed"))])
+        self._tell([(done, AuditUnavailable("the audit is closed: this process is stopping"))])
 
     def close(self) -> None:
-        """Write what waits, then stop."""
+        """Write what waits, then stop. A second call waits for the first."""
         with self._ready:
             self._closing = True
             self._ready.notify()
@@ -54,7 +61,7 @@ class Writer:
 
     def _run(self) -> None:
         while batch := self._take():
-            self.notify(self._write(batch))
+            self._tell(self._write(batch))
 
     def _take(self) -> list[tuple[Unit, Done]]:
         with self._ready:
@@ -73,3 +80,10 @@ class Writer:
                 return [(batch[0][1], error)]
             return [pair for one in batch for pair in self._write([one])]
         return [(done, result) for (_, done), result in zip(batch, results, strict=True)]
+
+    def _tell(self, finished: Sequence[tuple[Done, Result]]) -> None:
+        try:
+            self.notify(finished)
+        except Exception:
+            # Whoever waited is gone (a closed loop, say). The entries stand; the thread must go on.
+            log.exception("the results of %d audit units could not be delivered", len(finished))

@@ -157,7 +157,9 @@ class Analyser:
         location = var.get("location", 0)
         if is_system(relation):
             raise NotAnalysableError(
-                "catalog.write", f"`{relation.qualified}` belongs to the server and is never written to", location=location
+                "catalog.write",
+                f"`{relation.qualified}` belongs to the server and is never written to",
+                location=location,
             )
         if relation.rules:
             raise NotAnalysableError(
@@ -419,8 +421,8 @@ _HANDLERS: Final[dict[str, Callable[[Analyser, Node], None]]] = {
     "A_Indirection": Analyser._indirection,
     "FuncCall": Analyser._func_call,
     "A_Expr": Analyser._expression,
-    "JoinExpr": lambda self, body: (
-        self._implied_equality("JoinExpr", "isNatural" if body.get("isNatural") else "usingClause", body)
+    "JoinExpr": lambda self, body: self._implied_equality(
+        "JoinExpr", "isNatural" if body.get("isNatural") else "usingClause", body
     ),
     "CaseExpr": lambda self, body: self._implied_equality("CaseExpr", "arg", body),
     "SubLink": Analyser._sublink,

@@ -83,7 +83,7 @@ class Function:
     arguments: str = ""  # pg_get_function_identity_arguments
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Catalog:
     """A snapshot. `epoch` is a digest of its contents: equal epochs mean equal snapshots."""
 

@@ -113,10 +113,14 @@ def _words(item: Node) -> list[str]:
             return parts(body["objname"])
         case "RangeVar":
             return [body[k] for k in ("catalogname", "schemaname", "relname") if k in body]
-    raise NotAnalysableError("node.unknown", f"the statement names an object by `{tag}`, which the analysis does not know")
+    raise NotAnalysableError(
+        "node.unknown", f"the statement names an object by `{tag}`, which the analysis does not know"
+    )
 
 
-def _by_type(walk: Analyser, action: Action, object_type: str, item: Node, *, missing_ok: bool = False) -> list[Relation]:
+def _by_type(
+    walk: Analyser, action: Action, object_type: str, item: Node, *, missing_ok: bool = False
+) -> list[Relation]:
     """Demand `action` on an object of this ObjectType; the relations among them are returned."""
     words = _words(item)
     if object_type == "OBJECT_COLUMN" or object_type in _PARTS_OF_RELATIONS:
@@ -224,7 +228,8 @@ def _function(walk: Analyser, body: Node) -> None:
             language = element["arg"]["String"]["sval"].lower()
             if language not in ("sql", "plpgsql"):
                 raise NotAnalysableError(
-                    "statement.refused", f"a function in the language `{language}` is always refused: it could do anything"
+                    "statement.refused",
+                    f"a function in the language `{language}` is always refused: it could do anything",
                 )
         elif element["defname"] in ("security", "set"):
             raise NotAnalysableError(

@@ -41,7 +41,9 @@ _REFUSED_PREFIXES: Final[dict[str, tuple[str, ...]]] = {
     "reads or writes large objects": ("lo_",),
     "opens a database session of its own": ("dblink",),
     "takes locks that no statement shows": ("pg_advisory", "pg_try_advisory"),
-    "reads the server's statistics": ("pg_stat_get_", "pg_stat_have_", "pg_stat_reset", "pg_stat_clear", "pg_stat_force"),
+    "reads the server's statistics": (
+        "pg_stat_get_", "pg_stat_have_", "pg_stat_reset", "pg_stat_clear", "pg_stat_force",
+    ),
     "is part of the server's administration": (
         "pg_reload_conf", "pg_rotate_logfile", "pg_promote", "pg_switch_wal", "pg_wal_replay", "pg_backup_",
         "pg_create_", "pg_drop_", "pg_copy_", "pg_logical_", "pg_replication_", "pg_sync_", "pg_control_",
@@ -49,19 +51,21 @@ _REFUSED_PREFIXES: Final[dict[str, tuple[str, ...]]] = {
     ),
 }  # fmt: skip
 
-_HARMLESS_VOLATILE: Final = frozenset(
+_HARMLESS_VOLATILE: Final[frozenset[str]] = frozenset().union(
     # The clock and random numbers: no state that anybody else sees.
-    "clock_timestamp timeofday random random_normal setseed gen_random_uuid uuidv4 uuidv7 "
-    "array_sample array_shuffle "
+    ("clock_timestamp", "timeofday", "random", "random_normal", "setseed"),
+    ("gen_random_uuid", "uuidv4", "uuidv7", "array_sample", "array_shuffle"),
     # What this session has drawn from sequences; drawing (nextval, setval) needs a rule.
-    "currval lastval pg_sequence_last_value "
-    # Sizes, as `\\dt+` and `\\l+` of psql show them.
-    "pg_relation_size pg_table_size pg_indexes_size pg_total_relation_size pg_database_size pg_tablespace_size "
+    ("currval", "lastval", "pg_sequence_last_value"),
+    # Sizes, as `\dt+` and `\l+` of psql show them.
+    ("pg_relation_size", "pg_table_size", "pg_indexes_size", "pg_total_relation_size"),
+    ("pg_database_size", "pg_tablespace_size"),
     # Structure and state of the server, as drivers and monitoring ask for it.
-    "pg_partition_tree pg_partition_ancestors pg_is_in_recovery pg_jit_available pg_blocking_pids "
-    "pg_collation_actual_version pg_database_collation_actual_version pg_notification_queue_usage "
-    "pg_xact_status txid_status pg_xact_commit_timestamp pg_last_committed_xact pg_current_wal_lsn "
-    "pg_last_wal_receive_lsn pg_last_wal_replay_lsn pg_last_xact_replay_timestamp pg_is_wal_replay_paused".split()
+    ("pg_partition_tree", "pg_partition_ancestors", "pg_is_in_recovery", "pg_jit_available"),
+    ("pg_collation_actual_version", "pg_database_collation_actual_version", "pg_blocking_pids"),
+    ("pg_notification_queue_usage", "pg_xact_status", "txid_status", "pg_last_committed_xact"),
+    ("pg_xact_commit_timestamp", "pg_current_wal_lsn", "pg_last_wal_receive_lsn"),
+    ("pg_last_wal_replay_lsn", "pg_last_xact_replay_timestamp", "pg_is_wal_replay_paused"),
 )
 
 # Harmless for reading, but they change rows or wake others: a rule must say so.

@@ -74,9 +74,7 @@ def base_text(text: bytes, limit: int = MAX_TEXT_BYTES) -> bytes:
             cure="Split it, or load bulk data with COPY FROM STDIN.",
         )
     if (at := text.find(0)) >= 0:
-        raise NotAnalysableError(
-            "text.nul", "the text contains a NUL byte", cure="Remove it.", location=at
-        )
+        raise NotAnalysableError("text.nul", "the text contains a NUL byte", cure="Remove it.", location=at)
     try:
         text.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -160,7 +160,9 @@ def _set(walk: Analyser, body: Node) -> None:
     if kind == "VAR_SET_MULTI":
         _check_modes(body.get("args", ()))
         if name not in ("TRANSACTION", "SESSION CHARACTERISTICS"):
-            raise NotAnalysableError("setting.refused", f"SET {name} is always refused: it imports another session's view")
+            raise NotAnalysableError(
+                "setting.refused", f"SET {name} is always refused: it imports another session's view"
+            )
         walk.children("VariableSetStmt", body)
         return
     folded = name.lower()
@@ -268,7 +270,9 @@ def _lock(walk: Analyser, body: Node) -> None:
     for item in body["relations"]:
         relation = walk.refer(item["RangeVar"], Role.STRUCTURE, Action.LOCK)
         if is_system(relation):
-            raise NotAnalysableError("catalog.write", f"`{relation.qualified}` belongs to the server and is never locked")
+            raise NotAnalysableError(
+                "catalog.write", f"`{relation.qualified}` belongs to the server and is never locked"
+            )
     walk.effects["writes"] = True
     walk.children("LockStmt", body, ("relations",))
 

@@ -4,30 +4,35 @@ from __future__ import annotations
 
 from typing import Final
 
-_ALLOWED: Final = frozenset(
-    # How values are written out. `client_encoding` is handled apart: only UTF8.
-    "datestyle intervalstyle timezone bytea_output extra_float_digits xmlbinary xmloption "
-    "lc_messages lc_monetary lc_numeric lc_time client_min_messages application_name "
-    # What a statement may use before it is stopped.
-    "statement_timeout lock_timeout idle_in_transaction_session_timeout transaction_timeout work_mem "
-    "hash_mem_multiplier temp_buffers maintenance_work_mem max_parallel_workers_per_gather "
-    "max_parallel_maintenance_workers "
-    # How the planner works: the result stays the same.
-    "enable_async_append enable_bitmapscan enable_gathermerge enable_hashagg enable_hashjoin "
-    "enable_incremental_sort enable_indexonlyscan enable_indexscan enable_material enable_memoize "
-    "enable_mergejoin enable_nestloop enable_parallel_append enable_parallel_hash enable_partition_pruning "
-    "enable_partitionwise_aggregate enable_partitionwise_join enable_presorted_aggregate enable_seqscan "
-    "enable_sort enable_tidscan constraint_exclusion cursor_tuple_fraction default_statistics_target "
-    "from_collapse_limit join_collapse_limit geqo geqo_threshold jit jit_above_cost plan_cache_mode "
-    "random_page_cost seq_page_cost cpu_tuple_cost effective_cache_size effective_io_concurrency "
-    # Where unqualified names are looked up: the gateway asks the server again afterwards.
-    "search_path "
-    # Transactions.
-    "transaction_isolation default_transaction_isolation transaction_deferrable "
-    "default_transaction_deferrable synchronous_commit "
-    # Words and forms of full-text search and GIN.
-    "default_text_search_config gin_fuzzy_search_limit array_nulls".split()
-)
+_ALLOWED: Final[frozenset[str]] = frozenset(
+    (
+        # How values are written out. `client_encoding` is handled apart: only UTF8.
+        "datestyle", "intervalstyle", "timezone", "bytea_output", "extra_float_digits", "xmlbinary",
+        "xmloption", "lc_messages", "lc_monetary", "lc_numeric", "lc_time", "client_min_messages",
+        "application_name",
+        # What a statement may use before it is stopped.
+        "statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "transaction_timeout",
+        "work_mem", "hash_mem_multiplier", "temp_buffers", "maintenance_work_mem",
+        "max_parallel_workers_per_gather", "max_parallel_maintenance_workers",
+        # How the planner works: the result stays the same.
+        "enable_async_append", "enable_bitmapscan", "enable_gathermerge", "enable_hashagg",
+        "enable_hashjoin", "enable_incremental_sort", "enable_indexonlyscan", "enable_indexscan",
+        "enable_material", "enable_memoize", "enable_mergejoin", "enable_nestloop",
+        "enable_parallel_append", "enable_parallel_hash", "enable_partition_pruning",
+        "enable_partitionwise_aggregate", "enable_partitionwise_join", "enable_presorted_aggregate",
+        "enable_seqscan", "enable_sort", "enable_tidscan", "constraint_exclusion", "cursor_tuple_fraction",
+        "default_statistics_target", "from_collapse_limit", "join_collapse_limit", "geqo",
+        "geqo_threshold", "jit", "jit_above_cost", "plan_cache_mode", "random_page_cost", "seq_page_cost",
+        "cpu_tuple_cost", "effective_cache_size", "effective_io_concurrency",
+        # Where unqualified names are looked up: the gateway asks the server again afterwards.
+        "search_path",
+        # Transactions.
+        "transaction_isolation", "default_transaction_isolation", "transaction_deferrable",
+        "default_transaction_deferrable", "synchronous_commit",
+        # Words and forms of full-text search and GIN.
+        "default_text_search_config", "gin_fuzzy_search_limit", "array_nulls",
+    )
+)  # fmt: skip
 
 _REFUSED: Final = {
     "role": "the gateway's user must stay who it is",

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import logging
 import socket
 import ssl
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -29,6 +28,7 @@ from gateway.identity import TokenVerifier
 from gateway.policies import PolicyBook
 from gateway.recorder import Recorder
 from gateway.sessions import Sessions
+from server.asgi import serving
 from server.config import Config, McpFile, WireFile
 from server.http import build_app
 from server.mcp_settings import McpSettings
@@ -136,44 +136,8 @@ async def _mcp_door(hall: Hall, file: McpFile) -> AsyncIterator[str]:
     listening = _listen("mcp", file.host, file.port)
     port = listening.getsockname()[1]
     app = build_app(hall.gateway, hall.verifier, mcp_settings(hall.config, file, port))
-    server = _HttpServer(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            log_level="warning",
-            timeout_graceful_shutdown=int(_GRACE_SECONDS),
-            server_header=False,
-        )
-    )
-    serving = asyncio.create_task(server.serve([listening]), name="mcp-http")
-    started = asyncio.create_task(server.ready.wait())
-    await asyncio.wait((serving, started), return_when=asyncio.FIRST_COMPLETED)
-    started.cancel()
-    if serving.done():
-        await serving
-        raise ConfigurationError("the MCP door's HTTP application did not start", cure="See the log above.")
-    try:
+    async with serving(app, listening, grace=int(_GRACE_SECONDS)):
         yield f"http://{_shown(file.host)}:{port}/mcp"
-    finally:
-        server.should_exit = True
-        await serving
-
-
-class _HttpServer(uvicorn.Server):
-    """uvicorn without its signal handlers (they belong to the command line), and with an event for `started`."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.ready = asyncio.Event()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            self.ready.set()
 
 
 def mcp_settings(config: Config, file: McpFile, port: int) -> McpSettings:

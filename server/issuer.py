@@ -9,7 +9,6 @@ Sources: RFC 9068 (JWT access tokens), RFC 8414 and OpenID Connect Discovery 1.0
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import socket
 import time
@@ -18,7 +17,6 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Literal
 
-import uvicorn
 from joserfc import jwt
 from joserfc.jwk import ECKey, Key, KeySet, RSAKey
 from starlette.applications import Starlette
@@ -26,12 +24,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from server.asgi import serving
+
 Algorithm = Literal["ES256", "RS256"]
 
 AUDIENCE = "countersign"
 _LIFETIME = timedelta(hours=12)
 _RSA_BITS = 2048
-_START_POLL_SECONDS = 0.005
 
 
 class Issuer:
@@ -125,35 +124,15 @@ class Issuer:
 
 
 @asynccontextmanager
-async def serve(
-    *, host: str = "127.0.0.1", port: int = 0, algorithm: Algorithm = "ES256"
-) -> AsyncIterator[Issuer]:
+async def serve(*, host: str = "127.0.0.1", port: int = 0, algorithm: Algorithm = "ES256") -> AsyncIterator[Issuer]:
     """An issuer that answers on the running loop until the block ends; port 0 takes a free one.
 
     Raises OSError where the port cannot be had.
     """
     with socket.create_server((host, port), reuse_port=False) as listening:
         issuer = Issuer(f"http://{host}:{listening.getsockname()[1]}", algorithm=algorithm)
-        server = uvicorn.Server(
-            uvicorn.Config(
-                issuer.app(),
-                lifespan="off",
-                log_config=None,
-                log_level="warning",
-                timeout_graceful_shutdown=1,
-            )
-        )
-        # `_serve` and not `serve`: the process's signals belong to whoever runs the loop.
-        serving = asyncio.create_task(server._serve([listening]), name="issuer")
-        while not server.started and not serving.done():  # noqa: ASYNC110 - uvicorn offers no event
-            await asyncio.sleep(_START_POLL_SECONDS)
-        if serving.done():
-            await serving
-        try:
+        async with serving(issuer.app(), listening, grace=1, lifespan="off"):
             yield issuer
-        finally:
-            server.should_exit = True
-            await serving
 
 
 def _new_key(algorithm: Algorithm) -> ECKey | RSAKey:

@@ -11,20 +11,21 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared._httpx_utils import create_mcp_http_client
 from mcp.types import Implementation, TextContent
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from server.app import App
-from server.demo import Demo
+if TYPE_CHECKING:
+    from server.app import App
+    from server.demo import Demo
 
 _INDENT = 3
 _COMMAND_SECONDS = 30.0
@@ -106,8 +107,7 @@ class Story:
 
     async def countersign(self, *arguments: str) -> Finished:
         """Our own command line, in a process of its own."""
-        start = "import sys; from server.cli import main; sys.argv[0] = 'countersign'; main()"
-        return await _run([sys.executable, "-c", start, *arguments], dict(os.environ))
+        return await _run([sys.executable, "-m", "server", *arguments], dict(os.environ))
 
     async def sqlite_utils(self, *arguments: str) -> Finished:
         """The sqlite-utils command line, in a process of its own."""
@@ -132,13 +132,14 @@ class Story:
     def quote(self, text: str) -> None:
         """Show somebody's words, or a program's, wrapped to the terminal."""
         for line in text.strip().splitlines():
-            self.console.print(Padding(Text(line, style="dim"), (0, 2, 0, _INDENT + 2)))
+            self.console.print(_indented(Text(line, style="dim")))
 
     def sql(self, who: str, sql: str, *, door: str) -> None:
         """Show a statement that somebody sends."""
         self.console.print(Text.assemble("   ", (who, "bold cyan"), (f" · {door}", "dim")))
-        code = Syntax(sql, "postgresql", theme="ansi_dark", background_color="default", word_wrap=True)
-        self.console.print(Padding(code, (0, 0, 0, _INDENT + 2)))
+        code = Syntax(sql, "postgresql", theme="ansi_dark", background_color="default").highlight(sql)
+        code.rstrip()
+        self.console.print(_indented(code))
 
     def table(self, headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Show rows; text in them is shown as it is."""
@@ -147,7 +148,7 @@ class Story:
             table.add_column(heading, overflow="ellipsis", no_wrap=True)
         for row in rows:
             table.add_row(*(Text("·" if value is None else _shown(value)) for value in row))
-        self.console.print(Padding(table, (0, 0, 0, _INDENT + 2)))
+        self.console.print(_indented(table))
 
 
 @asynccontextmanager
@@ -188,6 +189,10 @@ async def _run(command: Sequence[str], environment: dict[str, str]) -> Finished:
 def _environment() -> dict[str, str]:
     """Ours without libpq's settings: the tour connects where it says."""
     return {key: value for key, value in os.environ.items() if not key.startswith("PG")}
+
+
+def _indented(what: RenderableType) -> Padding:
+    return Padding(what, (0, 0, 0, _INDENT + 2), expand=False)
 
 
 def _shown(value: object) -> str:

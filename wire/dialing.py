@@ -10,7 +10,7 @@ import errno
 import socket
 import ssl
 from collections.abc import Callable
-from typing import TypeVar
+from typing import cast, TypeVar
 
 from gateway.model import Connection, SslMode
 from gateway.upstream import UpstreamLostError
@@ -89,9 +89,9 @@ class _AskForTls(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.write(SslRequest().encode())
+        # uvloop's transports do not derive from asyncio's classes.
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.write(SslRequest().encode())
 
     def data_received(self, data: bytes) -> None:
         assert self._transport is not None

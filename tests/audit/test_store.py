@@ -104,7 +104,9 @@ def test_entries_cannot_be_changed_by_accident(store: Store, path: Path) -> None
 
 def test_the_flat_views_read_well(store: Store, path: Path) -> None:
     store.append([[intent(1), outcome(1, tag="SELECT 1", rows=1, duration_ms=0.4, masked=["public.customers.ssn"])]])
-    [row] = rows(path, "SELECT who, kind, on_behalf_of, groups, verdict, rule, status, tag, masked, sql FROM statements")
+    [row] = rows(
+        path, "SELECT who, kind, on_behalf_of, groups, verdict, rule, status, tag, masked, sql FROM statements"
+    )
     assert row == (
         "devin", "agent", "ada", "ai-agents, ops", "allow", "agents-read", "completed", "SELECT 1",
         "public.customers.ssn", "select 1",
@@ -143,7 +145,9 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         Store.open(tmp_path / "file" / "audit.db")
 
 
-def test_a_lock_held_elsewhere_refuses_and_then_goes_on(store: Store, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_held_elsewhere_refuses_and_then_goes_on(
+    store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store._db.execute("PRAGMA busy_timeout = 50")
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")

@@ -33,7 +33,9 @@ def path(tmp_path: Path) -> Path:
 
 def rehash(db: sqlite3.Connection, seq: int) -> None:
     """What a careful forger does after an edit: recompute that entry's own hash."""
-    row = db.execute("SELECT prev, seq, time, kind, session, subject, connection, body FROM entries WHERE seq = ?", (seq,))
+    row = db.execute(
+        "SELECT prev, seq, time, kind, session, subject, connection, body FROM entries WHERE seq = ?", (seq,)
+    )
     db.execute("UPDATE entries SET hash = ? WHERE seq = ?", (entry_hash(*row.fetchone()), seq))
 
 

@@ -1,0 +1,32 @@
+"""The entries as JSON lines, in order: read-only, beside the writer, and checkable without the store."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+from audit.errors import unavailable
+
+
+def lines(path: Path, after: int = 0) -> Iterator[str]:
+    """Each entry after seq `after` as one line of JSON, without its line end.
+
+    `prev` and `hash` are hexadecimal. `body` is the stored text, embedded as it is and last: whoever cuts it
+    out of the line has the very bytes that were hashed. Raises `audit.errors.AuditUnavailable`.
+    """
+    sql = (
+        "SELECT body, seq, time, kind, session, subject, connection, lower(hex(prev)) AS prev,"
+        " lower(hex(hash)) AS hash FROM entries WHERE seq > ? ORDER BY seq"
+    )
+    try:
+        with contextlib.closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as db:
+            rows = db.execute(sql, (after,))
+            names = [column[0] for column in rows.description[1:]]
+            for body, *row in rows:
+                head = json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False, separators=(",", ":"))
+                yield f'{head[:-1]},"body":{body}}}'
+    except sqlite3.Error as error:
+        raise unavailable(path, error) from None

@@ -1,0 +1,117 @@
+"""A policy against a catalog: masks that hide nothing or cannot work, rules that never win."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from policy.catalog import Catalog, Column, Relation, RelationKind
+from policy.masks import Mask, MaskKind, UnmaskableError, expression
+from policy.names import is_system, nearest
+from policy.rules import Policy, Rule
+
+
+class Severity(StrEnum):
+    """`error`: statements will be refused because of it. `warning`: it is not what it seems."""
+
+    ERROR = "error"
+    WARNING = "warning"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One finding, with its place in the policy file. `str()` is `file:line:column: severity: text; cure`."""
+
+    severity: Severity
+    source: str
+    line: int
+    column: int
+    text: str
+    cure: str | None = None
+
+    def __str__(self) -> str:
+        place = f"{self.source}:{self.line}:{self.column}: {self.severity.value}: {self.text}"
+        return f"{place}; {self.cure}" if self.cure else place
+
+
+def check(policy: Policy, catalog: Catalog | None = None) -> list[Problem]:
+    """Everything wrong with a policy that loaded, by place; without a catalog only what the file itself shows."""
+    problems = list(_void_rules(policy))
+    if catalog is not None:
+        problems += (problem for mask in policy.masks for problem in _mask_problems(policy, mask, catalog))
+    return sorted(problems, key=lambda p: (p.line, p.column, p.text))
+
+
+def _mask_problems(policy: Policy, mask: Mask, catalog: Catalog) -> Iterator[Problem]:
+    line, column = mask.place
+    found = list(_matching(mask, catalog))
+    if not found:
+        names = [f"{r.qualified}.{c.name}" for r in catalog.relations.values() if not is_system(r) for c in r.columns]
+        near = nearest(mask.columns.text, names)
+        yield Problem(
+            Severity.WARNING,
+            policy.source,
+            line,
+            column,
+            f"no column matches `{mask.columns.text}`",
+            f"did you mean `{near}`?" if near else None,
+        )
+    for relation, one in found:
+        if mask.kind is MaskKind.CLEAR:
+            if relation.kind not in (RelationKind.VIEW, RelationKind.MATERIALIZED_VIEW) or one.origin is not None:
+                yield Problem(
+                    Severity.ERROR,
+                    policy.source,
+                    line,
+                    column,
+                    f"`clear` is for columns that a view computes, and `{relation.qualified}.{one.name}` is not one",
+                    "use `unless` of the mask to excuse somebody",
+                )
+            continue
+        try:
+            expression(mask, one)
+        except UnmaskableError as error:
+            yield Problem(Severity.ERROR, policy.source, line, column, f"`{relation.qualified}`: {error}")
+
+
+def _matching(mask: Mask, catalog: Catalog) -> Iterator[tuple[Relation, Column]]:
+    for relation in catalog.relations.values():
+        if is_system(relation) or not mask.columns.fits_first((relation.schema, relation.name)):
+            continue
+        for column in relation.columns:
+            if mask.columns.matches((relation.schema, relation.name, column.name)):
+                yield relation, column
+
+
+def _void_rules(policy: Policy) -> Iterator[Problem]:
+    for rule in policy.rules:
+        for stricter in policy.rules:
+            if stricter.effect > rule.effect and _covers(stricter, rule):
+                yield Problem(
+                    Severity.WARNING,
+                    policy.source,
+                    *rule.place,
+                    f"the rule `{rule.name}` can never win: `{stricter.name}` is about all of it and stricter",
+                    "narrow the stricter rule, for instance by `when`",
+                )
+                break
+
+
+def _covers(wide: Rule, narrow: Rule) -> bool:
+    """Whether `wide` surely matches whatever `narrow` does; a no may be a not-sure."""
+    if wide.who is not None and wide.who != narrow.who:
+        return False
+    if wide.connections and wide.connections != narrow.connections:
+        return False
+    if wide.bounded is not None and wide.bounded is not narrow.bounded:
+        return False
+    if not narrow.actions <= wide.actions:
+        return False
+    if not wide.selectors:
+        return True
+    wide_patterns = {(s.kind, p.text) for s in wide.selectors for p in s.patterns}
+    narrow_patterns = {(s.kind, p.text) for s in narrow.selectors for p in s.patterns}
+    return bool(narrow_patterns) and all(
+        (kind, text) in wide_patterns or (kind, "*") in wide_patterns for kind, text in narrow_patterns
+    )

@@ -1,0 +1,139 @@
+"""The engine: policy, principal, facts and a text in, a decision out. A function of its arguments that never raises."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from policy.analyse import analyse
+from policy.masking import Masking
+from policy.model import (
+    Analysis,
+    ApprovalTerms,
+    Decision,
+    Effect,
+    Facts,
+    Principal,
+    Reason,
+    Rewrite,
+    Verdict,
+)
+from policy.parse import NotAnalysableError, base_text, split
+from policy.reading import Reading
+from policy.rewrite import rewrite
+from policy.rules import Judgement, Policy, judge
+
+__all__ = ["NotAnalysableError", "decide", "split"]
+
+
+def decide(policy: Policy, principal: Principal, facts: Facts, text: bytes) -> Decision:
+    """The verdict on the text of exactly one statement; a text without one is an allow of kind `Empty`.
+
+    Every refusal is a value: what cannot be analysed, what no rule allows, what cannot be masked soundly,
+    and a failure of this code itself (code `internal`).
+    """
+    analysis: Analysis | None = None
+    try:
+        reading = analyse(facts, text)
+        if reading is None:
+            base = base_text(text)
+            return _decision(policy, facts, Verdict(Effect.ALLOW, (), Rewrite(base)), Analysis(base, "Empty", ()))
+        analysis = reading.analysis
+        if analysis.effects.executes is not None:
+            return _decide_execute(policy, principal, facts, reading)
+        verdict = _verdict(policy, principal, facts, reading)
+    except NotAnalysableError as error:
+        verdict = Verdict(Effect.DENY, (error.reason,))
+    except Exception as error:
+        # Fail closed: the gateway must be able to record a refusal, whatever we got wrong.
+        verdict = Verdict(
+            Effect.DENY,
+            (
+                Reason(
+                    Effect.DENY,
+                    "internal",
+                    f"the policy engine failed on this statement ({type(error).__name__})",
+                    cure="Report the statement; it was not run.",
+                ),
+            ),
+        )
+    return _decision(policy, facts, verdict, analysis)
+
+
+def _verdict(policy: Policy, principal: Principal, facts: Facts, reading: Reading) -> Verdict:
+    judgement = judge(policy, principal, facts.connection, reading.analysis.demands)
+    if judgement.effect is Effect.DENY:
+        return Verdict(Effect.DENY, judgement.reasons)
+    if not policy.masks:
+        return _allowed(judgement, Rewrite(reading.analysis.text))
+    try:
+        rewritten = rewrite(reading, Masking(policy, principal, facts.catalog), Masking(policy, None, facts.catalog))
+    except NotAnalysableError as error:
+        return Verdict(Effect.DENY, (error.reason, *judgement.reasons))
+    return _allowed(judgement, rewritten)
+
+
+def _allowed(judgement: Judgement, rewritten: Rewrite) -> Verdict:
+    return Verdict(judgement.effect, judgement.reasons, rewritten, judgement.terms)
+
+
+def _decide_execute(policy: Policy, principal: Principal, facts: Facts, reading: Reading) -> Decision:
+    """EXECUTE demands what was prepared, judged again under today's policy, names and masks.
+
+    PostgreSQL plans a prepared statement again under the current search path, so what it means may have
+    changed since: unless the PREPARE would be rewritten to the very same text now, it is refused.
+    """
+    analysis = reading.analysis
+    name = analysis.effects.executes or ""
+    prepared = facts.prepared.get(name)
+    if prepared is None or prepared.analysis is None or prepared.verdict.rewrite is None:
+        refusal = _refusal("prepared.unknown", f'prepared statement "{name}" does not exist', "PREPARE it first.")
+        return _decision(policy, facts, Verdict(Effect.DENY, (refusal,)), analysis)
+    again = decide(policy, principal, replace(facts, prepared={}), prepared.analysis.text)
+    own = judge(policy, principal, facts.connection, analysis.demands)
+    inner = again.analysis or prepared.analysis
+    merged = replace(
+        analysis,
+        demands=tuple(dict.fromkeys((*analysis.demands, *inner.demands))),
+        relations=analysis.relations | inner.relations,
+        effects=replace(
+            analysis.effects,
+            writes=analysis.effects.writes or inner.effects.writes,
+            search_path=analysis.effects.search_path or inner.effects.search_path,
+        ),
+    )
+    reasons = (*again.verdict.reasons, *own.reasons)
+    effect = max(again.verdict.effect, own.effect)
+    then = again.verdict.rewrite
+    if effect is Effect.DENY or then is None:
+        return _decision(policy, facts, Verdict(Effect.DENY, reasons), merged)
+    if then.sql != prepared.verdict.rewrite.sql:
+        stale = _refusal(
+            "prepared.stale",
+            f'the policy or the schema has changed since "{name}" was prepared',
+            f"DEALLOCATE {name} and prepare it again.",
+        )
+        return _decision(policy, facts, Verdict(Effect.DENY, (stale, *reasons)), merged)
+    if analysis.relations and (then.origins or policy.masks):
+        outer = rewrite(reading, Masking(policy, principal, facts.catalog), Masking(policy, None, facts.catalog))
+    else:
+        outer = Rewrite(analysis.text)
+    combined = replace(
+        outer,
+        masked=tuple(dict.fromkeys((*outer.masked, *then.masked))),
+        origins=outer.origins | then.origins,
+    )
+    terms = _unique((*again.verdict.terms, *own.terms))
+    return _decision(policy, facts, Verdict(effect, reasons, combined, terms), merged)
+
+
+def _refusal(code: str, text: str, cure: str) -> Reason:
+    return Reason(Effect.DENY, code, text, cure=cure)
+
+
+def _unique(terms: Sequence[ApprovalTerms]) -> tuple[ApprovalTerms, ...]:
+    return tuple(sorted(dict.fromkeys(terms), key=lambda t: t.rule))
+
+
+def _decision(policy: Policy, facts: Facts, verdict: Verdict, analysis: Analysis | None) -> Decision:
+    return Decision(verdict, analysis, policy.hash, facts.catalog.epoch)

@@ -1,0 +1,90 @@
+"""Which columns of which relations are masked for whom: by pattern, by family, and through views."""
+
+from __future__ import annotations
+
+from weakref import WeakKeyDictionary
+
+from policy.catalog import Catalog, Column, Relation, RelationKind
+from policy.masks import Mask, MaskKind
+from policy.model import Principal
+from policy.patterns import Pattern
+from policy.rules import Policy
+
+_VIEWS = (RelationKind.VIEW, RelationKind.MATERIALIZED_VIEW)
+_DERIVED = Mask(Pattern("*", (".*",) * 3), MaskKind.NULL, label="derived from a masked relation")
+
+Masked = dict[int, Mask]  # by attribute number
+_Key = tuple[str, Principal | None]
+
+# INVARIANT: a value depends on nothing but catalog, policy hash, principal and OID.
+_KNOWN: WeakKeyDictionary[Catalog, dict[_Key, dict[int, Masked]]] = WeakKeyDictionary()
+
+
+class Masking:
+    """The masked columns of a catalog's relations for one principal; for None as if nobody were excused."""
+
+    def __init__(self, policy: Policy, principal: Principal | None, catalog: Catalog) -> None:
+        self.catalog = catalog
+        self._masks = tuple(m for m in policy.masks if m.kind is not MaskKind.CLEAR and not _excused(m, principal))
+        self._cleared = tuple(m.columns for m in policy.masks if m.kind is MaskKind.CLEAR)
+        self._known = _KNOWN.setdefault(catalog, {}).setdefault((policy.hash, principal), {})
+
+    def columns(self, relation: Relation) -> Masked:
+        """The masks of a relation's columns by attribute number; empty where nothing is masked.
+
+        A relation shares the masks of its whole inheritance or partition family by column name. A column
+        of a view has the mask of the column that it shows; a derived one of a view that reads a masked
+        relation anywhere is `null`, unless the policy calls it `clear`.
+        """
+        if not self._masks:
+            return {}
+        known = self._known.get(relation.oid)
+        if known is None:
+            known = self._known[relation.oid] = self._find(relation)
+        return known
+
+    def relations(self, oids: frozenset[int]) -> list[Relation]:
+        """Those of these relations that have masked columns."""
+        found = (self.catalog.relations.get(oid) for oid in oids)
+        return [relation for relation in found if relation is not None and self.columns(relation)]
+
+    def _find(self, relation: Relation) -> Masked:
+        self._known[relation.oid] = {}  # a view cannot read itself, yet a broken snapshot must not hang us
+        masked: Masked = {}
+        family = [self.catalog.relations[o] for o in relation.family if o in self.catalog.relations] or [relation]
+        by_member = [
+            (member, [m for m in self._masks if m.columns.fits_first((member.schema, member.name))])
+            for member in family
+        ]
+        viewed = relation.kind in _VIEWS
+        for column in relation.columns:
+            found = [
+                mask
+                for member, masks in by_member
+                for mask in masks
+                if mask.columns.matches((member.schema, member.name, column.name))
+            ]
+            if viewed and (inherited := self._through_view(relation, column)):
+                found.append(inherited)
+            if found:
+                masked[column.number] = max(found, key=lambda m: m.strictness)
+        return masked
+
+    def _through_view(self, view: Relation, column: Column) -> Mask | None:
+        origin = self.catalog.relations.get(column.origin[0]) if column.origin else None
+        if origin is not None and column.origin is not None:
+            return self.columns(origin).get(column.origin[1])
+        if any(pattern.matches((view.schema, view.name, column.name)) for pattern in self._cleared):
+            return None
+        read = self.catalog.closure((view.oid,)) - {view.oid}
+        return _DERIVED if self.relations(read) else None
+
+
+def _excused(mask: Mask, principal: Principal | None) -> bool:
+    if principal is None:
+        return False
+    return (
+        not mask.exempt_groups.isdisjoint(principal.groups)
+        or principal.subject in mask.exempt_users
+        or (principal.email is not None and principal.email in mask.exempt_users)
+    )

@@ -1,0 +1,187 @@
+"""Masks at the source: every mention of a masked relation becomes a subquery that masks, by splicing bytes.
+
+Everything else of the text stays as the client wrote it. INVARIANT: the result is returned only after
+`policy.verify` has parsed it again and found nothing but the generated subqueries changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from policy import sideways
+from policy.catalog import Relation, RelationKind
+from policy.masking import Masked, Masking
+from policy.masks import UnmaskableError, expression
+from policy.model import MaskedColumn, Rewrite, Splice
+from policy.names import quote
+from policy.parse import Node, NotAnalysableError, Token, statements, tokens
+from policy.reading import Reading, Reference, Role
+from policy.verify import Replacement, verify
+
+_DOT, _STAR, _OPEN, _CLOSE = map(ord, ".*()")
+
+
+@dataclass(frozen=True, slots=True)
+class _Site:
+    """A masked reference in the text: the bytes to replace and what kind of place they stand in."""
+
+    start: int
+    end: int
+    after_table: bool  # the name follows the word TABLE, which the splice covers
+
+
+def rewrite(reading: Reading, masking: Masking, anyone: Masking) -> Rewrite:
+    """The text that runs instead. `anyone` are the masks as if nobody were excused.
+
+    Raises NotAnalysableError (`mask.…`, `rewrite.unverified`) for what cannot be masked soundly.
+    """
+    base = reading.analysis.text
+    if not reading.references:
+        return Rewrite(base)
+    sideways.check_structure(reading, anyone)
+    masked = [(r, columns) for r in reading.references if (columns := masking.columns(r.relation))]
+    if not masked:
+        return Rewrite(base, origins=_origins(reading, masking))
+    sideways.check(reading, masked)
+    replacements: dict[int, Replacement] = {}
+    splices: dict[int, Splice] = {}
+    scanned: list[Token] | None = None
+    for reference, columns in masked:
+        if reference.role not in (Role.SOURCE, Role.COPY_OUT):
+            continue
+        scanned = tokens(base) if scanned is None else scanned
+        replacement, splice = _replace(base, scanned, reference, columns)
+        replacements[id(reference.var)] = replacement
+        splices[splice.start] = splice  # a shared subtree shows one place of the text twice
+    ordered = tuple(splices[start] for start in sorted(splices))
+    result = Rewrite(
+        sql=_apply(base, ordered),
+        splices=ordered,
+        masked=tuple(dict.fromkeys(_columns(masked))),
+        origins=_origins(reading, masking),
+    )
+    verify(reading.tree, result.sql, replacements)
+    return result
+
+
+def _replace(base: bytes, scanned: list[Token], reference: Reference, columns: Masked) -> tuple[Replacement, Splice]:
+    relation, var = reference.relation, reference.var
+    copying = reference.role is Role.COPY_OUT
+    # COPY of a table leaves its children out, as ONLY does.
+    only = relation.kind is RelationKind.TABLE if copying else "inh" not in var
+    select = _select(relation, columns, only=only)
+    site = _site(base, scanned, reference)
+    alias = f" AS {quote(var['relname'])}"
+    if copying:
+        names, end = _copy_columns(base, scanned, site.end)
+        listed = ", ".join(map(quote, names)) if names is not None else "*"
+        text = f"(SELECT {listed} FROM ({select}){alias})"  # noqa: S608 - names are quoted
+        return Replacement(text[1:-1], None), Splice(site.start, end, text.encode())
+    text = f"({select})"
+    if "alias" not in var:
+        text += alias
+    if site.after_table:
+        text = f"SELECT * FROM {text}"  # noqa: S608 - generated above
+    implied: Node = {"aliasname": var["relname"]}
+    return Replacement(select, var.get("alias", implied)), Splice(site.start, site.end, text.encode())
+
+
+def _select(relation: Relation, columns: Masked, *, only: bool) -> str:
+    listed = []
+    for column in relation.columns:
+        name = quote(column.name)
+        mask = columns.get(column.number)
+        try:
+            listed.append(f"{expression(mask, column)} AS {name}" if mask else name)
+        except UnmaskableError as error:
+            raise NotAnalysableError(
+                "mask.impossible", str(error), cure="Whoever keeps the policy must change the mask."
+            ) from None
+    source = f"{quote(relation.schema)}.{quote(relation.name)}"
+    return f"SELECT {', '.join(listed)} FROM {'ONLY ' if only else ''}{source}"  # noqa: S608 - names are quoted
+
+
+def _site(base: bytes, scanned: list[Token], reference: Reference) -> _Site:
+    """Where a reference stands: `[TABLE] [ONLY] [(] [schema.] name [)] [*]`."""
+    at = next((i for i, token in enumerate(scanned) if token.start == reference.location), None)
+    if at is None:
+        raise _lost(reference)
+    words = 2 if "schemaname" in reference.var else 1
+    first, last = at, at
+    for word in range(words):
+        if word:
+            if last + 2 >= len(scanned) or scanned[last + 1].kind != _DOT:
+                raise _lost(reference)
+            last += 2
+        if _word(base, scanned, last + 1) == b"uescape":
+            last += 2
+    if "inh" not in reference.var:
+        if first and scanned[first - 1].kind == _OPEN and _word(base, scanned, first - 2) == b"only":
+            first, last = first - 2, last + 1
+        elif _word(base, scanned, first - 1) == b"only":
+            first -= 1
+        else:
+            raise _lost(reference)
+    elif last + 1 < len(scanned) and scanned[last + 1].kind == _STAR and reference.role is Role.SOURCE:
+        last += 1
+    after_table = reference.role is Role.SOURCE and _word(base, scanned, first - 1) == b"table"
+    if after_table:
+        first -= 1
+    return _Site(scanned[first].start, scanned[last].end, after_table)
+
+
+def _copy_columns(base: bytes, scanned: list[Token], end: int) -> tuple[list[str] | None, int]:
+    """The column list that may follow the relation's name in COPY, and where it ends."""
+    after = next((i for i, token in enumerate(scanned) if token.start >= end), len(scanned))
+    if after >= len(scanned) or scanned[after].kind != _OPEN:
+        return None, end
+    close = next(i for i in range(after, len(scanned)) if scanned[i].kind == _CLOSE)
+    listed = base[scanned[after].start : scanned[close].end]
+    return _names_in(listed), scanned[close].end
+
+
+def _names_in(parenthesised: bytes) -> list[str]:
+    """Column names as PostgreSQL reads them, whatever their quoting."""
+    [(_, _, tree)] = statements(b"COPY t " + parenthesised + b" TO STDOUT")
+    return [item["String"]["sval"] for item in tree["CopyStmt"]["attlist"]]
+
+
+def _word(base: bytes, scanned: list[Token], index: int) -> bytes | None:
+    if not 0 <= index < len(scanned):
+        return None
+    return base[scanned[index].start : scanned[index].end].lower()
+
+
+def _lost(reference: Reference) -> NotAnalysableError:
+    return NotAnalysableError(
+        "rewrite.unverified",
+        f"the place of `{reference.relation.qualified}` in the statement cannot be told for sure",
+        cure="Write its name plainly, with an alias.",
+        location=reference.location,
+    )
+
+
+def _apply(base: bytes, splices: tuple[Splice, ...]) -> bytes:
+    pieces, at = [], 0
+    for splice in splices:
+        pieces += [base[at : splice.start], splice.replacement]
+        at = splice.end
+    return b"".join([*pieces, base[at:]])
+
+
+def _columns(masked: list[tuple[Reference, Masked]]) -> Iterator[MaskedColumn]:
+    for reference, columns in masked:
+        if reference.role in (Role.SOURCE, Role.COPY_OUT):
+            for column in reference.relation.columns:
+                if mask := columns.get(column.number):
+                    yield MaskedColumn(reference.relation.qualified, column.name, mask.kind.value, mask.label)
+
+
+def _origins(reading: Reading, masking: Masking) -> frozenset[tuple[int, int]]:
+    """Every raw column that must not show, in all that the statement reaches."""
+    return frozenset(
+        (relation.oid, number)
+        for relation in masking.relations(reading.analysis.relations)
+        for number in masking.columns(relation)
+    )

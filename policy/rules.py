@@ -1,0 +1,188 @@
+"""Rules against demands: the strictest matching rule wins, no match is a deny, order never matters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from policy.masks import Mask
+from policy.model import Action, ApprovalTerms, Demand, Effect, ObjectKind, ObjectName, Principal, PrincipalKind, Reason
+from policy.patterns import Pattern
+
+_BUILTIN_CATALOG: Final = "builtin: catalog-read"
+_BUILTIN_FUNCTIONS: Final = "builtin: harmless-functions"
+_CURE_RULES: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Who:
+    """Principals: each set that is not empty must hold the principal. `users` are subjects or e-mail addresses."""
+
+    users: frozenset[str] = frozenset()
+    groups: frozenset[str] = frozenset()
+    kinds: frozenset[PrincipalKind] = frozenset()
+    on_behalf_of: frozenset[str] = frozenset()
+
+    def includes(self, principal: Principal) -> bool:
+        """Whether this principal is meant."""
+        return (
+            (not self.users or principal.subject in self.users or principal.email in self.users)
+            and (not self.groups or not self.groups.isdisjoint(principal.groups))
+            and (not self.kinds or principal.kind in self.kinds)
+            and (not self.on_behalf_of or principal.on_behalf_of in self.on_behalf_of)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """Patterns for one kind of object; `schema` means the schemas and everything that lies in them."""
+
+    kind: Literal["relation", "function", "schema", "channel"]
+    patterns: tuple[Pattern, ...]
+
+    def matches(self, name: ObjectName) -> bool:
+        """Whether the object is meant."""
+        return any(pattern.matches(words) for words in (self._words(name),) if words for pattern in self.patterns)
+
+    def names(self, name: ObjectName) -> bool:
+        """Whether the object is meant by a pattern that spells its schema out."""
+        words = self._words(name)
+        return words is not None and any(p.parts[0] == re.escape(words[0]) and p.matches(words) for p in self.patterns)
+
+    def _words(self, name: ObjectName) -> tuple[str, ...] | None:
+        if self.kind == "schema":
+            schema = name.name if name.kind is ObjectKind.SCHEMA else name.schema
+            return (schema,) if schema else None
+        if name.kind.value != self.kind:
+            return None
+        return (name.schema or "", name.name) if self.kind != "channel" else (name.name,)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule of the file. No selectors means every object. `label` is the name with its place."""
+
+    name: str
+    label: str
+    path: tuple[str | int, ...]
+    effect: Effect
+    who: Who | None
+    connections: tuple[Pattern, ...]
+    actions: frozenset[Action]
+    selectors: tuple[Selector, ...]
+    bounded: bool | None
+    terms: ApprovalTerms | None
+    place: tuple[int, int] = (1, 1)
+
+    def concerns(self, principal: Principal, connection: str) -> bool:
+        """Whether the rule is about this principal on this connection."""
+        if self.who is not None and not self.who.includes(principal):
+            return False
+        return not self.connections or any(p.matches((connection,)) for p in self.connections)
+
+    def matches(self, demand: Demand) -> bool:
+        """Whether the rule is about this demand."""
+        if demand.action not in self.actions:
+            return False
+        if self.bounded is not None and self.bounded is not demand.bounded:
+            return False
+        if demand.builtin:
+            # What PostgreSQL brings along is touched only by rules that spell its schema out.
+            return any(s.names(demand.object) for s in self.selectors)
+        return not self.selectors or any(s.matches(demand.object) for s in self.selectors)
+
+    @property
+    def describes(self) -> str:
+        """What the rule is about, such as `select, explain public.*`."""
+        actions = ", ".join(a.value for a in Action if a in self.actions) if len(self.actions) < len(Action) else "*"
+        objects = ", ".join(p.text for s in self.selectors for p in s.patterns) or "anything"
+        condition = {None: "", True: " (bounded)", False: " (unbounded)"}[self.bounded]
+        return f"{actions} {objects}{condition}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Policy:
+    """A loaded policy. `hash` is the SHA-256 of what it says."""
+
+    hash: str
+    source: str
+    rules: tuple[Rule, ...]
+    masks: tuple[Mask, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What the rules say to some demands, with every reason."""
+
+    effect: Effect
+    reasons: tuple[Reason, ...]
+    terms: tuple[ApprovalTerms, ...]
+
+
+def judge(policy: Policy, principal: Principal, connection: str, demands: Sequence[Demand]) -> Judgement:
+    """The strictest over all demands; none is an allow."""
+    rules = [rule for rule in policy.rules if rule.concerns(principal, connection)]
+    effect, reasons, terms = Effect.ALLOW, [], []
+    for demand in demands:
+        matching = [rule for rule in rules if rule.matches(demand)]
+        reason = _reason(principal, rules, matching, demand)
+        reasons.append(reason)
+        effect = max(effect, reason.effect)
+        if reason.effect is Effect.APPROVE:
+            terms += [rule.terms for rule in matching if rule.terms is not None]
+    unique = sorted(dict.fromkeys(terms), key=lambda t: t.rule)
+    return Judgement(effect, tuple(reasons), tuple(unique))
+
+
+def _reason(principal: Principal, rules: list[Rule], matching: list[Rule], demand: Demand) -> Reason:
+    if not matching:
+        if demand.builtin:
+            rule = _BUILTIN_FUNCTIONS if demand.action is Action.CALL else _BUILTIN_CATALOG
+            return Reason(Effect.ALLOW, "builtin", f"`{demand}` is harmless", rule=rule, demand=demand)
+        return Reason(
+            Effect.DENY,
+            "rule.none",
+            f"no rule lets `{principal.subject}` {_spoken(demand)}",
+            demand=demand,
+            cure=_cure(rules, demand),
+            location=demand.location or None,
+        )
+    # The strictest; among equals the name decides, so that the order of the file does not show.
+    deciding = max(matching, key=lambda r: (r.effect, [-ord(c) for c in r.name]))
+    says = {Effect.ALLOW: "lets", Effect.APPROVE: "wants approval before", Effect.DENY: "does not let"}
+    cure = {
+        Effect.ALLOW: None,
+        Effect.APPROVE: None,
+        Effect.DENY: f"Whoever may change the rule `{deciding.name}` can allow it.",
+    }
+    who = f"`{principal.subject}`"
+    verb = _spoken(demand) if deciding.effect is not Effect.APPROVE else f"may {_spoken(demand)}"
+    return Reason(
+        deciding.effect,
+        "rule.matched",
+        f"the rule `{deciding.name}` {says[deciding.effect]} {who} {verb}",
+        rule=deciding.label,
+        demand=demand,
+        cure=cure[deciding.effect],
+        location=demand.location or None,
+    )
+
+
+def _spoken(demand: Demand) -> str:
+    every = "" if demand.bounded else " without saying which rows"
+    return f"{demand.action.value} `{demand.object}`{every}"
+
+
+def _cure(rules: Iterable[Rule], demand: Demand) -> str:
+    """What the principal could do instead: rules for the same action first."""
+    open_rules = [rule for rule in rules if rule.effect is not Effect.DENY]
+    if not open_rules:
+        return "No rule is about this principal at all: ask whoever keeps the policy."
+    open_rules.sort(key=lambda r: (demand.action not in r.actions, r.name))
+    could = "; ".join(
+        f"{rule.describes}{' (with approval)' if rule.effect is Effect.APPROVE else ''}"
+        for rule in open_rules[:_CURE_RULES]
+    )
+    return f"The rules for this principal are about: {could}."

@@ -1,0 +1,204 @@
+"""Statements that meet masks sideways: writes that could ask about a hidden value, or store one.
+
+The rule for writes to a masked relation: nothing in the statement may name a masked column, the whole
+row or all columns. What cannot name a value cannot ask about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from policy.catalog import Relation
+from policy.masking import Masked, Masking
+from policy.parse import Node, NotAnalysableError
+from policy.reading import Reading, Reference, Role
+
+_WRITES: Final = frozenset(("InsertStmt", "UpdateStmt", "DeleteStmt", "MergeStmt"))
+_STORES: Final = frozenset(("InsertStmt", "UpdateStmt", "MergeStmt"))
+# Definitions whose expressions PostgreSQL evaluates on raw rows.
+_EVALUATES: Final = frozenset(
+    (
+        "AlterTableStmt",
+        "IndexStmt",
+        "CreateStmt",
+        "CreateTrigStmt",
+        "CreatePolicyStmt",
+        "AlterPolicyStmt",
+        "CreateStatsStmt",
+    )
+)
+_MOVES: Final = frozenset(("RenameStmt", "AlterObjectSchemaStmt"))
+_DETACHES: Final = frozenset(("AT_DetachPartition", "AT_DropInherit", "AT_DropOf"))
+_ROW_NAMES: Final = frozenset(("old", "new", "excluded"))
+
+
+def check_structure(reading: Reading, anyone: Masking) -> None:
+    """Refuse what would take a masked relation out of reach of the patterns that mask it.
+
+    Raises NotAnalysableError `mask.rename`.
+    """
+    kind = reading.analysis.kind
+    moves = kind in _MOVES or (kind == "AlterTableStmt" and not _DETACHES.isdisjoint(_subtypes(reading.tree)))
+    if not moves:
+        return
+    for reference in reading.references:
+        if anyone.columns(reference.relation):
+            raise NotAnalysableError(
+                "mask.rename",
+                f"`{reference.relation.qualified}` has masked columns, and under another name nothing would mask them",
+                cure="Change the policy first.",
+                location=reference.location,
+            )
+
+
+def check(reading: Reading, masked: Sequence[tuple[Reference, Masked]]) -> None:
+    """Refuse what masks by rewriting cannot answer for. Raises NotAnalysableError `mask.…`."""
+    for reference, columns in masked:
+        if reference.sampled:
+            raise _refused(
+                "mask.sample", reference, "TABLESAMPLE works on tables, and this one is read through its masks"
+            )
+        if reference.role is Role.SOURCE:
+            if reading.stores is not None:
+                raise _refused("mask.store", reference, f"this statement keeps what it reads: {reading.stores}")
+            _check_qualified(reading.tree, reference)
+        elif reference.role in (Role.TARGET, Role.COPY_IN):
+            _check_write(reading, reference, columns)
+        elif reading.analysis.kind in _EVALUATES:
+            _check_unnamed(reading.tree, reference, columns)
+    sources = [(r, c) for r, c in masked if r.role is Role.SOURCE]
+    if sources and not _STORES.isdisjoint(_tags(reading.tree)):
+        for reference, columns in sources:
+            _check_stored(reading.tree, reference, columns)
+
+
+def _check_write(reading: Reading, reference: Reference, columns: Masked) -> None:
+    names = _masked_names(reference.relation, columns)
+    tree = reading.tree
+    for written in _written(tree, reference):
+        if written is None:
+            raise _refused(
+                "mask.write",
+                reference,
+                "without a column list it writes masked columns too",
+                cure="List the columns, and leave the masked ones out.",
+            )
+        if overlap := names & set(written):
+            raise _refused("mask.write", reference, f"it writes the masked column `{min(overlap)}`")
+    _check_unnamed(tree, reference, columns)
+    if _holds_star(tree):
+        raise _refused("mask.oracle", reference, "`*` stands for masked columns too", cure="Name the columns.")
+    alias = reference.var.get("alias", {}).get("aliasname", reference.var["relname"])
+    rows = _ROW_NAMES | {alias}
+    if whole := rows & set(_single_names(tree)):
+        raise _refused("mask.oracle", reference, f"`{min(whole)}` could mean the whole row")
+    if any("ReturningOption" in node for node in _nodes(tree)):
+        raise _refused("mask.oracle", reference, "it gives new names to whole rows")
+
+
+def _check_unnamed(tree: Node, reference: Reference, columns: Masked) -> None:
+    if named := _masked_names(reference.relation, columns) & set(_words(tree)):
+        raise _refused("mask.oracle", reference, f"it names the masked column `{min(named)}`")
+
+
+def _check_stored(tree: Node, reference: Reference, columns: Masked) -> None:
+    alias = reference.var.get("alias", {})
+    row = alias.get("aliasname", reference.var["relname"])
+    named = _masked_names(reference.relation, columns) & set(_words(tree))
+    if named or "colnames" in alias or _holds_star(tree) or row in set(_single_names(tree)):
+        raise _refused(
+            "mask.store",
+            reference,
+            "the statement would store masks as data",
+            cure="Name the columns that are not masked.",
+        )
+
+
+def _check_qualified(tree: Node, reference: Reference) -> None:
+    relation = reference.relation
+    for node in _nodes(tree):
+        fields = node["ColumnRef"]["fields"] if "ColumnRef" in node else ()
+        if len(fields) > 2:
+            words = [field.get("String", {}).get("sval") for field in fields[:2]]
+            if words == [relation.schema, relation.name]:
+                raise NotAnalysableError(
+                    "mask.qualified",
+                    f"columns of `{relation.qualified}`, which is masked, cannot be named with its schema",
+                    cure="Give it an alias and use that.",
+                    location=node["ColumnRef"].get("location"),
+                )
+
+
+def _refused(code: str, reference: Reference, why: str, cure: str | None = None) -> NotAnalysableError:
+    return NotAnalysableError(
+        code,
+        f"`{reference.relation.qualified}` has columns masked for you, and {why}",
+        cure=cure or "Leave the masked columns out, or ask somebody for whom they are not masked.",
+        location=reference.location,
+    )
+
+
+def _masked_names(relation: Relation, columns: Masked) -> set[str]:
+    return {column.name for column in relation.columns if column.number in columns}
+
+
+def _written(tree: Node, reference: Reference) -> Iterator[list[str] | None]:
+    """The columns that each write to this very target names; None where it names none."""
+    for node in _nodes(tree):
+        for tag, body in node.items():
+            if tag == "MergeWhenClause" and body.get("commandType") == "CMD_INSERT" and "targetList" not in body:
+                yield None if "values" in body else []
+            if not isinstance(body, dict) or body.get("relation") is not reference.var:
+                continue
+            if tag == "CopyStmt":
+                yield [item["String"]["sval"] for item in body["attlist"]] if "attlist" in body else None
+            elif tag == "InsertStmt" and "selectStmt" in body:
+                yield [c["ResTarget"]["name"] for c in body["cols"]] if "cols" in body else None
+            elif tag == "UpdateStmt":
+                yield [c["ResTarget"]["name"] for c in body["targetList"]]
+
+
+def _nodes(value: Any) -> Iterator[Node]:
+    """Every dict of the tree."""
+    todo = [value]
+    while todo:
+        one = todo.pop()
+        if isinstance(one, dict):
+            yield one
+            todo.extend(one.values())
+        elif isinstance(one, list):
+            todo.extend(one)
+
+
+def _tags(tree: Node) -> set[str]:
+    return {key for node in _nodes(tree) for key in node if key in _WRITES}
+
+
+def _subtypes(tree: Node) -> set[str]:
+    return {node["subtype"] for node in _nodes(tree) if "subtype" in node}
+
+
+def _words(tree: Node) -> Iterator[str]:
+    """Every word of the tree that could be a name: all strings but constants."""
+    todo: list[Any] = [tree]
+    while todo:
+        one = todo.pop()
+        if isinstance(one, str):
+            yield one
+        elif isinstance(one, list):
+            todo.extend(one)
+        elif isinstance(one, dict):
+            todo.extend(value for key, value in one.items() if key != "A_Const")
+
+
+def _single_names(tree: Node) -> Iterator[str]:
+    for node in _nodes(tree):
+        if "ColumnRef" in node:
+            fields = node["ColumnRef"]["fields"]
+            if len(fields) == 1 and "String" in fields[0]:
+                yield fields[0]["String"]["sval"]
+
+
+def _holds_star(tree: Node) -> bool:
+    return any("A_Star" in node for node in _nodes(tree))

@@ -1,0 +1,246 @@
+"""Who may say yes, what a yes is bound to, and that it is used once: on a real store, no database needed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from audit.approvals import ApprovalRecord, Conflict, Reader, State
+from audit.entry import Draft, Kind
+from audit.store import Store
+from audit.verify import verify
+from audit.writer import Writer
+from gateway.approvals import Approvals, Pending
+from gateway.errors import ApprovalRejectedError
+from gateway.model import ClientInfo, Connection, Door, Session, Statement
+from gateway.recorder import Recorder
+from policy.catalog import Catalog, Column, Relation, RelationKind
+from policy.model import (
+    Action,
+    Analysis,
+    ApprovalTerms,
+    Decision,
+    Demand,
+    Effect,
+    ObjectKind,
+    ObjectName,
+    Principal,
+    PrincipalKind,
+    Reason,
+    Rewrite,
+    Verdict,
+)
+
+ISSUER = "https://issuer.example"
+TICKETS = Relation(7, "public", "tickets", RelationKind.TABLE, (Column(1, "id", "integer", 23),), frozenset({7}))
+CATALOG = Catalog("epoch-1", 180000, {7: TICKETS}, {}, frozenset({"public"}))
+TERMS = ApprovalTerms(frozenset({"dba"}), 1, timedelta(minutes=30), "large-changes (policy.yaml:9)")
+SQL = b"DELETE FROM tickets"
+
+
+def person(subject: str, *groups: str, kind: PrincipalKind = PrincipalKind.HUMAN, of: str | None = None) -> Principal:
+    return Principal(subject, ISSUER, kind, frozenset(groups), on_behalf_of=of)
+
+
+DEVIN = person("devin", "ai-agents", kind=PrincipalKind.AGENT, of="ada")
+ADA = person("ada", "dba", "developers")
+GRACE = person("grace", "dba")
+HANS = person("hans", "dba", "security")
+
+
+def session_of(principal: Principal) -> Session:
+    now = datetime.now(UTC)
+    shop = Connection("shop", "127.0.0.1", 1, "shop", "gateway", "secret")
+    return Session(
+        f"se-{principal.subject}", principal, shop, Door.MCP, ClientInfo(), now, now + timedelta(hours=1),
+        search_path=("pg_catalog", "public"), stale=False,
+    )  # fmt: skip
+
+
+def decision_of(*terms: ApprovalTerms, policy: str = "policy-1") -> Decision:
+    demand = Demand(Action.DELETE, ObjectName(ObjectKind.RELATION, "public", "tickets"), 7, bounded=False)
+    reason = Reason(Effect.APPROVE, "rule.matched", "`delete public.tickets` needs approval", rule=terms[0].rule)
+    analysis = Analysis(SQL, "DeleteStmt", (demand,), relations=frozenset({7}))
+    return Decision(Verdict(Effect.APPROVE, (reason,), Rewrite(SQL), terms), analysis, policy, "epoch-1")
+
+
+@dataclass
+class Desk:
+    """The queue on a real store, and the means to put a request into it."""
+
+    approvals: Approvals
+    recorder: Recorder
+    path: Path
+
+    async def ask(self, *terms: ApprovalTerms, who: Principal = DEVIN) -> Pending:
+        statement = Statement(session_of(who), SQL)
+        item, pending = self.approvals.request_item(
+            statement, decision_of(*(terms or (TERMS,))), CATALOG, "st-1", datetime.now(UTC)
+        )
+        await self.recorder.record(item)
+        return pending
+
+    async def vote(self, pending: Pending, who: Principal, choice: str = "approve") -> ApprovalRecord:
+        return await self.approvals.vote(pending.id, session_of(who), choice, pending.digest, None)
+
+
+@pytest.fixture
+async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+    path = tmp_path / "audit.db"
+    with contextlib.closing(Store.open(path)) as store, contextlib.closing(Reader.open(path)) as reader:
+        writer = Writer(store)
+        recorder = Recorder(writer)
+        yield Desk(Approvals(recorder, reader), recorder, path)
+        writer.close()
+
+
+async def test_one_human_of_the_right_group_approves(desk: Desk) -> None:
+    pending = await desk.ask()
+    assert (await desk.vote(pending, GRACE)).state is State.APPROVED
+    assert pending.who == "one of `dba`"
+
+
+REFUSED = [
+    (DEVIN, "agents cannot vote"),
+    (person("claude", "dba", kind=PrincipalKind.AGENT, of="grace"), "agents cannot vote"),
+    (ADA, "on behalf of `ada`"),
+    (person("olga", "developers"), "not among the approvers"),
+    (Principal("grace", "https://other.example", PrincipalKind.HUMAN, frozenset()), "not among the approvers"),
+]
+
+
+@pytest.mark.parametrize(("voter", "sentence"), REFUSED, ids=lambda v: getattr(v, "subject", None))
+async def test_a_vote_that_may_not_count_is_refused_with_its_own_sentence(
+    desk: Desk, voter: Principal, sentence: str
+) -> None:
+    pending = await desk.ask()
+    with pytest.raises(ApprovalRejectedError) as refused:
+        await desk.vote(pending, voter)
+    assert sentence in refused.value.text
+    assert (await desk.approvals.get(pending.id)).state is State.REQUESTED
+
+
+async def test_nobody_approves_their_own_request(desk: Desk) -> None:
+    pending = await desk.ask(who=ADA)
+    with pytest.raises(ApprovalRejectedError, match="own request"):
+        await desk.vote(pending, ADA)
+
+
+async def test_a_quorum_counts_humans_not_groups_nor_repeated_votes(desk: Desk) -> None:
+    pending = await desk.ask(replace(TERMS, groups=frozenset({"dba", "security"}), quorum=2))
+    assert (await desk.vote(pending, HANS)).state is State.REQUESTED  # in both groups, yet one human
+    with pytest.raises(ApprovalRejectedError, match="already voted"):
+        await desk.vote(pending, HANS)
+    assert (await desk.vote(pending, GRACE)).state is State.APPROVED
+
+
+async def test_all_terms_of_a_statement_must_be_met(desk: Desk) -> None:
+    pending = await desk.ask(TERMS, replace(TERMS, groups=frozenset({"security"}), rule="second"))
+    assert (await desk.vote(pending, GRACE)).state is State.REQUESTED
+    assert (await desk.vote(pending, HANS)).state is State.APPROVED
+
+
+async def test_a_team_of_one_may_approve_its_agent_where_the_rule_says_so(desk: Desk) -> None:
+    pending = await desk.ask(replace(TERMS, owner_may_approve=True))
+    assert (await desk.vote(pending, ADA)).state is State.APPROVED
+
+
+async def test_one_rejection_ends_it(desk: Desk) -> None:
+    pending = await desk.ask(replace(TERMS, quorum=2))
+    assert (await desk.vote(pending, GRACE, "reject")).state is State.DENIED
+    with pytest.raises(ApprovalRejectedError, match="already denied"):
+        await desk.vote(pending, HANS)
+
+
+async def test_an_approval_needs_the_digest_that_was_shown(desk: Desk) -> None:
+    pending = await desk.ask()
+    with pytest.raises(ApprovalRejectedError, match="digest"):
+        await desk.approvals.vote(pending.id, session_of(GRACE), "approve", "0" * 32, None)
+    with pytest.raises(ApprovalRejectedError, match="digest"):
+        await desk.approvals.vote(pending.id, session_of(GRACE), "approve", None, None)
+
+
+async def test_an_expired_request_cannot_be_approved(desk: Desk) -> None:
+    pending = await desk.ask(replace(TERMS, expires=timedelta(0)))
+    with pytest.raises(ApprovalRejectedError, match="already expired"):
+        await desk.vote(pending, GRACE)
+
+
+async def test_the_requester_or_its_human_withdraws_and_nobody_else(desk: Desk) -> None:
+    pending = await desk.ask()
+    with pytest.raises(ApprovalRejectedError, match="only the requester"):
+        await desk.approvals.withdraw(pending.id, session_of(GRACE))
+    assert (await desk.approvals.withdraw(pending.id, session_of(ADA))).state is State.CANCELLED
+
+
+async def test_agents_see_their_own_requests_only(desk: Desk) -> None:
+    await desk.ask()
+    other = session_of(person("cursor", "ai-agents", kind=PrincipalKind.AGENT))
+    assert await desk.approvals.list(other) == []
+    assert len(await desk.approvals.list(session_of(GRACE))) == 1
+
+
+async def test_waiting_ends_with_the_vote(desk: Desk) -> None:
+    pending = await desk.ask()
+    waiting = asyncio.create_task(desk.approvals.wait(pending.id, 20))
+    await desk.vote(pending, GRACE)
+    assert (await waiting).state is State.APPROVED
+
+
+DIFFERENCES = [
+    ({"text": b"DELETE FROM tickets -- all"}, "text"),
+    ({"parameters": (b"1",)}, "parameters"),
+    ({"session": session_of(replace(DEVIN, subject="claude"))}, "another principal"),
+]
+
+
+@pytest.mark.parametrize(("change", "sentence"), DIFFERENCES, ids=lambda v: v if isinstance(v, str) else None)
+async def test_a_different_statement_voids_the_approval(desk: Desk, change: dict[str, object], sentence: str) -> None:
+    pending = await desk.ask()
+    record = await desk.vote(pending, GRACE)
+    statement = replace(Statement(session_of(DEVIN), SQL), **change)  # type: ignore[arg-type]  # a table of fields
+    with pytest.raises(ApprovalRejectedError, match=sentence):
+        await desk.approvals.check_binding(record, statement, decision_of(TERMS), CATALOG)
+    assert (await desk.approvals.get(pending.id)).state is State.VOID
+
+
+async def test_a_changed_search_path_schema_or_policy_voids_the_approval(desk: Desk) -> None:
+    moved = session_of(DEVIN)
+    moved.search_path = ("pg_catalog", "evil", "public")
+    wider = replace(TICKETS, columns=(*TICKETS.columns, Column(2, "body", "text", 25)))
+    altered = Catalog("epoch-2", 180000, {7: wider}, {}, frozenset({"public"}))
+    cases = [
+        (moved, decision_of(TERMS), CATALOG, "search path"),
+        (session_of(DEVIN), decision_of(TERMS), altered, "definition has changed"),
+        (session_of(DEVIN), decision_of(TERMS, policy="policy-2"), CATALOG, "policy has changed"),
+    ]
+    for session, decision, catalog, sentence in cases:
+        record = await desk.vote(await desk.ask(), GRACE)
+        with pytest.raises(ApprovalRejectedError, match=sentence):
+            await desk.approvals.check_binding(record, Statement(session, SQL), decision, catalog)
+
+
+async def test_an_approval_is_used_once_though_many_try_and_the_chain_says_so(desk: Desk) -> None:
+    pending = await desk.ask()
+    record = await desk.vote(pending, GRACE)
+
+    async def use(number: int) -> bool:
+        intent = Draft(Kind.INTENT, None, "devin", "shop", {"statement": f"st-use-{number}"})
+        try:
+            await desk.recorder.record(
+                desk.approvals.consume_item(record, session_of(DEVIN), f"st-use-{number}"), intent
+            )
+        except Conflict:
+            return False
+        return True
+
+    assert sorted(await asyncio.gather(*(use(n) for n in range(10)))) == [False] * 9 + [True]
+    report = verify(desk.path)
+    assert report.ok, report.problem
+    assert report.open_statements == 1
