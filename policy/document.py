@@ -135,8 +135,25 @@ def validate(model: type[M], document: Document) -> M:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        complaints = [_complaint(document, model, dict(item)) for item in error.errors(include_url=False)]
-        raise min(complaints, key=lambda e: (e.line, e.column)) from None
+        items = [dict(item) for item in error.errors(include_url=False)]
+        raise min((_complaint(document, model, i) for i in _deepest(document, items)), key=_by_place) from None
+
+
+def _by_place(error: DocumentError) -> tuple[int, int]:
+    return (error.line, error.column)
+
+
+def _deepest(document: Document, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without complaints about a value as a whole where another one is about something inside it.
+
+    Where alternatives are allowed, pydantic complains of each: the one that got furthest was meant.
+    """
+    paths = [_data_path(document.data, item["loc"]) for item in items]
+    return [
+        item
+        for item, path in zip(items, paths, strict=True)
+        if not any(len(item["loc"]) > 1 and other[: len(path)] == path and len(other) > len(path) for other in paths)
+    ]
 
 
 def _complaint(document: Document, model: type[BaseModel], item: Mapping[str, Any]) -> DocumentError:

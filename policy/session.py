@@ -158,11 +158,11 @@ def _set(walk: Analyser, body: Node) -> None:
         walk.effects["search_path"] = True
         return
     if kind == "VAR_SET_MULTI":
-        _check_modes(body.get("args", ()))
         if name not in ("TRANSACTION", "SESSION CHARACTERISTICS"):
             raise NotAnalysableError(
                 "setting.refused", f"SET {name} is always refused: it imports another session's view"
             )
+        _check_modes(body.get("args", ()))
         walk.children("VariableSetStmt", body)
         return
     folded = name.lower()

@@ -12,14 +12,15 @@ import hashlib
 import secrets
 import struct
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
+from typing import Any
 
 from gateway.admission import Gateway, Grant, outcome_of
 from gateway.errors import CountersignError, InvariantViolatedError, SessionEndedError
 from gateway.model import Outcome, Session, Status
-from gateway.upstream import Page, ResultColumn, Upstream, UpstreamError, UpstreamLostError
+from gateway.upstream import Page, ResultColumn, Upstream, UpstreamError
 from policy.model import Principal
 from server.mcp_failures import CallError, PostgresError
 from server.mcp_types import TypeBook
@@ -29,6 +30,8 @@ from server.values import TypeFacts
 _STEP_ROWS = 50
 # Rows of a write's RETURNING beyond the page are not kept; they are counted in steps of this many.
 _DISCARD_ROWS = 1000
+# How long PostgreSQL may take to stop a statement that it was asked to cancel.
+_CANCEL_SECONDS = 10.0
 
 # The length of a NULL in a DataRow: -1.
 _NULL = b"\xff\xff\xff\xff"
@@ -146,8 +149,8 @@ class Reading:
                 raise PostgresError(error, grant.statement, grant.decision, grant.id, quiet=quiet) from None
             except BaseException as error:
                 if grant.outcome is None:
-                    grant.finish(portal.outcome(outcome_of(error)))
-                await asyncio.shield(_interrupt(upstream))
+                    grant.finish(portal.outcome(None if portal.done else outcome_of(error)))
+                await upstream.disconnect()
                 raise
 
     async def _pages(self, upstream: Upstream, grant: Grant, portal: Portal) -> Piece | None:
@@ -254,13 +257,14 @@ class Portal:
         self._writes = writes
         self._suspended = False
         self._buffer: deque[Row] = deque()
+        self._fetched = 0
         self._rows = 0
         self._size = 0
         self._digest = hashlib.sha256()
 
     async def open(self, grant: Grant, limit: PageLimit, check: Callable[[tuple[ResultColumn, ...]], None]) -> None:
         """Run it and fetch the first step. `check` may raise on the columns before a row is looked at."""
-        page = await self._upstream.open(grant.sql, grant.parameters, min(_STEP_ROWS, limit.rows))
+        page = await self._call(self._upstream.open(grant.sql, grant.parameters, min(_STEP_ROWS, limit.rows)))
         self.columns = page.columns
         check(page.columns)
         self._add(page)
@@ -309,15 +313,39 @@ class Portal:
             digest=self._digest.hexdigest() if self.columns else None,
         )
 
+    @property
+    def done(self) -> bool:
+        """Whether PostgreSQL has run it to its end."""
+        return self.tag is not None
+
+    async def _call(self, call: Coroutine[Any, Any, Page]) -> Page:
+        """Wait for PostgreSQL. If we are cancelled meanwhile it is asked to stop, and heard to the end:
+        what it had already done is then known."""
+        running = asyncio.ensure_future(call)
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            await asyncio.shield(self._stop(running))
+            raise
+
+    async def _stop(self, running: asyncio.Future[Page]) -> None:
+        await self._upstream.cancel()
+        finished, _ = await asyncio.wait([running], timeout=_CANCEL_SECONDS)
+        if not finished:
+            running.cancel()
+        elif running.exception() is None:
+            self._add(running.result())
+
     async def _fetch(self, rows: int) -> bool:
         """Fetch until at least one row is there; False at the end of the result."""
         while self._suspended and not self._buffer:
-            self._add(await self._upstream.fetch(rows))
+            self._add(await self._call(self._upstream.fetch(rows)))
         return bool(self._buffer)
 
     def _add(self, page: Page) -> None:
         self._buffer.extend(page.rows)
-        self._suspended, self.tag = page.suspended, page.tag
+        self._fetched += len(page.rows)
+        self._suspended, self.tag = page.suspended, whole_tag(page.tag, self._fetched)
         self.notices += [f"{n.get('S', 'NOTICE')}: {n.get('M', '')}" for n in page.notices]
 
     def _count(self, rows: list[Row], size: int) -> None:
@@ -331,6 +359,11 @@ def data_row(row: Row) -> bytes:
     """A row as the body of the protocol's DataRow (message formats): what the outcome's digest is of."""
     values = (_NULL if value is None else struct.pack("!I", len(value)) + value for value in row)
     return b"".join((struct.pack("!H", len(row)), *values))
+
+
+def whole_tag(tag: str | None, rows: int) -> str | None:
+    """The command tag of the whole result: PostgreSQL's `SELECT n` counts the last Execute's rows only."""
+    return f"SELECT {rows}" if tag is not None and tag.startswith("SELECT ") else tag
 
 
 def quoted(name: str) -> str:
@@ -347,13 +380,6 @@ def rows_of(tag: str | None) -> int:
 def _writes(grant: Grant) -> bool:
     analysis = grant.decision.analysis
     return analysis is None or analysis.effects.writes
-
-
-async def _interrupt(upstream: Upstream) -> None:
-    """Stop what runs and give up the connection: its protocol state is unknown in mid-call."""
-    with contextlib.suppress(UpstreamError, UpstreamLostError):
-        await upstream.cancel()
-    await upstream.disconnect()
 
 
 def gone() -> CallError:

@@ -17,6 +17,8 @@ from gateway.errors import ConfigurationError, UpstreamUnavailableError
 from gateway.model import Connection
 from gateway.policies import read_policy
 from gateway.upstream import UpstreamError, UpstreamLostError
+from policy.catalog import Catalog
+from policy.check import Severity
 from policy.check import check as check_against
 from policy.engine import decide
 from policy.load import Policy, policy_schema
@@ -50,20 +52,27 @@ def check(context: click.Context, file: Path | None, config_path: Path) -> None:
     Exit status 0: nothing wrong. 1: errors. 2: unreadable, with file, line and column.
     """
     if file is not None:
-        loaded, _ = read_policy(file)
-        click.echo(f"{file}: {len(loaded.rules)} rules and {len(loaded.masks)} masks, no errors")
-        return
+        context.exit(_report(file.name, read_policy(file)[0], None))
     config = load_config(config_path)
     loaded, _ = read_policy(config.policy_path)
-    errors = 0
+    worst = 0
     for connection in config.connections:
-        facts = _facts_of(connection)
-        problems = check_against(loaded, facts.catalog)
-        for problem in problems:
-            click.echo(f"{connection.name}: {problem}")
-        errors += sum(problem.is_error for problem in problems)
-        click.echo(f"{connection.name}: checked against {len(facts.catalog.relations)} relations")
-    context.exit(1 if errors else 0)
+        worst = max(worst, _report(connection.name, loaded, _facts_of(connection).catalog))
+    context.exit(worst)
+
+
+def _report(name: str, loaded: Policy, catalog: Catalog | None) -> int:
+    """Print what is wrong; 1 if any of it is an error."""
+    problems = check_against(loaded, catalog)
+    for problem in problems:
+        click.echo(str(problem))
+    errors = sum(problem.severity is Severity.ERROR for problem in problems)
+    against = f" against {len(catalog.relations)} relations" if catalog else ""
+    click.echo(
+        f"{name}: {len(loaded.rules)} rules and {len(loaded.masks)} masks checked{against}: "
+        f"{errors} errors, {len(problems) - errors} warnings"
+    )
+    return 1 if errors else 0
 
 
 @policy.command()

@@ -45,7 +45,8 @@ async def no_longer_running(stack: Stack, mark: str) -> None:
     end = time.monotonic() + 15
     while time.monotonic() < end:
         found = stack.direct(
-            f"SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND pid <> pg_backend_pid() AND query LIKE '%{mark}%'"
+            f"SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND pid <> pg_backend_pid()"
+            f" AND query LIKE '%{mark}%'"
         )
         if not found:
             return
