@@ -9,16 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from policy import bounds, definitions, session
-from policy.catalog import Function, Relation, Volatility
-from policy.functions import NEEDS_A_RULE, is_harmless_volatile, refusal_of_function
+from policy import alterations, bounds, definitions, session
+from policy.calls import Calls
+from policy.catalog import Relation
 from policy.grammar import GRAMMAR, Holds
 from policy.model import Action, Analysis, Demand, Effects, Facts, ObjectKind, ObjectName
-from policy.names import FIRST_USER_OID, SYSTEM_SCHEMAS, Names, is_system, parts
+from policy.names import Names, is_system, parts
 from policy.parse import Node, NotAnalysableError, base_text, statements
 from policy.reading import Reading, Reference, Role
-
-_ROW_TYPES = ("record", "anyelement", "anynonarray", "anycompatible", "anycompatiblenonarray", '"any"')
 
 
 def analyse(facts: Facts, text: bytes) -> Reading | None:
@@ -51,6 +49,7 @@ class Analyser:
         self.facts = facts
         self.names = Names(facts.catalog, facts.search_path)
         self.effects: dict[str, Any] = {}
+        self.calls = Calls(self.names, self.demand, self.effects)
         self.references: list[Reference] = []
         self.stores: str | None = None
         self._demands: dict[tuple[Action, ObjectName, bool], Demand] = {}
@@ -59,13 +58,13 @@ class Analyser:
         self._sampling = False
         self._column_refs = 0
         self._parameters = 0
-        self._operators = bool(facts.catalog.operators)
 
     def read(self, base: bytes, tree: Node) -> Reading:
         """Walk a whole statement."""
         [(tag, body)] = tree.items()
         session.check_allowed(tag)
         self.visit(tag, body)
+        self.calls.settle()
         analysis = Analysis(
             text=base,
             kind=tag,
@@ -282,120 +281,52 @@ class Analyser:
         if len(fields) > 1:
             for field in fields[1:]:
                 if "String" in field:
-                    self._attribute(field["String"]["sval"], body.get("location", 0), of_row=True)
+                    self.calls.note_attribute(field["String"]["sval"], body.get("location", 0), of_row=True)
 
     def _indirection(self, body: Node) -> None:
         self.children("A_Indirection", body)
         for step in body["indirection"]:
             if "String" in step:
-                self._attribute(step["String"]["sval"], 0, of_row=False)
+                self.calls.note_attribute(step["String"]["sval"], 0, of_row=False)
 
-    def _attribute(self, name: str, location: int, *, of_row: bool) -> None:
-        """`x.name` calls a function `name(x)` where x has no such column (PostgreSQL: ParseFuncOrColumn)."""
-        for function in self.names.overloads((name,)):
-            system = function.schema in SYSTEM_SCHEMAS and function.oid < FIRST_USER_OID
-            if system:
-                if not of_row and (refusal_of_function(name) or name in NEEDS_A_RULE or _is_risky(function)):
-                    self.call((name,), location)
-                    return
-            elif not of_row or self._takes_row(function):
-                self.call((function.schema, name), location)
-
-    def _takes_row(self, function: Function) -> bool:
-        if "," in function.arguments or not function.arguments:
-            return False
-        type_name = function.arguments.rpartition(" ")[2].replace('"', "").rpartition(".")[2]
-        return type_name in _ROW_TYPES or any(
-            self.facts.catalog.relation(schema, type_name) for schema in self.facts.catalog.schemas
-        )
+    def _range_function(self, body: Node) -> None:
+        self.calls.note_function_in_from()
+        self.children("RangeFunction", body)
 
     def _func_call(self, body: Node) -> None:
         words = parts(body["funcname"])
         arguments = body.get("args", ())
-        if words[-1] == "pg_notify" and len(arguments) == 2 and (channel := _constant(arguments[0])) is not None:
+        channel = self.calls.notified(words, arguments)
+        if channel is not None:
             self.demand(
                 Action.NOTIFY,
                 ObjectName(ObjectKind.CHANNEL, None, channel),
                 location=body.get("location", 0),
             )
         else:
-            self.call(words, body.get("location", 0), arguments=len(arguments))
+            self.calls.call(words, body.get("location", 0), arguments=len(arguments))
         self.children("FuncCall", body)
 
-    def call(self, words: list[str] | tuple[str, ...], location: int, arguments: int | None = None) -> None:
-        """Note the demands of calling a function of this name: every overload it could mean counts.
-
-        Raises NotAnalysableError for built-ins that are never called, and for unknown functions.
-        """
-        if len(words) > 2:
-            raise NotAnalysableError(
-                "name.database", f"a name may not say its database: `{'.'.join(words)}`", location=location
-            )
-        found = self.names.overloads(words)
-        if not found and arguments != 1:
-            # With one argument it may be a column of a row, or a cast, in functional notation.
-            raise NotAnalysableError(
-                "function.unknown", f"function {'.'.join(words)}() does not exist", location=location
-            )
-        seen: set[str] = set()
-        for function in found:
-            if function.schema not in seen:
-                seen.add(function.schema)
-                self._call_one([f for f in found if f.schema == function.schema], location)
-
-    def _call_one(self, overloads: list[Function], location: int) -> None:
-        first = overloads[0]
-        name = ObjectName(ObjectKind.FUNCTION, first.schema, first.name)
-        builtin = first.schema in SYSTEM_SCHEMAS and all(f.oid < FIRST_USER_OID for f in overloads)
-        risky = any(_is_risky(f) for f in overloads)
-        if builtin:
-            reason = refusal_of_function(first.name)
-            if reason is None and risky and first.name not in NEEDS_A_RULE:
-                reason = "is volatile, and nobody has found it harmless"
-            if reason:
-                raise NotAnalysableError(
-                    "function.refused", f"`{name}` is never called here: it {reason}", location=location
-                )
-        elif risky:
-            self.effects["search_path"] = True  # its body may SET
-        if risky:
-            self.effects["writes"] = True
-        harmless = builtin and first.name not in NEEDS_A_RULE
-        self.demand(
-            Action.CALL,
-            name,
-            oid=first.oid if len(overloads) == 1 else None,
-            location=location,
-            builtin=harmless,
-        )
-
-    def operator(self, words: list[str] | tuple[str, ...], location: int) -> None:
-        """A user-defined operator is a call of what stands behind it."""
-        if self._operators:
-            for schema in self.names.user_operators(words):
-                name = ObjectName(ObjectKind.FUNCTION, schema, words[-1])
-                self.demand(Action.CALL, name, location=location)
-
     def _expression(self, body: Node) -> None:
-        if self._operators:
+        if self.calls.any_operators:
             words = parts(body["name"])
             for word in _BEHIND_BETWEEN.get(words[-1], ()) or (words[-1],):
-                self.operator([*words[:-1], word], body.get("location", 0))
+                self.calls.operator([*words[:-1], word], body.get("location", 0))
         self.children("A_Expr", body)
 
     def _implied_equality(self, tag: str, field: str, body: Node) -> None:
         if field in body:
-            self.operator(("=",), body.get("location", 0))
+            self.calls.operator(("=",), body.get("location", 0))
         self.children(tag, body)
 
     def _sublink(self, body: Node) -> None:
         if body.get("subLinkType") in ("ANY_SUBLINK", "ALL_SUBLINK"):
-            self.operator(parts(body.get("operName", ())) or ("=",), body.get("location", 0))
+            self.calls.operator(parts(body.get("operName", ())) or ("=",), body.get("location", 0))
         self.children("SubLink", body)
 
     def _sort_by(self, body: Node) -> None:
         if "useOp" in body:
-            self.operator(parts(body["useOp"]), body.get("location", 0))
+            self.calls.operator(parts(body["useOp"]), body.get("location", 0))
         self.children("SortBy", body)
 
     def _parameter(self, body: Node) -> None:
@@ -413,6 +344,7 @@ _HANDLERS: Final[dict[str, Callable[[Analyser, Node], None]]] = {
     "RangeVar": Analyser._range_var,
     "SelectStmt": Analyser._select,
     "RangeTableSample": Analyser._sample,
+    "RangeFunction": Analyser._range_function,
     "InsertStmt": Analyser._insert,
     "UpdateStmt": Analyser._update,
     "DeleteStmt": Analyser._delete,
@@ -431,19 +363,8 @@ _HANDLERS: Final[dict[str, Callable[[Analyser, Node], None]]] = {
     "A_Const": lambda _self, _body: None,
     **session.HANDLERS,
     **definitions.HANDLERS,
+    **alterations.HANDLERS,
 }
-
-
-def _is_risky(function: Function) -> bool:
-    if function.volatility is not Volatility.VOLATILE:
-        return False
-    system = function.schema in SYSTEM_SCHEMAS and function.oid < FIRST_USER_OID
-    return not (system and is_harmless_volatile(function.name))
-
-
-def _constant(node: Node) -> str | None:
-    text = node.get("A_Const", {}).get("sval", {}).get("sval")
-    return text if isinstance(text, str) else None
 
 
 def _unknown_node(name: str, body: Node) -> NotAnalysableError:

@@ -248,7 +248,8 @@ def _copy(walk: Analyser, body: Node) -> None:
 def _explain(walk: Analyser, body: Node) -> None:
     walk.children("ExplainStmt", body)
     if not is_on(options(body).get("analyze", {"Boolean": {}})):
-        walk.effects = {k: v for k, v in walk.effects.items() if k == "executes"}
+        for effect in walk.effects.keys() - {"executes"}:
+            del walk.effects[effect]
     for reference in tuple(walk.references):
         walk.demand_on(Action.EXPLAIN, reference.relation, reference.location)
 

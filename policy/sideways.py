@@ -67,6 +67,7 @@ def check(reading: Reading, masked: Sequence[tuple[Reference, Masked]]) -> None:
             _check_write(reading, reference, columns)
         elif reading.analysis.kind in _EVALUATES:
             _check_unnamed(reading.tree, reference, columns)
+            _check_whole(reading.tree, reference)
     sources = [(r, c) for r, c in masked if r.role is Role.SOURCE]
     if sources and not _STORES.isdisjoint(_tags(reading.tree)):
         for reference, columns in sources:
@@ -87,14 +88,30 @@ def _check_write(reading: Reading, reference: Reference, columns: Masked) -> Non
         if overlap := names & set(written):
             raise _refused("mask.write", reference, f"it writes the masked column `{min(overlap)}`")
     _check_unnamed(tree, reference, columns)
+    _check_whole(tree, reference)
+
+
+def _check_whole(tree: Node, reference: Reference) -> None:
+    """Nothing may stand for the whole raw row: a star, the relation's name, or `row.function`."""
     if _holds_star(tree):
         raise _refused("mask.oracle", reference, "`*` stands for masked columns too", cure="Name the columns.")
-    alias = reference.var.get("alias", {}).get("aliasname", reference.var["relname"])
-    rows = _ROW_NAMES | {alias}
-    if whole := rows & set(_single_names(tree)):
-        raise _refused("mask.oracle", reference, f"`{min(whole)}` could mean the whole row")
     if any("ReturningOption" in node for node in _nodes(tree)):
         raise _refused("mask.oracle", reference, "it gives new names to whole rows")
+    rows = _ROW_NAMES | {_row_name(reference)}
+    own = {column.name for column in reference.relation.columns}
+    for words in _column_names(tree):
+        if len(words) == 1 and words[0] in rows:
+            raise _refused("mask.oracle", reference, f"`{words[0]}` could mean the whole row")
+        if len(words) == 2 and words[0] in rows and words[1] not in own:
+            # `row.name` without such a column calls the function `name` with the whole row.
+            raise _refused("mask.oracle", reference, f"`{words[0]}.{words[1]}` is none of its columns")
+        if words[:2] == [reference.relation.schema, reference.relation.name]:
+            raise _refused("mask.oracle", reference, "it names columns with the schema", cure="Use an alias.")
+
+
+def _row_name(reference: Reference) -> str:
+    name: str = reference.var.get("alias", {}).get("aliasname", reference.var["relname"])
+    return name
 
 
 def _check_unnamed(tree: Node, reference: Reference, columns: Masked) -> None:
@@ -103,10 +120,11 @@ def _check_unnamed(tree: Node, reference: Reference, columns: Masked) -> None:
 
 
 def _check_stored(tree: Node, reference: Reference, columns: Masked) -> None:
-    alias = reference.var.get("alias", {})
-    row = alias.get("aliasname", reference.var["relname"])
+    row = _row_name(reference)
+    own = {column.name for column in reference.relation.columns}
     named = _masked_names(reference.relation, columns) & set(_words(tree))
-    if named or "colnames" in alias or _holds_star(tree) or row in set(_single_names(tree)):
+    whole = any(w == [row] or (len(w) == 2 and w[0] == row and w[1] not in own) for w in _column_names(tree))
+    if named or whole or "colnames" in reference.var.get("alias", {}) or _holds_star(tree):
         raise _refused(
             "mask.store",
             reference,
@@ -192,12 +210,11 @@ def _words(tree: Node) -> Iterator[str]:
             todo.extend(value for key, value in one.items() if key != "A_Const")
 
 
-def _single_names(tree: Node) -> Iterator[str]:
+def _column_names(tree: Node) -> Iterator[list[str]]:
+    """The words of every column reference; a star ends one early."""
     for node in _nodes(tree):
         if "ColumnRef" in node:
-            fields = node["ColumnRef"]["fields"]
-            if len(fields) == 1 and "String" in fields[0]:
-                yield fields[0]["String"]["sval"]
+            yield [field["String"]["sval"] for field in node["ColumnRef"]["fields"] if "String" in field]
 
 
 def _holds_star(tree: Node) -> bool:

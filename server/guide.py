@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from server.postgres import psql_command
 
@@ -33,25 +33,20 @@ def show_guide(console: Console, stage: Demo, app: App) -> None:
     from server.demo import PEOPLE
 
     console.print("[bold]Countersign demo[/]: one audited point between agents, people and PostgreSQL\n")
-    places = Table.grid(padding=(0, 2))
-    places.add_row("MCP door", app.mcp_url)
-    places.add_row("wire door", f"{app.wire_host}:{app.wire_port}, database {stage.connection}")
-    places.add_row("folder", str(stage.state))
-    console.print(places, soft_wrap=True)
-    console.print()
-    people = Table.grid(padding=(0, 2))
+    _line(console, "MCP door", str(app.mcp_url))
+    _line(console, "wire door", f"{app.wire_host}:{app.wire_port}, database {stage.connection}")
     for person in PEOPLE.values():
         acting = f" for {person.on_behalf_of}" if person.on_behalf_of else ""
-        people.add_row(
-            f"[bold]{person.subject}[/]",
-            f"{person.role}{acting}, group {', '.join(person.groups)}",
-            f"[dim]token: {stage.token_paths[person.subject]}[/]",
-        )
-    console.print(people, soft_wrap=True)
+        _line(console, person.subject, f"{person.role}{acting}, group {', '.join(person.groups)}")
+    _line(console, "folder", f"{stage.state}; their tokens are in tokens/, the policy is policy.yaml")
     for title, line in pasteable(stage, app):
-        console.print(f"\n[dim]# {title}[/]")
+        console.print(f"\n# {title}", style="dim", markup=False, soft_wrap=True)
         console.print(line, markup=False, soft_wrap=True)
-    console.print("\nCtrl-C stops everything. The tokens live 12 hours.")
+    console.print("\nThe tokens live 12 hours. Ctrl-C stops everything.")
+
+
+def _line(console: Console, name: str, value: str) -> None:
+    console.print(Text.assemble((f"{name:<11}", "bold"), value), soft_wrap=True)
 
 
 def pasteable(stage: Demo, app: App) -> Iterator[tuple[str, str]]:

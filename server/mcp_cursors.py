@@ -310,7 +310,7 @@ class Portal:
             tag=self.tag,
             rows=self._rows + self.dropped if affected is None else affected,
             size=self._size,
-            digest=self._digest.hexdigest() if self.columns else None,
+            digest=self._digest.hexdigest() if self._rows else None,
         )
 
     @property
@@ -345,7 +345,7 @@ class Portal:
     def _add(self, page: Page) -> None:
         self._buffer.extend(page.rows)
         self._fetched += len(page.rows)
-        self._suspended, self.tag = page.suspended, whole_tag(page.tag, self._fetched)
+        self._suspended, self.tag = page.suspended, whole_tag(page.tag, len(page.rows), self._fetched)
         self.notices += [f"{n.get('S', 'NOTICE')}: {n.get('M', '')}" for n in page.notices]
 
     def _count(self, rows: list[Row], size: int) -> None:
@@ -356,14 +356,20 @@ class Portal:
 
 
 def data_row(row: Row) -> bytes:
-    """A row as the body of the protocol's DataRow (message formats): what the outcome's digest is of."""
+    """A row as the protocol's DataRow message: outcomes' digests are of these, the same at both doors."""
     values = (_NULL if value is None else struct.pack("!I", len(value)) + value for value in row)
-    return b"".join((struct.pack("!H", len(row)), *values))
+    body = b"".join(values)
+    return struct.pack("!cIH", b"D", 6 + len(body), len(row)) + body
 
 
-def whole_tag(tag: str | None, rows: int) -> str | None:
-    """The command tag of the whole result: PostgreSQL's `SELECT n` counts the last Execute's rows only."""
-    return f"SELECT {rows}" if tag is not None and tag.startswith("SELECT ") else tag
+def whole_tag(tag: str | None, last: int, rows: int) -> str | None:
+    """The command tag of a result that came in several Executes.
+
+    PostgreSQL's counts the rows of the `last` one only; where it does, all `rows` are put in its place.
+    """
+    if tag is None or last == rows or rows_of(tag) != last:
+        return tag
+    return f"{tag.rpartition(' ')[0]} {rows}"
 
 
 def quoted(name: str) -> str:

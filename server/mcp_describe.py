@@ -295,9 +295,9 @@ class CatalogView:
             ("update", f"UPDATE {target} SET {column} = DEFAULT"),  # noqa: S608 - as above
             ("delete", f"DELETE FROM {target}"),  # noqa: S608 - as above
         ):
-            chosen = _permission(action, await self._decide(f"{every_row} WHERE {column} IS NULL"))
+            chosen = _permission(action, await self._decide(f"{every_row} WHERE {column} = $1"))
             every = _permission(action, await self._decide(every_row))
-            may += chosen if chosen == every else [f"{text} of chosen rows (WHERE)" for text in chosen]
+            may += chosen if chosen == every else [f"{text} of chosen rows (WHERE column = value)" for text in chosen]
             may += [] if chosen == every else [f"{text} of every row" for text in every]
         return may
 

@@ -9,7 +9,6 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared._httpx_utils import create_mcp_http_client
 from mcp.types import Implementation, TextContent
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.syntax import Syntax
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from server.demo import Demo
 
 _INDENT = 3
+_GAP = 2
 _COMMAND_SECONDS = 30.0
 
 
@@ -141,13 +142,20 @@ class Story:
         code.rstrip()
         self.console.print(_indented(code))
 
-    def table(self, headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Show rows; text in them is shown as it is."""
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    def table(self, headings: Sequence[str], rows: Sequence[Sequence[object]], *, give: str) -> None:
+        """Show rows; text in them is shown as it is. On a narrow terminal the column `give` is cut short."""
+        cells = [[_shown(value) for value in row] for row in rows]
+        widths = [max(map(cell_len, column)) for column in zip(headings, *cells, strict=True)]
+        given = headings.index(give)
+        taken = sum(widths) - widths[given] + _GAP * len(widths) + _INDENT + 2
+        room = max(self.console.width - taken, len(give))
+        table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="dim")
         for heading in headings:
-            table.add_column(heading, overflow="ellipsis", no_wrap=True)
-        for row in rows:
-            table.add_row(*(Text("·" if value is None else _shown(value)) for value in row))
+            table.add_column(heading, no_wrap=True)
+        for row in cells:
+            texts = [Text(text) for text in row]
+            texts[given].truncate(room, overflow="ellipsis")
+            table.add_row(*texts)
         self.console.print(_indented(table))
 
 
@@ -159,7 +167,7 @@ async def open_story(console: Console, stage: Demo, app: App) -> AsyncIterator[S
         for who, token in stage.tokens.items():
             http = await stack.enter_async_context(create_mcp_http_client(headers={"Authorization": f"Bearer {token}"}))
             transport = streamable_http_client(str(app.mcp_url), http_client=http)
-            info = Implementation(name="countersign-tour", version=version("countersign"))
+            info = Implementation(name="countersign-tour", version="1")
             clients[who] = await stack.enter_async_context(Client(transport, client_info=info))
         yield Story(console, stage, app, clients)
 
@@ -196,4 +204,6 @@ def _indented(what: RenderableType) -> Padding:
 
 
 def _shown(value: object) -> str:
+    if value is None:
+        return "·"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

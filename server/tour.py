@@ -97,6 +97,7 @@ async def look_around(story: Story, memory: Memory) -> None:
     story.table(
         ("column", "type", "mask", "comment"),
         [(name, c["type"], c.get("masked"), c.get("comment")) for name, c in columns.items()],
+        give="comment",
     )
     unmasked = [name for name in ("ssn", "card") if not columns[name].get("masked")]
     story.promise("the description says which columns are masked", [], unmasked)
@@ -111,7 +112,7 @@ async def read_masked(story: Story, memory: Memory) -> None:
     answer = _succeeded(await story.tool("devin", "query", sql=_SELECT, reason="the tour"))
     memory.rows = answer.content["rows"]
     memory.statements[_SELECT] = answer.statement
-    story.table(_COLUMNS, memory.rows)
+    story.table(_COLUMNS, memory.rows, give="email")
     raw = await story.direct(_SELECT)
     masked = {column["name"] for column in answer.content["columns"] if column["masked"]}
     story.promise("social security number and card are masked", set(), {"ssn", "card"} - masked)
@@ -131,10 +132,10 @@ async def read_masked(story: Story, memory: Memory) -> None:
 async def same_in_psql(story: Story, memory: Memory) -> None:
     """The same statement through the other door."""
     story.sql("devin", _SELECT, door="psql")
-    done = await story.psql("devin", _SELECT, "-qAtF", "\t")
+    done = await story.psql("devin", _SELECT, "-qAt")
     story.quote(done.out or done.err)
     story.promise("psql ends well", 0, done.status)
-    expected = ["\t".join("" if value is None else str(value) for value in row) for row in memory.rows]
+    expected = ["|".join("" if value is None else str(value) for value in row) for row in memory.rows]
     story.promise("real psql gets the same values, byte for byte", expected, done.out.splitlines())
 
 
@@ -208,9 +209,10 @@ async def who_did_what(story: Story, memory: Memory) -> None:
     audit = str(story.stage.audit_path)
     done = await story.sqlite_utils("rows", audit, "statements", *options, "--order", "seq")
     story.promise("`sqlite-utils rows audit.db statements` reads it", 0, done.status)
-    rows = [row for row in json.loads(done.out) if row["statement"] >= ""]
+    rows = json.loads(done.out)
     ours = rows[-_STATEMENTS_SHOWN:]
-    story.table(columns[:-1], [[row[column] for column in columns[:-1]] for row in ours])
+    headings = ["for" if column == "on_behalf_of" else column for column in columns[:-1]]
+    story.table(headings, [[row[column] for column in columns[:-1]] for row in ours], give="sql")
     found = {row["statement"]: (row["who"], row["on_behalf_of"], row["verdict"], row["status"]) for row in rows}
     expected = {
         _SELECT: ("devin", "ada", "allow", "completed"),
@@ -226,7 +228,7 @@ async def who_did_what(story: Story, memory: Memory) -> None:
 async def book_holds(story: Story, memory: Memory) -> None:
     """The chain verifies; one changed byte in a copy does not pass."""
     done = await story.countersign("audit", "verify", str(story.stage.audit_path))
-    story.quote(done.out + done.err)
+    story.quote(_first_line(done.out + done.err))
     story.promise("`countersign audit verify` passes", 0, done.status)
     folder = Path(tempfile.mkdtemp(prefix="countersign-tour-"))
     try:
@@ -234,7 +236,7 @@ async def book_holds(story: Story, memory: Memory) -> None:
         seq = await asyncio.to_thread(_change_one_byte, story.stage.audit_path, copy, memory.statements[_DROP])
         story.says("someone", f"changes one byte of entry {seq} in a copy: customers -> customerz", door="disk")
         done = await story.countersign("audit", "verify", str(copy))
-        story.quote(done.out + done.err)
+        story.quote(_first_line(done.out + done.err))
         named = re.search(rf"\b{seq}\b", done.out + done.err)
         story.promise(f"the verifier fails, and names entry {seq}", (1, True), (done.status, named is not None))
     finally:
@@ -265,6 +267,10 @@ def _only(items: list[T]) -> T:
     if len(items) != 1:
         raise BrokenPromiseError("there is exactly one", 1, len(items))
     return items[0]
+
+
+def _first_line(text: str) -> str:
+    return text.strip().partition("\n")[0]
 
 
 def _succeeded(answer: Answer) -> Answer:

@@ -10,7 +10,7 @@ import errno
 import socket
 import ssl
 from collections.abc import Callable
-from typing import cast, TypeVar
+from typing import TypeVar, cast
 
 from gateway.model import Connection, SslMode
 from gateway.upstream import UpstreamLostError

@@ -207,9 +207,7 @@ class Bind:
         if any(f not in (0, 1) for f in (*formats, *results)):
             raise ProtocolError("unsupported format code in Bind message", "22023")
         if len(formats) > 1 and len(formats) != len(values):
-            raise ProtocolError(
-                f"bind message has {len(formats)} parameter formats but {len(values)} parameters"
-            )
+            raise ProtocolError(f"bind message has {len(formats)} parameter formats but {len(values)} parameters")
         return cls(portal, statement, formats, values, results)
 
     def readable(self) -> tuple[bytes | None, ...]:

@@ -325,12 +325,7 @@ class Replies:
 
 def changes_context(effects: Effects) -> bool:
     """Whether later statements of the session may be decided differently once this one has run."""
-    return (
-        effects.search_path
-        or effects.catalog
-        or effects.prepares is not None
-        or effects.deallocates is not None
-    )
+    return effects.search_path or effects.catalog or effects.prepares is not None or effects.deallocates is not None
 
 
 def reported(frame: Frame) -> ParameterStatus | None:

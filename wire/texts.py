@@ -32,7 +32,7 @@ class Forwarded:
     @cached_property
     def masked(self) -> bool:
         """Whether a rewrite hides something: then error texts must not show values."""
-        return any(part.rewrite.masked for part in self.parts)
+        return any(part.rewrite.masked or part.rewrite.origins for part in self.parts)
 
     def client_position(self, position: int) -> int | None:
         """The client's position of a position in `sql`; None inside text that we generated."""

@@ -411,9 +411,7 @@ class UpstreamSession(asyncio.Protocol):
         return page
 
 
-_EXECUTED = frozenset(
-    (backend.CommandComplete, backend.PortalSuspended, backend.EmptyQueryResponse)
-)
+_EXECUTED = frozenset((backend.CommandComplete, backend.PortalSuspended, backend.EmptyQueryResponse))
 
 
 class _Sendable(Protocol):
@@ -441,9 +439,7 @@ class Factory:
         return await connect(connection, application_name, settings or {})
 
 
-async def connect(
-    connection: Connection, application_name: str, settings: Mapping[str, str]
-) -> UpstreamSession:
+async def connect(connection: Connection, application_name: str, settings: Mapping[str, str]) -> UpstreamSession:
     """As `Factory.connect`, with the relay's side in its type."""
     _, session = await dial(connection, lambda: UpstreamSession(connection))
     try:

@@ -116,3 +116,12 @@ async def test_the_approver_sees_invisible_characters(stack: Stack) -> None:
     assert any("RIGHT-TO-LEFT OVERRIDE" in warning for warning in shown["warnings"])
     assert "\u202e" not in text(result)
     await call(stack, "devin", "withdraw", id=pending["id"])
+
+
+async def test_the_failing_row_of_a_masked_table_is_not_quoted(stack: Stack) -> None:
+    [raw] = stack.direct("SELECT email, ssn, card FROM customers WHERE id = 5")
+    pending = await asked(stack, "UPDATE customers SET name = NULL WHERE id = 5")
+    answer(await call(stack, "grace", "approve", id=pending["id"], digest=pending["digest"]))
+    result = await call(stack, "devin", "await_approval", id=pending["id"])
+    assert error(result)["sqlstate"] == "23502"
+    assert not [value for value in raw if value in str(result)]

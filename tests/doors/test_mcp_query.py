@@ -56,7 +56,7 @@ async def test_the_audit_keeps_the_reason_the_client_and_the_call(stack: Stack) 
             await connected.call_tool(
                 "query",
                 {"sql": "SELECT 1 AS told", "reason": '{"looks": "like json"}'},
-                meta={"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"},  # type: ignore[typeddict-unknown-key]
+                meta={"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"},  # type: ignore[arg-type]  # an open map
             )
         )
     request = intent_of(stack, result["statement"])["request"]
@@ -279,6 +279,9 @@ async def test_describe_shows_only_what_the_caller_may_use(stack: Stack) -> None
     assert not any(name.startswith("hr.") for name in agent_names)
     assert "hr.employees" in dba_names
     assert "public.orders_2026_01" not in agent_names
+    [tickets] = [relation for relation in agent["relations"] if relation["name"] == "public.tickets"]
+    assert "update of chosen rows (WHERE column = value)" in tickets["may"]
+    assert "update with approval of every row" in tickets["may"]
     [orders] = [relation for relation in agent["relations"] if relation["name"] == "public.orders"]
     assert orders["partitions"] == 12
 

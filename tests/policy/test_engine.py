@@ -174,6 +174,18 @@ def test_a_function_of_a_row_is_a_call_in_every_notation(sql: str) -> None:
     assert _codes(_decide(sql, _with(_function("leak", "tickets")))) == ["rule.none"]
 
 
+def test_a_function_of_a_scalar_is_a_call_where_from_holds_a_function() -> None:
+    known = _with(_function("leak", "integer, n integer"))
+    assert _codes(_decide("SELECT x.leak FROM generate_series(1, 2) x", known)) == ["rule.none"]
+
+
+def test_a_user_function_named_like_a_builtin_notifier_is_a_call() -> None:
+    known = _with(_function("pg_notify", "text, text"))
+    assert "call public.pg_notify" in [
+        str(r.demand) for r in _decide("SELECT pg_notify('a', 'b')", known).verdict.reasons
+    ]
+
+
 def test_a_column_is_no_call_of_a_function_of_the_same_name() -> None:
     assert (
         _decide("SELECT t.status FROM tickets t", _with(_function("status", "integer"))).verdict.effect is Effect.ALLOW

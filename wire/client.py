@@ -1,0 +1,161 @@
+"""The client's side of a connection: its bytes as messages to await, and what is written to it, both bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import ssl
+from collections.abc import Callable
+from typing import cast
+
+from wire.codec import FrontendDecoder, Received
+from wire.frontend import Packet
+
+# Bytes that may wait undecoded before the client is told to wait; one message may be larger.
+_READ_AHEAD_BYTES = 256 * 1024
+
+
+class ClientGoneError(Exception):
+    """The client closed the connection, or it broke."""
+
+
+class ClientConnection(asyncio.Protocol):
+    """One accepted connection. `on_gone` and `on_writable` are called on the loop; both may be replaced."""
+
+    def __init__(self, accepted: Callable[[ClientConnection], None]) -> None:
+        self._accepted = accepted
+        self._transport: asyncio.Transport | None = None
+        self._decoder = FrontendDecoder()
+        self._waiter: asyncio.Future[None] | None = None
+        self._paused = False
+        self._greeted = False
+        self.encrypted = False
+        self.gone = False
+        self.congested = False
+        self.on_gone: Callable[[], None] = lambda: None
+        self.on_writable: Callable[[], None] = lambda: None
+
+    # -- asyncio's side -------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport; called again after the TLS handshake."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's do not derive from asyncio's
+        if not self._greeted:
+            self._greeted = True
+            self._accepted(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Keep bytes until they are asked for."""
+        self._decoder.feed(data)
+        if self._decoder.pending > _READ_AHEAD_BYTES and self._waiter is None:
+            self._pause()
+        self._wake()
+
+    def eof_received(self) -> bool:
+        """A client that has nothing more to say is gone."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell whoever waits."""
+        self.gone = True
+        self._wake()
+        self.on_gone()
+
+    def pause_writing(self) -> None:
+        """The client reads slower than we write."""
+        self.congested = True
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        self.congested = False
+        self.on_writable()
+
+    # -- messages -------------------------------------------------------------------------------------
+
+    async def next_packet(self) -> Packet:
+        """The next packet of the start-up. Raises ClientGoneError, ProtocolError."""
+        while (packet := self._decoder.next_packet()) is None:
+            await self._more()
+        return packet
+
+    def ready(self) -> Received | None:
+        """The next message if it is already here. Raises ProtocolError."""
+        return self._decoder.next()
+
+    async def next(self) -> Received:
+        """The next message. Raises ClientGoneError, ProtocolError."""
+        while (received := self._decoder.next()) is None:
+            await self._more()
+        return received
+
+    def send(self, data: bytes) -> None:
+        """Write; the caller watches `congested`. Bytes for a client that is gone are dropped."""
+        if self._transport is not None and not self.gone:
+            self._transport.write(data)
+
+    def close(self) -> None:
+        """Send what is written, then close."""
+        if self._transport is not None:
+            self._transport.close()
+
+    async def start_tls(self, context: ssl.SSLContext) -> bool:
+        """Answer an SSLRequest with `S` and shake hands.
+
+        False where bytes already follow the request: they were sent in clear by somebody in the middle
+        (CVE-2021-23214), or by a client that must not be obeyed.
+        """
+        if self._decoder.pending:
+            return False
+        assert self._transport is not None
+        self._transport.pause_reading()
+        self._transport.write(b"S")
+        loop = asyncio.get_running_loop()
+        try:
+            encrypted = await loop.start_tls(self._transport, self, context, server_side=True, ssl_handshake_timeout=10)
+        except (OSError, ssl.SSLError) as error:
+            raise ClientGoneError(str(error)) from None
+        if encrypted is None or self._decoder.pending:
+            return False
+        self._transport = encrypted
+        self.encrypted = True
+        return True
+
+    @property
+    def address(self) -> str:
+        """`host:port` of the peer, or `local`."""
+        peer = self._transport.get_extra_info("peername") if self._transport else None
+        return f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "local"
+
+    @property
+    def private(self) -> bool:
+        """Whether what it sends in clear stays on this machine or inside TLS."""
+        peer = self._transport.get_extra_info("peername") if self._transport else None
+        if self.encrypted or not isinstance(peer, tuple):
+            return True
+        return ipaddress.ip_address(peer[0].partition("%")[0]).is_loopback
+
+    # -- inside ---------------------------------------------------------------------------------------
+
+    async def _more(self) -> None:
+        if self.gone:
+            raise ClientGoneError
+        self._waiter = asyncio.get_running_loop().create_future()
+        self._resume()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _pause(self) -> None:
+        if not self._paused and self._transport is not None and not self.gone:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def _resume(self) -> None:
+        if self._paused and self._transport is not None and not self.gone:
+            self._paused = False
+            self._transport.resume_reading()

@@ -1,0 +1,563 @@
+"""One client's conversation after start-up: each message decided, recorded, sent on; each answer relayed.
+
+Two directions. The client's messages are taken one at a time by `run`. The upstream's bytes come through
+`upstream_received`, and pass to the client untouched but for errors, whose texts and positions are mapped
+back. `Replies` knows which answer belongs to which message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+
+from gateway.admission import Gateway, Grant, denial
+from gateway.approvals import Pending
+from gateway.errors import CountersignError, RefusedError, SessionEndedError
+from gateway.model import Outcome, Session, Statement, Status
+from gateway.upstream import UpstreamError, UpstreamLostError
+from policy.engine import NotAnalysableError, split
+from policy.model import Decision, Effect, Rewrite, Transaction
+from wire import backend, copy, frontend, reports, sqlstate
+from wire.backend import ParameterStatus
+from wire.client import ClientConnection, ClientGoneError
+from wire.codec import BackendStream, Received, Rows
+from wire.fields import ProtocolError
+from wire.messages import BackendMessage
+from wire.replies import Delivery, InvariantError, Owed, Owes, Replies, changes_context, reported
+from wire.reports import Report
+from wire.session import RESERVED_NAME, Phase, Portal, Prepared, WireSession
+from wire.texts import forward_all, forward_one
+from wire.upstream import UpstreamSession
+
+log = logging.getLogger(__name__)
+
+# Made to fail by the server itself, so that its transaction fails as it would for a refusal of its own.
+_POISON = b"refused by the gateway"
+# How long a cancelled statement may take to answer before its outcome is given up as unknown.
+_CANCEL_SECONDS = 5.0
+
+
+class EndedError(Exception):
+    """The conversation is over; `report` is the FATAL to send, None where nobody listens."""
+
+    def __init__(self, report: Report | None) -> None:
+        super().__init__(report["M"] if report else "the client went away")
+        self.report = report
+
+
+class RefusalError(Exception):
+    """A message is refused with this report; the conversation goes on."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__(report["M"])
+        self.report = report
+
+
+class Conversation:
+    """The relay between one client and its own upstream session."""
+
+    def __init__(
+        self,
+        client: ClientConnection,
+        wire: WireSession,
+        upstream: UpstreamSession,
+        session: Session,
+        gateway: Gateway,
+    ) -> None:
+        self._client = client
+        self._wire = wire
+        self._upstream = upstream
+        self._session = session
+        self._gateway = gateway
+        self._stream = BackendStream()
+        self._replies = Replies(wire, self._settle)
+        self._progress = asyncio.Event()
+        self._over: EndedError | None = None
+        self._parked: asyncio.Task[list[Grant]] | None = None
+        self._cancelled = False  # the parked statement was withdrawn by a CancelRequest
+        client.on_gone = self._client_gone
+        client.on_writable = upstream.resume_reading
+        session.on_end.append(self._session_ended)
+        upstream.attach(self)
+
+    # -- the client's messages ------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Until the client, the upstream or the session ends it. Raises EndedError with what to tell the client."""
+        try:
+            while True:
+                received = self._client.ready() or await self._next()
+                if isinstance(received.message, frontend.Terminate):
+                    return
+                before = self._wire.receive(received.message)
+                await self._handle(before, received)
+        except ClientGoneError:
+            raise EndedError(None) from None
+        except ProtocolError as error:
+            raise EndedError(reports.fatal(error.sqlstate, str(error))) from None
+        except (UpstreamError, UpstreamLostError) as error:
+            raise EndedError(reports.fatal(sqlstate.CONNECTION_FAILURE, str(error))) from None
+        except CountersignError as error:
+            raise EndedError(reports.of_error(error, severity="FATAL")) from None
+
+    async def close(self) -> None:
+        """Let nothing run on, and give every statement an outcome."""
+        with contextlib.suppress(ValueError):
+            self._session.on_end.remove(self._session_ended)
+        if any(True for _ in self._replies.unsettled()) and self._upstream.connected:
+            await self._upstream.cancel()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_CANCEL_SECONDS):
+                    while not self._replies.idle and self._upstream.connected:
+                        self._progress.clear()
+                        await self._progress.wait()
+        self._replies.abandon(Status.UNKNOWN, sqlstate.CONNECTION_FAILURE, "the connection ended before an answer came")
+        await self._upstream.disconnect()
+
+    def cancel(self) -> None:
+        """A CancelRequest came: withdraw what waits for approval, or cancel what runs."""
+        if self._parked is not None:
+            self._cancelled = True
+            self._parked.cancel()
+        elif not self._replies.idle:
+            task = asyncio.ensure_future(self._upstream.cancel())
+            _BACKGROUND.add(task)
+            task.add_done_callback(_BACKGROUND.discard)
+
+    def end(self, report: Report | None) -> None:
+        """End it from outside: the report goes to the client as its last message."""
+        if self._over is None:
+            self._over = EndedError(report)
+        if self._parked is not None:
+            self._parked.cancel()
+        self._progress.set()
+        self._client.data_received(b"")  # wakes whoever waits for the client
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing runs and nothing waits."""
+        return self._replies.idle and self._parked is None and self._replies.status == "I"
+
+    async def _next(self) -> Received:
+        waiting = asyncio.ensure_future(self._client.next())
+        try:
+            while not waiting.done():
+                progress = asyncio.ensure_future(self._ended())
+                try:
+                    await asyncio.wait((waiting, progress), return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    progress.cancel()
+                self._check()
+            return waiting.result()
+        finally:
+            waiting.cancel()
+
+    async def _ended(self) -> None:
+        while self._over is None:
+            self._progress.clear()
+            await self._progress.wait()
+
+    def _check(self) -> None:
+        if self._over is not None:
+            raise self._over
+
+    async def _handle(self, before: Phase, received: Received) -> None:
+        message = received.message
+        if before is Phase.SKIPPING and not isinstance(message, frontend.Sync):
+            return
+        try:
+            match message:
+                case copy.CopyData() | copy.CopyDone() | copy.CopyFail():
+                    await self._copy(received)
+                case frontend.Query():
+                    await self._query(message)
+                case frontend.Parse():
+                    await self._parse(message)
+                case frontend.Bind():
+                    await self._bind(message, received.raw)
+                case frontend.Describe():
+                    await self._describe(message, received.raw)
+                case frontend.Execute():
+                    await self._execute(message, received.raw)
+                case frontend.Close():
+                    self._close_name(message, received.raw)
+                case frontend.Flush():
+                    self._upstream.write(received.raw)
+                case frontend.Sync():
+                    await self._sync(before, received.raw)
+                case frontend.FunctionCall():
+                    raise RefusalError(
+                        reports.report(
+                            sqlstate.FEATURE_NOT_SUPPORTED,
+                            "the fast-path function call is always refused: it names no statement",
+                            hint="Call the function in a SELECT.",
+                        )
+                    )
+                case _:
+                    raise ProtocolError(f"unexpected {type(message).__name__} message")
+        except RefusalError as refusal:
+            await self._refuse(before, message, refusal.report)
+
+    # -- simple query ---------------------------------------------------------------------------------
+
+    async def _query(self, message: frontend.Query) -> None:
+        await self._until_idle()
+        statements, decisions, starts = await self._decided(message.text)
+        grants = await self._begin(message.text, statements, decisions, starts)
+        forwarded = forward_all(
+            message.text, [(start, _rewrite(grant)) for start, grant in zip(starts, grants, strict=True)]
+        )
+        self._wire.simple_query()
+        self._replies.expect(
+            Owed(
+                Owes.QUERY,
+                text=forwarded,
+                deliveries=tuple(Delivery(grant) for grant in grants),
+                origins=frozenset().union(*(_rewrite(grant).origins for grant in grants)),
+            )
+        )
+        self._upstream.write(frontend.Query(forwarded.sql).encode())
+        await self._until(lambda: self._replies.idle or self._replies.copying)
+
+    async def _decided(self, text: bytes) -> tuple[list[Statement], list[Decision], list[int]]:
+        """Each statement of a simple query with its decision and where it begins."""
+        try:
+            ranges: Sequence[tuple[int, int]] = split(text)
+        except NotAnalysableError:
+            ranges = ((0, len(text)),)  # `decide` says the same of it, as a value to be recorded
+        statements, decisions = [], []
+        moved = False
+        for start, end in ranges:
+            await self._freshen()
+            statement = Statement(self._session, text[start:end])
+            decision = await self._gateway.decide(self._session, statement.text)
+            analysis = decision.analysis
+            if moved and analysis is not None and (analysis.demands or analysis.relations):
+                decision = denial(
+                    decision,
+                    "statement.order",
+                    "an earlier statement of the same message may change what this one's names mean",
+                    "Send the statements one by one.",
+                )
+            if analysis is not None:
+                moved = moved or changes_context(analysis.effects) or _ends_transaction(decision)
+            statements.append(statement)
+            decisions.append(decision)
+        return statements, decisions, [start for start, _ in ranges]
+
+    # -- extended query -------------------------------------------------------------------------------
+
+    async def _parse(self, message: frontend.Parse) -> None:
+        _check_name(message.name)
+        await self._freshen()
+        decision = await self._gateway.decide(self._session, message.text)
+        if decision.verdict.effect is Effect.DENY:
+            await self._begin(message.text, [Statement(self._session, message.text)], [decision], [0])
+        rewrite = decision.verdict.rewrite
+        assert rewrite is not None, "a verdict that is no deny has a rewrite"
+        forwarded = forward_one(message.text, rewrite)
+        undo = self._wire.prepare(Prepared(message.name, forwarded, decision))
+        self._send(
+            Owed(Owes.PARSE, text=forwarded, undo=undo),
+            frontend.Parse(message.name, rewrite.sql, message.types).encode(),
+        )
+
+    async def _bind(self, message: frontend.Bind, raw: bytes) -> None:
+        _check_name(message.portal)
+        await self._freshen()
+        prepared = self._prepared(message.statement)
+        portal = Portal(message.portal, prepared, message.readable(), self._session.search_path)
+        self._send(Owed(Owes.BIND, text=prepared.text, undo=self._wire.bind(portal)), raw)
+
+    async def _describe(self, message: frontend.Describe, raw: bytes) -> None:
+        prepared = self._prepared(message.name) if message.kind == b"S" else self._portal(message.name).prepared
+        rewrite = prepared.decision.verdict.rewrite
+        self._send(Owed(Owes.DESCRIBE, text=prepared.text, origins=rewrite.origins if rewrite else frozenset()), raw)
+
+    async def _execute(self, message: frontend.Execute, raw: bytes) -> None:
+        await self._freshen()
+        portal = self._portal(message.portal)
+        prepared, session = portal.prepared, self._session
+        text = prepared.text.client
+        decision = await self._gateway.decide(session, text)
+        if decision.analysis is not None and decision.analysis.kind == "Empty":
+            self._send(Owed(Owes.EXECUTE, text=prepared.text), raw)
+            return
+        rewrite = decision.verdict.rewrite
+        changed = rewrite is not None and rewrite.sql != prepared.text.sql
+        if changed or portal.search_path != session.search_path:
+            decision = denial(
+                decision,
+                "statement.outdated",
+                "what this prepared statement means or may show has changed since it was prepared",
+                "Prepare it again.",
+            )
+        statement = Statement(session, text, portal.parameters)
+        [grant] = await self._begin(text, [statement], [decision], [0])
+        if grant.sql != prepared.text.sql:
+            # The approval took its time, and the policy changed meanwhile: what was approved is not what runs.
+            self._settle(grant, Outcome(Status.FAILED, message="the rewrite changed while it waited"))
+            raise RefusalError(
+                reports.report(
+                    sqlstate.FEATURE_NOT_SUPPORTED,
+                    "the policy changed while the statement waited",
+                    hint="Prepare it again.",
+                )
+            )
+        self._send(
+            Owed(Owes.EXECUTE, text=prepared.text, deliveries=(Delivery(grant),), origins=_rewrite(grant).origins),
+            raw,
+        )
+        if decision.analysis is not None and decision.analysis.effects.copy_in:
+            # Only the server's word says whether the client's next messages are COPY data.
+            self._upstream.write(frontend.Flush().encode())
+            await self._until(lambda: self._replies.idle or self._replies.copying)
+
+    def _close_name(self, message: frontend.Close, raw: bytes) -> None:
+        _check_name(message.name)
+        self._send(Owed(Owes.CLOSE, undo=self._wire.close(message.kind, message.name)), raw)
+
+    async def _sync(self, before: Phase, raw: bytes) -> None:
+        if before in (Phase.COPY_SIMPLE, Phase.COPY_BATCH):
+            return  # the server ignores it there, and so do we
+        self._replies.expect(Owed(Owes.SYNC))
+        self._upstream.write(raw)
+        self._upstream.batch_open = False
+        await self._uncongested()
+
+    def _send(self, owed: Owed, raw: bytes) -> None:
+        """Send one message of a batch on."""
+        self._replies.expect(owed)
+        self._upstream.batch_open = True
+        self._upstream.write(raw)
+
+    def _prepared(self, name: str) -> Prepared:
+        if (found := self._wire.statements.get(name)) is None:
+            what = f'prepared statement "{name}"' if name else "unnamed prepared statement"
+            raise RefusalError(reports.report(sqlstate.INVALID_SQL_STATEMENT_NAME, f"{what} does not exist"))
+        return found
+
+    def _portal(self, name: str) -> Portal:
+        if (found := self._wire.portals.get(name)) is None:
+            raise RefusalError(reports.report(sqlstate.INVALID_CURSOR_NAME, f'portal "{name}" does not exist'))
+        return found
+
+    # -- COPY -----------------------------------------------------------------------------------------
+
+    async def _copy(self, received: Received) -> None:
+        if not self._replies.copying:
+            return  # what a client still sends after its COPY failed
+        self._upstream.write(received.raw)
+        if isinstance(received.message, copy.CopyData):
+            await self._uncongested()
+            return
+        self._replies.copy_ended()
+        if self._wire.phase is Phase.READY:
+            await self._until_idle()
+
+    # -- admission ------------------------------------------------------------------------------------
+
+    async def _begin(
+        self, text: bytes, statements: list[Statement], decisions: list[Decision], starts: list[int]
+    ) -> list[Grant]:
+        """Grants, parked where people must approve. Raises RefusalError; a failing audit ends the session."""
+        try:
+            if all(d.verdict.effect is not Effect.APPROVE for d in decisions):
+                return await self._gateway.begin(statements, decisions) if statements else []
+            if self._replies.status == "T":
+                self._notice(
+                    "the transaction stays open, with the locks it holds, while this statement waits for approval"
+                )
+            return await self._park(statements, decisions)
+        except RefusedError as error:
+            index = next((i for i, d in enumerate(decisions) if d is error.decision), 0)
+            raise RefusalError(reports.of_refusal(error, text, starts[index])) from None
+        except SessionEndedError:
+            raise
+        except CountersignError as error:
+            raise RefusalError(reports.of_error(error)) from None
+
+    async def _park(self, statements: list[Statement], decisions: list[Decision]) -> list[Grant]:
+        self._cancelled = False
+        self._parked = asyncio.ensure_future(self._gateway.begin(statements, decisions, on_pending=self._pending))
+        try:
+            return await self._parked
+        except asyncio.CancelledError:
+            self._check()
+            if self._client.gone:
+                raise ClientGoneError from None
+            if not self._cancelled:
+                raise
+            raise RefusalError(
+                reports.report(
+                    sqlstate.QUERY_CANCELED,
+                    "canceling statement due to user request",
+                    detail="The request for approval was withdrawn.",
+                )
+            ) from None
+        finally:
+            self._parked = None
+
+    async def _pending(self, pending: Pending) -> None:
+        self._notice(
+            f"this statement waits for approval {pending.id}",
+            detail=pending.why,
+            hint=f"{pending.who} can approve it until {pending.expires:%Y-%m-%d %H:%M:%S} UTC; cancel withdraws it.",
+        )
+
+    def _notice(self, text: str, *, detail: str | None = None, hint: str | None = None) -> None:
+        fields = reports.report("00000", text, severity="NOTICE", detail=detail, hint=hint)
+        self._client.send(backend.NoticeResponse(fields).encode())
+
+    async def _freshen(self) -> None:
+        """Make sure that what was sent before has taken effect in what the next decision is made on."""
+        if any(_matters(delivery) for delivery in self._replies.unsettled()):
+            await self._drain()
+        if self._session.stale and not self._replies.aborted:
+            await self._drain()
+            if self._replies.aborted or self._wire.phase is Phase.SKIPPING:
+                return
+            # Inside an unfinished batch the server has an implicit transaction open.
+            self._upstream.transaction_status = "T" if self._replies.dirty else self._replies.status
+            await self._gateway.refresh(self._session, self._upstream)
+
+    async def _drain(self) -> None:
+        """Wait until everything sent so far is answered."""
+        if not self._replies.idle and self._upstream.batch_open:
+            self._upstream.write(frontend.Flush().encode())
+        await self._until_idle()
+
+    # -- refusals -------------------------------------------------------------------------------------
+
+    async def _refuse(self, before: Phase, message: object, report: Report) -> None:
+        """Answer with our own error, in order, with PostgreSQL's own consequences for the transaction."""
+        if self._wire.phase is Phase.SKIPPING:
+            return  # the batch had failed already, and the client has heard why
+        simple = isinstance(message, frontend.Query | frontend.FunctionCall)
+        if not simple:
+            poison = frontend.Parse(RESERVED_NAME, _POISON).encode() + frontend.Flush().encode()
+            self._send(Owed(Owes.POISON, substitute=report), poison)
+            await self._until_idle()
+        elif before is Phase.BATCH or self._replies.status == "T":
+            self._replies.expect(Owed(Owes.QUERY, substitute=report))
+            self._upstream.write(frontend.Query(_POISON).encode())
+            self._upstream.batch_open = False
+            await self._until_idle()
+        else:
+            ready = backend.ReadyForQuery(self._replies.status)
+            self._client.send(backend.ErrorResponse(report).encode() + ready.encode())
+
+    # -- waiting --------------------------------------------------------------------------------------
+
+    async def _until_idle(self) -> None:
+        await self._until(lambda: self._replies.idle)
+
+    async def _uncongested(self) -> None:
+        await self._until(lambda: not self._upstream.congested)
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        """Return once the condition holds. Raises EndedError, ClientGoneError."""
+        while not condition():
+            self._check()
+            if self._client.gone:
+                raise ClientGoneError
+            self._progress.clear()
+            await self._progress.wait()
+        self._check()
+
+    def _client_gone(self) -> None:
+        if self._parked is not None:
+            self._parked.cancel()
+        self._progress.set()
+
+    def _session_ended(self, reason: str) -> None:
+        self.end(reports.fatal(sqlstate.ADMIN_SHUTDOWN, f"terminating connection: {reason}"))
+
+    # -- the upstream's bytes (wire.upstream.Relay) ---------------------------------------------------
+
+    def upstream_received(self, chunk: bytes) -> None:
+        """Relay what came, as far as it may be relayed."""
+        out: list[bytes] = []
+        try:
+            for piece in self._stream.feed(chunk):
+                if isinstance(piece, Rows):
+                    self._replies.rows(piece)
+                    out.append(piece.data)
+                    continue
+                if (setting := reported(piece)) is not None:
+                    self._upstream.note_parameter(setting.name, setting.value)
+                out.append(self._replies.received(piece))
+        except InvariantError as error:
+            self._violated(error)
+        except ProtocolError as error:
+            log.error("the upstream of `%s`: %s", self._session.connection.name, error)
+            self.end(reports.fatal(sqlstate.CONNECTION_FAILURE, f"the server was not understood: {error}"))
+        self._client.send(b"".join(out))
+        if self._client.congested:
+            self._upstream.pause_reading()
+        self._progress.set()
+
+    def upstream_said(self, message: BackendMessage) -> None:
+        """What came while the gateway asked something of its own: settings and notifications are the client's."""
+        if isinstance(message, ParameterStatus | backend.NotificationResponse):
+            self._client.send(message.encode())
+
+    def upstream_lost(self, reason: str) -> None:
+        """Tell the client, with the outcome open: the server may have finished what it was doing."""
+        self.end(reports.fatal(sqlstate.CONNECTION_FAILURE, reason))
+
+    def upstream_writable(self) -> None:
+        """What was sent has left."""
+        self._progress.set()
+
+    def _violated(self, error: InvariantError) -> None:
+        """A raw masked column was about to leave: nothing of it does, and the session ends."""
+        log.critical("%s", error.detail)
+        if error.grant is not None:
+            self._gateway.invariant_violated(error.grant, error.detail)
+        self._replies.abandon(Status.FAILED, sqlstate.DATA_CORRUPTED, error.detail)
+        self.end(
+            reports.fatal(
+                sqlstate.DATA_CORRUPTED,
+                "the gateway failed to mask a column and delivered nothing",
+                hint="Report this with the session and the time: it is a bug in the gateway.",
+            )
+        )
+
+    def _settle(self, grant: Grant, outcome: Outcome) -> None:
+        self._gateway.settle(grant, outcome)
+        analysis = grant.decision.analysis
+        gone = analysis.effects.deallocates if analysis and outcome.status is Status.COMPLETED else None
+        # SQL's DEALLOCATE reaches the protocol's prepared statements too: the names are the same.
+        if gone == "":
+            self._wire.statements.clear()
+        elif gone is not None:
+            self._wire.statements.pop(gone, None)
+
+
+_BACKGROUND: set[asyncio.Future[None]] = set()
+
+
+def _rewrite(grant: Grant) -> Rewrite:
+    rewrite = grant.decision.verdict.rewrite
+    assert rewrite is not None, "a grant has a rewrite"
+    return rewrite
+
+
+def _matters(delivery: Delivery) -> bool:
+    """Whether a statement that still runs may change what the next one's names mean."""
+    return changes_context(delivery.effects) or delivery.effects.transaction is not None
+
+
+def _ends_transaction(decision: Decision) -> bool:
+    transaction = decision.analysis.effects.transaction if decision.analysis else None
+    return transaction in (Transaction.COMMIT, Transaction.ROLLBACK)
+
+
+def _check_name(name: str) -> None:
+    if name == RESERVED_NAME:
+        raise RefusalError(
+            reports.report(sqlstate.RESERVED_NAME, f"the name `{name}` is the gateway's own", hint="Use another name.")
+        )

@@ -1,0 +1,142 @@
+"""From an accepted connection to an open session: TLS, start-up parameters, the token, the upstream.
+
+Sources: PostgreSQL documentation, "Start-up", "SSL Session Encryption", "Canceling Requests in Progress".
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from gateway.admission import Gateway
+from gateway.errors import AuthenticationError, CountersignError
+from gateway.identity import TokenVerifier
+from gateway.model import ClientInfo, Door, Session
+from policy.settings import refusal_of_setting
+from wire import backend, frontend, reports, sqlstate
+from wire.client import ClientConnection
+from wire.reports import Report
+from wire.session import WireSession
+
+# Parameters of the start-up packet that are not settings.
+_NOT_SETTINGS = ("user", "database", "options", "replication", "client_encoding")
+_UTF8 = ("utf8", "utf-8", "unicode")
+
+
+class TurnedAwayError(Exception):
+    """The connection ends before it began; `report` is the FATAL to send, None to say nothing."""
+
+    def __init__(self, report: Report | None) -> None:
+        super().__init__(report["M"] if report else "closed")
+        self.report = report
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """What a client asked for at start-up."""
+
+    user: str
+    database: str
+    settings: Mapping[str, str]
+    client: ClientInfo
+
+
+async def arrive(
+    client: ClientConnection,
+    wire: WireSession,
+    context: ssl.SSLContext | None,
+    cancel: Callable[[frontend.CancelRequest], Awaitable[None]],
+) -> Arrival:
+    """Read packets up to the start-up request. Raises TurnedAwayError, ClientGoneError, ProtocolError."""
+    while True:
+        packet = await client.next_packet()
+        wire.receive(packet)
+        match packet:
+            case frontend.SslRequest():
+                if context is None or client.encrypted:
+                    client.send(b"N")
+                elif not await client.start_tls(context):
+                    raise TurnedAwayError(None)
+            case frontend.GssEncRequest():
+                client.send(b"N")
+            case frontend.CancelRequest():
+                await cancel(packet)
+                raise TurnedAwayError(None)
+            case frontend.StartupRequest():
+                return _checked(packet, client)
+
+
+def _checked(packet: frontend.StartupRequest, client: ClientConnection) -> Arrival:
+    """Narrow the start-up parameters. What we do not know is refused, never ignored."""
+    if packet.major != frontend.PROTOCOL_MAJOR:
+        text = f"unsupported frontend protocol {packet.major}.{packet.minor}: server supports 3.0"
+        raise TurnedAwayError(reports.fatal(sqlstate.FEATURE_NOT_SUPPORTED, text))
+    given = dict(packet.parameters)
+    extensions = tuple(name for name in given if name.startswith("_pq_."))
+    if packet.minor > 0 or extensions:
+        client.send(backend.NegotiateProtocolVersion(0, extensions).encode())
+    user = given.get("user", "")
+    if not user:
+        raise TurnedAwayError(
+            reports.fatal(sqlstate.INVALID_AUTHORIZATION, "no PostgreSQL user name specified in startup packet")
+        )
+    if given.get("replication", "false").lower() not in ("false", "off", "no", "0"):
+        raise TurnedAwayError(
+            reports.fatal(sqlstate.FEATURE_NOT_SUPPORTED, "replication connections are always refused here")
+        )
+    if given.get("options", "").strip():
+        raise TurnedAwayError(
+            reports.fatal(
+                sqlstate.FEATURE_NOT_SUPPORTED,
+                "the start-up parameter `options` is refused",
+                hint="Set what you need with SET after connecting.",
+            )
+        )
+    encoding = given.get("client_encoding", "UTF8").strip("'\"").lower()
+    if encoding not in _UTF8:
+        raise TurnedAwayError(
+            reports.fatal(
+                sqlstate.INVALID_PARAMETER_VALUE,
+                f"the client encoding `{encoding}` is not supported",
+                hint="Use UTF8.",
+            )
+        )
+    settings = {k: v for k, v in given.items() if k not in _NOT_SETTINGS and k not in extensions}
+    for name in settings:
+        if (why := refusal_of_setting(name)) is not None:
+            raise TurnedAwayError(
+                reports.fatal(
+                    sqlstate.INSUFFICIENT_PRIVILEGE,
+                    f"the start-up parameter `{name}` is refused: {why}",
+                    hint="Connect without it.",
+                )
+            )
+    return Arrival(
+        user=user,
+        database=given.get("database") or user,
+        settings=settings,
+        client=ClientInfo(name=settings.get("application_name"), address=client.address),
+    )
+
+
+async def authenticate(
+    client: ClientConnection, wire: WireSession, arrival: Arrival, gateway: Gateway, verifier: TokenVerifier
+) -> Session:
+    """Ask for the token and open the session. Raises CountersignError, ClientGoneError, ProtocolError."""
+    if not client.private:
+        raise AuthenticationError(
+            "the password is an access token, and this connection is not encrypted",
+            cure="Connect with TLS (sslmode=require), or from this machine.",
+        )
+    client.send(backend.Authentication(backend.Authentication.CLEARTEXT).encode())
+    received = await client.next()
+    wire.receive(received.message)
+    assert isinstance(received.message, frontend.AuthenticationResponse)
+    token = await verifier.verify(received.message.as_password())
+    return await gateway.open_session(token, arrival.database, Door.WIRE, arrival.client)
+
+
+def turned_away(error: CountersignError) -> Report:
+    """The FATAL for an error of the gateway's during start-up."""
+    return reports.of_error(error, severity="FATAL")
