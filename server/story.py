@@ -108,7 +108,9 @@ class Story:
 
     async def countersign(self, *arguments: str) -> Finished:
         """Our own command line, in a process of its own."""
-        return await _run([sys.executable, "-m", "server", *arguments], dict(os.environ))
+        # This very installation, whatever folder called `server` we may have been started in.
+        environment = dict(os.environ) | {"PYTHONPATH": str(Path(__file__).parents[1])}
+        return await _run([sys.executable, "-P", "-m", "server", *arguments], environment)
 
     async def sqlite_utils(self, *arguments: str) -> Finished:
         """The sqlite-utils command line, in a process of its own."""

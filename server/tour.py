@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shlex
 import shutil
 import tempfile
 import time
@@ -53,7 +54,8 @@ async def play(stage: Demo, app: App, console: Console) -> int:
         _show_failure(console, "the clients connect to the MCP door", error)
         return 1
     console.print(f"[bold green]Every promise was kept[/], in {time.monotonic() - started:.1f} s. Look yourself:")
-    console.print(f"   {command('sqlite-utils')} rows {stage.audit_path} statements", soft_wrap=True)
+    audit = shlex.quote(str(_from_here(stage.audit_path)))
+    console.print(f"   {command('sqlite-utils')} rows {audit} statements", markup=False, soft_wrap=True)
     return 0
 
 
@@ -267,6 +269,12 @@ def _only(items: list[T]) -> T:
     if len(items) != 1:
         raise BrokenPromiseError("there is exactly one", 1, len(items))
     return items[0]
+
+
+def _from_here(path: Path) -> Path:
+    """The path as this terminal may write it."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def _first_line(text: str) -> str:

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import uvloop
 
+from gateway.policies import read_policy
 from server.app import App, serve
 from server.demo import PEOPLE, Demo, prepare
 
@@ -78,7 +79,8 @@ class Stack:
             command,
             env={"PGPASSWORD": self.tokens[who], "PATH": "/usr/bin:/bin", "PGCONNECT_TIMEOUT": "10", **env},
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="backslashreplace",  # a binary COPY is no text
             timeout=timeout,
             check=False,
         )
@@ -108,6 +110,15 @@ class Stack:
         with contextlib.closing(sqlite3.connect(f"file:{self.audit_path}?mode=ro", uri=True)) as db:
             db.row_factory = sqlite3.Row
             return [dict(row) for row in db.execute(sql, parameters)]
+
+
+def use_policy(stack: Stack, path: Path) -> None:
+    """Put another policy in force, as an administrator would: by changing the file."""
+    policies = stack.app.hall.gateway.policies
+    wanted, _ = read_policy(path)
+    if policies.current.hash != wanted.hash:
+        shutil.copy(path, stack.demo.config.policy_path)
+        stack.call(policies.reload)
 
 
 def psql_path() -> str:

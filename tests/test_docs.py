@@ -24,7 +24,9 @@ def commands(group: click.Group, prefix: str) -> list[tuple[str, click.Command]]
     return found
 
 
-@pytest.mark.parametrize(("name", "command"), commands(main, "countersign"), ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize(
+    ("name", "command"), commands(main, "countersign"), ids=lambda v: v if isinstance(v, str) else ""
+)
 def test_every_command_and_option_is_in_the_reference(name: str, command: click.Command) -> None:
     page = (ROOT / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
     [row] = [line for line in page.splitlines() if line.startswith(f"| `{name} ") or line.startswith(f"| `{name}`")]

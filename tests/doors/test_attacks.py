@@ -10,18 +10,28 @@ from collections.abc import Iterator
 
 import pytest
 
+from policy.engine import decide
 from tests.doors.mcp_calls import client, text
-from tests.policy.corpus import Case, load_cases
-from tests.policy.sample import PATH
-from tests.stack import Stack, running_stack
+from tests.policy.corpus import ROOT, Case, load_cases, policy_of
+from tests.policy.sample import PATH, PRINCIPALS, facts
+from tests.stack import Stack, running_stack, use_policy
 
 AGENT = "devin"
-POLICY = "examples/policy.yaml"
-CORPUS = [case for case in load_cases() if case.path == tuple(PATH) and case.policy == POLICY and case.who == AGENT]
-REFUSED = [case for case in CORPUS if case.decision == "deny"]
-MASKED = [
-    case for case in CORPUS if case.decision == "allow" and (case.rewritten or case.id.startswith(("mask", "unmask")))
-]
+DEMO, CARD = "examples/policy.yaml", "tests/policy/policies/card.yaml"
+# The columns whose raw values the agent may not see under each policy.
+HIDDEN = {DEMO: ("ssn", "card", "email", "notes::text"), CARD: ("card",)}
+
+CORPUS = [case for case in load_cases() if case.path == tuple(PATH) and case.who == AGENT]
+REFUSED = [case for case in CORPUS if case.decision == "deny" and case.policy == DEMO]
+
+
+def reads(case: Case) -> bool:
+    """Whether the case is an allowed statement that changes nothing."""
+    decision = decide(policy_of(case.policy), PRINCIPALS[case.who], facts(case.path), case.sql.encode())
+    return case.decision == "allow" and decision.analysis is not None and not decision.analysis.effects.writes
+
+
+MASKED = [case for case in CORPUS if case.policy in HIDDEN and "customer" in case.sql.lower() and reads(case)]
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +65,11 @@ def state(stack: Stack) -> dict[str, object]:
     return found
 
 
-def secrets_of(stack: Stack) -> list[bytes]:
+def secrets_of(stack: Stack, policy: str) -> list[bytes]:
     """The raw values that an agent may never see, less those too short to be told from chance."""
-    rows = stack.direct(
-        "SELECT ssn, card, email, notes::text FROM customers UNION ALL SELECT ssn, NULL, NULL, NULL FROM hr.employees"
-    )
+    columns = HIDDEN[policy]
+    rows = stack.direct(f"SELECT {', '.join(columns)} FROM customers")
+    rows += stack.direct("SELECT ssn FROM hr.employees") if policy == DEMO else []
     return sorted({value.encode() for row in rows for value in row if value is not None and len(value) >= 9})
 
 
@@ -68,7 +78,8 @@ def leaked(output: bytes, secrets: list[bytes]) -> list[bytes]:
 
 
 async def test_no_refused_attack_changes_anything_or_shows_a_masked_value(victim: Stack) -> None:
-    secrets, before = secrets_of(victim), state(victim)
+    use_policy(victim, ROOT / DEMO)
+    secrets, before = secrets_of(victim, DEMO), state(victim)
     assert len(REFUSED) >= 80
     async with client(victim, AGENT) as mcp:
         for case in REFUSED:
@@ -85,7 +96,8 @@ async def test_no_refused_attack_changes_anything_or_shows_a_masked_value(victim
 
 @pytest.mark.parametrize("case", MASKED, ids=lambda case: case.id)
 async def test_an_allowed_read_of_a_masked_relation_shows_no_raw_value(victim: Stack, case: Case) -> None:
-    secrets = secrets_of(victim)
+    use_policy(victim, ROOT / case.policy)
+    secrets = secrets_of(victim, case.policy)
     done = victim.psql(AGENT, case.sql)
     assert not leaked((done.stdout + done.stderr).encode(), secrets), case.sql
     async with client(victim, AGENT) as mcp:

@@ -7,7 +7,6 @@ decided and sent, and changes nothing for the next case.
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from collections.abc import Iterator
 from typing import Any
@@ -18,7 +17,7 @@ from policy.engine import decide, split
 from tests.doors.mcp_calls import call, error
 from tests.policy.corpus import ROOT, Case, load_cases, policy_of
 from tests.policy.sample import PATH, PRINCIPALS, facts
-from tests.stack import Stack, psql_path, running_stack
+from tests.stack import Stack, psql_path, running_stack, use_policy
 from tests.waiting import until
 
 CASES = [case for case in load_cases() if case.path == tuple(PATH)]
@@ -30,14 +29,6 @@ def parity_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         role = stack.demo.config.connections[0].user
         stack.direct(f"ALTER ROLE {role} SET default_transaction_read_only = on")
         yield stack
-
-
-def use_policy(stack: Stack, name: str) -> None:
-    """Put the case's policy in force, as an administrator would: by changing the file."""
-    policies = stack.app.hall.gateway.policies
-    if policies.current.hash != policy_of(name).hash:
-        shutil.copy(ROOT / name, stack.demo.config.policy_path)
-        stack.call(policies.reload)
 
 
 def head(stack: Stack) -> int:
@@ -77,8 +68,9 @@ def agrees(case: Case, rows: list[dict[str, Any]]) -> None:
     """The audit's verdicts of this case are the corpus's."""
     verdicts = {row["verdict"] for row in rows}
     if case.decision == "deny":
-        assert verdicts == {"deny"}, rows
-        assert {row["status"] for row in rows} <= {"refused", "skipped"}, rows
+        assert "deny" in verdicts, rows
+        # Of several statements in one message those that are not refused themselves do not run either.
+        assert {(row["verdict"], row["status"]) for row in rows} <= {("deny", "refused"), ("allow", "skipped")}, rows
     elif rows:
         assert verdicts == {case.decision}, rows
     else:
@@ -87,7 +79,7 @@ def agrees(case: Case, rows: list[dict[str, Any]]) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_psql_gets_the_verdict_of_the_corpus(parity_stack: Stack, case: Case) -> None:
-    use_policy(parity_stack, case.policy)
+    use_policy(parity_stack, ROOT / case.policy)
     before = head(parity_stack)
     through_psql(parity_stack, case)
     agrees(case, decided(parity_stack, before, case.who, "wire"))
@@ -95,7 +87,7 @@ def test_psql_gets_the_verdict_of_the_corpus(parity_stack: Stack, case: Case) ->
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 async def test_an_mcp_client_gets_the_verdict_of_the_corpus(parity_stack: Stack, case: Case) -> None:
-    use_policy(parity_stack, case.policy)
+    use_policy(parity_stack, ROOT / case.policy)
     before = head(parity_stack)
     answer = await call(parity_stack, case.who, "query", sql=case.sql)
     rows = decided(parity_stack, before, case.who, "mcp")

@@ -7,6 +7,7 @@ import contextlib
 import re
 import sqlite3
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import asyncpg
@@ -20,26 +21,29 @@ WORKERS = 6
 
 
 @contextlib.asynccontextmanager
-async def gateway(demo: Demo):  # type: ignore[no-untyped-def]  # an async generator of (process, port)
+async def gateway(demo: Demo) -> AsyncIterator[tuple[asyncio.subprocess.Process, int]]:
     """`countersign serve` in a process of its own; yields it with its wire port."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "server", "serve", "--config", str(demo.config_path),
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
-    assert process.stdout is not None
-    assert process.stderr is not None
     try:
-        async with asyncio.timeout(20):
-            while line := (await process.stdout.readline()).decode():
-                if match := re.search(r"wire door: .*:(\d+)", line):
-                    yield process, int(match[1])
-                    break
-            else:
-                pytest.fail((await process.stderr.read()).decode())
+        yield process, await wire_port(process)
     finally:
         if process.returncode is None:
             process.terminate()
         await process.communicate()
+
+
+async def wire_port(process: asyncio.subprocess.Process) -> int:
+    """The port that the gateway prints once its doors are open."""
+    assert process.stdout is not None
+    assert process.stderr is not None
+    async with asyncio.timeout(20):
+        while line := (await process.stdout.readline()).decode():
+            if match := re.search(r"wire door: .*:(\d+)", line):
+                return int(match[1])
+        pytest.fail((await process.stderr.read()).decode())
 
 
 async def insert_until_killed(demo: Demo, port: int, worker: int, seen: list[int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -17,13 +18,16 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from rich.console import Console
 
 from gateway.errors import ConfigurationError
+from server.app import serve
 from server.demo import PEOPLE, prepare
 from server.guide import pasteable
 from server.postgres import SUPERUSER, Postgres
 from server.sample import rows
 from server.sample.load import DATABASE, GATEWAY_ROLE, load_sample
+from server.tour import play
 from tests.stack import Stack
 
 ROOT = Path(__file__).parents[2]
@@ -267,3 +271,17 @@ def test_the_tour_keeps_every_promise_twice_in_the_same_folder(tmp_path: Path) -
         assert "Every promise was kept" in out
         assert "✗" not in out
         assert "\x1b[" not in out  # plain when piped
+
+
+async def test_a_broken_promise_fails_the_tour_with_expected_and_actual(tmp_path: Path) -> None:
+    printed = io.StringIO()
+    async with prepare(tmp_path, mcp_port=0, wire_port=0) as stage:
+        policy = stage.config.policy_path
+        unmasked = policy.read_text().replace("public.customers.card", "public.customers.id")
+        policy.write_text(unmasked.replace("with: redact\n    unless: {groups: [dba]}", "with: null"))
+        async with serve(stage.config) as app:
+            status = await play(stage, app, Console(file=printed, width=100))
+    said = printed.getvalue()
+    assert status == 1, said
+    assert "✗ the description says which columns are masked\n     expected  []\n     actual    ['card']" in said
+    assert "Every promise" not in said
