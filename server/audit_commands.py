@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import json
-import sqlite3
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -79,6 +78,7 @@ def verify(context: click.Context, store: Path | None, config_path: Path, as_jso
 @click.option("--text", help="Anywhere in the entry, upper or lower case.")
 @click.option("--connection", help="The connection's name.")
 @click.option("--session", help="The session's id.")
+@click.option("--status", help="completed, failed, refused, pending, unknown …")
 @click.option("--limit", type=click.IntRange(1, 100_000), default=200, show_default=True, help="The newest so many.")
 @click.option("--json", "as_json", is_flag=True, help="JSON lines, each entry whole.")
 def search(
@@ -92,6 +92,7 @@ def search(
     text: str | None,
     connection: str | None,
     session: str | None,
+    status: str | None,
     limit: int,
     as_json: bool,
 ) -> None:
@@ -108,13 +109,14 @@ def search(
             text=text,
             connection=connection,
             session=session,
+            status=status,
             limit=limit,
         )
         found = finder.search(path, query)
     except SearchError as error:
         raise ConfigurationError(str(error)) from None
-    except sqlite3.Error as error:
-        raise AuditUnavailableError(f"the audit store `{path}` cannot be read: {error}") from None
+    except AuditUnavailable as error:
+        raise AuditUnavailableError(str(error)) from None
     _record_reading(path, query, len(found))
     if as_json:
         for entry in found:

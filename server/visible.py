@@ -21,9 +21,7 @@ def visible(text: str) -> str:
 
 def warnings(text: str) -> list[str]:
     """What to know before believing one's eyes: the invisible and the non-ASCII characters, by name."""
-    odd = dict.fromkeys(
-        char for char in text if not char.isascii() or (char not in _LAYOUT and not char.isprintable())
-    )
+    odd = dict.fromkeys(char for char in text if not char.isascii() or (char not in _LAYOUT and not char.isprintable()))
     named = [f"U+{ord(char):04X} {unicodedata.name(char, 'unnamed')}" for char in list(odd)[:_NAMED_AT_MOST]]
     if len(odd) > _NAMED_AT_MOST:
         named.append(f"and {len(odd) - _NAMED_AT_MOST} more")

@@ -88,7 +88,9 @@ class Conversation:
         """Until the client, the upstream or the session ends it. Raises EndedError with what to tell the client."""
         try:
             while True:
-                received = self._client.ready() or await self._next()
+                received = self._client.ready()
+                if received is None:
+                    received = await self._next()
                 if isinstance(received.message, frontend.Terminate):
                     return
                 before = self._wire.receive(received.message)

@@ -39,7 +39,8 @@ class Login:
         try:
             match request.kind:
                 case Authentication.OK:
-                    return self._accepted()
+                    self._accept()
+                    return None
                 case Authentication.CLEARTEXT:
                     return self._cleartext()
                 case Authentication.SASL:
@@ -56,7 +57,7 @@ class Login:
             raise LoginError(f"SCRAM authentication failed: {error}") from None
         raise ProtocolError(f"unexpected authentication request {request.kind}")
 
-    def _accepted(self) -> None:
+    def _accept(self) -> None:
         if self._scram is not None and not self._proved:
             raise LoginError("it did not prove that it knows the password")
         self.done = True

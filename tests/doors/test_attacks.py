@@ -31,7 +31,11 @@ def reads(case: Case) -> bool:
     return case.decision == "allow" and decision.analysis is not None and not decision.analysis.effects.writes
 
 
-MASKED = [case for case in CORPUS if case.policy in HIDDEN and "customer" in case.sql.lower() and reads(case)]
+MASKED = [
+    case
+    for case in CORPUS
+    if case.policy in HIDDEN and "customer" in case.sql.lower() and "tickets" not in case.sql and reads(case)
+]
 
 
 @pytest.fixture(scope="module")

@@ -52,11 +52,12 @@ async def insert_until_killed(demo: Demo, port: int, worker: int, seen: list[int
         host="127.0.0.1", port=port, user="grace", password=demo.tokens["grace"], database=demo.connection, ssl=False
     )
     number = worker * 1_000_000
-    with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+    with contextlib.suppress(OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError):
         while True:
             number += 1
             await connection.execute(
-                f"INSERT INTO tickets (id, customer_id, subject) VALUES ({number}, 1, 'crash {number}')"
+                "INSERT INTO tickets (id, customer_id, subject, body, status, created_at)"
+                f" VALUES ({number}, 1, 'crash {number}', '', 'open', now())"
             )
             seen.append(number)
 
