@@ -15,8 +15,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
-from policy.engine import decide
-
 from audit.approvals import ApprovalRecord, Conflict, State
 from audit.entry import Draft, Kind
 from gateway import explain
@@ -38,7 +36,8 @@ from gateway.recorder import Recorder
 from gateway.sessions import Sessions
 from gateway.upstream import Upstream, UpstreamError, UpstreamLostError
 from policy.catalog import Catalog
-from policy.model import Analysis, ApprovalTerms, Decision, Effect, Facts, Reason, Transaction, Verdict
+from policy.engine import decide
+from policy.model import Analysis, ApprovalTerms, Decision, Effect, Facts, Reason, Rewrite, Transaction, Verdict
 
 _MINT = object()
 
@@ -50,10 +49,11 @@ _CACHEABLE_TEXT_BYTES = 16_384
 class Grant:
     """The proof that a statement was decided and its intent is durable. Only this module makes one.
 
-    `sql` is the text to run (rewritten), `parameters` go with it, `id` names the statement in the audit.
+    `rewrite` holds the text to run, `sql`, and what is masked in it; `parameters` go with it; `id` names the
+    statement in the audit.
     """
 
-    __slots__ = ("decision", "id", "outcome", "parameters", "settled", "sql", "started", "statement")
+    __slots__ = ("decision", "id", "outcome", "parameters", "rewrite", "settled", "started", "statement")
 
     def __init__(self, mint: object, id: str, statement: Statement, decision: Decision) -> None:
         if mint is not _MINT or decision.verdict.rewrite is None:
@@ -61,11 +61,16 @@ class Grant:
         self.id = id
         self.statement = statement
         self.decision = decision
-        self.sql = decision.verdict.rewrite.sql
+        self.rewrite: Rewrite = decision.verdict.rewrite
         self.parameters = statement.parameters
         self.started = time.perf_counter()
         self.outcome: Outcome | None = None
         self.settled = False
+
+    @property
+    def sql(self) -> bytes:
+        """The text to run."""
+        return self.rewrite.sql
 
     def finish(self, outcome: Outcome) -> None:
         """Say what came of it; `Gateway.admit` writes it on leaving the block."""
@@ -382,7 +387,6 @@ class Gateway:
         return _draft(Kind.INTENT, session, **body)
 
     def _outcome(self, grant: Grant, outcome: Outcome) -> Draft:
-        rewrite = grant.decision.verdict.rewrite
         return _draft(
             Kind.OUTCOME,
             grant.statement.session,
@@ -394,7 +398,7 @@ class Gateway:
             duration_ms=grant.duration_ms,
             sqlstate=outcome.sqlstate,
             message=outcome.message,
-            masked=[str(m) for m in rewrite.masked] if rewrite else [],
+            masked=[str(m) for m in grant.rewrite.masked],
             digest=outcome.digest,
             instance=self.instance,
         )

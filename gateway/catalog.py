@@ -18,7 +18,7 @@ _FIRST_USER_OID = 16384
 
 # One number per catalog that changes when any row of it does. `xmin` is the row's last writer.
 _VERSION_PROBE = "SELECT " + " || ' ' || ".join(  # noqa: S608 - constants only
-    f"(SELECT pg_catalog.count(*)::pg_catalog.text || ':' || coalesce(pg_catalog.sum("
+    f"(SELECT pg_catalog.count(*)::pg_catalog.text || ':' || coalesce(pg_catalog.sum("  # noqa: S608 - constants only
     f"pg_catalog.hashtextextended({key}::pg_catalog.text || ':' || xmin::pg_catalog.text, 0)), 0)::pg_catalog.text"
     f" FROM pg_catalog.{table} WHERE {filtered} >= {_FIRST_USER_OID})"
     for table, key, filtered in (

@@ -11,10 +11,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-import uvicorn
-from wire.listener import WireDoor
-from wire.upstream import Factory
-
 from audit.approvals import Reader
 from audit.entry import Draft, Kind
 from audit.instances import Instance, close_dangling
@@ -32,6 +28,8 @@ from server.asgi import serving
 from server.config import Config, McpFile, WireFile
 from server.http import build_app
 from server.mcp_settings import McpSettings
+from wire.listener import WireDoor
+from wire.upstream import Factory
 
 log = logging.getLogger(__name__)
 

@@ -214,8 +214,8 @@ class Reading:
         Then PostgreSQL's details may hold what the answer may not: the whole failing row of a
         constraint, the key that another row has. Asked of the policy, which knows best.
         """
-        analysis, rewrite = grant.decision.analysis, grant.decision.verdict.rewrite
-        if analysis is None or rewrite is None or rewrite.masked or rewrite.origins:
+        analysis = grant.decision.analysis
+        if analysis is None or grant.rewrite.masked or grant.rewrite.origins:
             return True
         catalog = await self._gateway.catalog(self.session)
         for oid in analysis.relations:
@@ -230,8 +230,7 @@ class Reading:
 
     def _check_origins(self, grant: Grant, columns: tuple[ResultColumn, ...]) -> None:
         """INVARIANT: no column of a result comes raw from a masked attribute, or whole from its relation."""
-        rewrite = grant.decision.verdict.rewrite
-        hidden = rewrite.origins if rewrite is not None else frozenset()
+        hidden = grant.rewrite.origins
         relations = {relation for relation, _ in hidden}
         for column in columns:
             raw = (column.table, column.attribute) in hidden

@@ -155,8 +155,7 @@ def not_at_this_door(decision: Decision) -> str | None:
 def as_query_result(piece: Piece, duration_ms: float) -> QueryResult:
     """The delivered rows as a tool's answer."""
     grant = piece.grant
-    rewrite = grant.decision.verdict.rewrite
-    masked = list(dict.fromkeys(rewrite.masked)) if rewrite is not None else []
+    masked = dict.fromkeys(grant.rewrite.masked)
     kinds = {column.column: column.kind for column in masked}
     columns = [
         ResultColumn(

@@ -29,7 +29,7 @@ def commands(group: click.Group, prefix: str) -> list[tuple[str, click.Command]]
 )
 def test_every_command_and_option_is_in_the_reference(name: str, command: click.Command) -> None:
     page = (ROOT / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
-    [row] = [line for line in page.splitlines() if line.startswith(f"| `{name} ") or line.startswith(f"| `{name}`")]
+    [row] = [line for line in page.splitlines() if line.startswith((f"| `{name} ", f"| `{name}`"))]
     for parameter in command.params:
         if isinstance(parameter, click.Option) and "--help" not in parameter.opts:
             assert parameter.opts[0] in row, f"{name} {parameter.opts[0]} is not documented"

@@ -13,21 +13,21 @@ import logging
 from collections.abc import Callable, Sequence
 
 from gateway.admission import Gateway, Grant, denial
-from gateway.approvals import Pending
-from gateway.errors import CountersignError, RefusedError, SessionEndedError
+from gateway.errors import CountersignError
 from gateway.model import Outcome, Session, Statement, Status
 from gateway.upstream import UpstreamError, UpstreamLostError
 from policy.engine import NotAnalysableError, split
-from policy.model import Decision, Effect, Rewrite, Transaction
+from policy.model import Decision, Effect, Transaction
 from wire import backend, copy, frontend, reports, sqlstate
 from wire.backend import ParameterStatus
 from wire.client import ClientConnection, ClientGoneError
 from wire.codec import BackendStream, Received, Rows
 from wire.fields import ProtocolError
 from wire.messages import BackendMessage
+from wire.parking import Parking
 from wire.replies import Delivery, InvariantError, Owed, Owes, Replies, changes_context, reported
-from wire.reports import Report
-from wire.session import RESERVED_NAME, Phase, Portal, Prepared, WireSession
+from wire.reports import RefusalError, Report
+from wire.session import RESERVED_NAME, Phase, Portal, Prepared, WireSession, check_name
 from wire.texts import forward_all, forward_one
 from wire.upstream import UpstreamSession
 
@@ -44,14 +44,6 @@ class EndedError(Exception):
 
     def __init__(self, report: Report | None) -> None:
         super().__init__(report["M"] if report else "the client went away")
-        self.report = report
-
-
-class RefusalError(Exception):
-    """A message is refused with this report; the conversation goes on."""
-
-    def __init__(self, report: Report) -> None:
-        super().__init__(report["M"])
         self.report = report
 
 
@@ -75,8 +67,8 @@ class Conversation:
         self._replies = Replies(wire, self._settle)
         self._progress = asyncio.Event()
         self._over: EndedError | None = None
-        self._parked: asyncio.Task[list[Grant]] | None = None
-        self._cancelled = False  # the parked statement was withdrawn by a CancelRequest
+        self._parking = Parking(client, gateway)
+        self._cancelling: asyncio.Task[None] | None = None
         client.on_gone = self._client_gone
         client.on_writable = upstream.resume_reading
         session.on_end.append(self._session_ended)
@@ -116,31 +108,29 @@ class Conversation:
                         self._progress.clear()
                         await self._progress.wait()
         self._replies.abandon(Status.UNKNOWN, sqlstate.CONNECTION_FAILURE, "the connection ended before an answer came")
+        if self._cancelling is not None:
+            await self._cancelling
         await self._upstream.disconnect()
 
     def cancel(self) -> None:
         """A CancelRequest came: withdraw what waits for approval, or cancel what runs."""
-        if self._parked is not None:
-            self._cancelled = True
-            self._parked.cancel()
-        elif not self._replies.idle:
-            task = asyncio.ensure_future(self._upstream.cancel())
-            _BACKGROUND.add(task)
-            task.add_done_callback(_BACKGROUND.discard)
+        if self._parking.withdraw() or self._replies.idle:
+            return
+        if self._cancelling is None or self._cancelling.done():
+            self._cancelling = asyncio.create_task(self._upstream.cancel())
 
     def end(self, report: Report | None) -> None:
         """End it from outside: the report goes to the client as its last message."""
         if self._over is None:
             self._over = EndedError(report)
-        if self._parked is not None:
-            self._parked.cancel()
+        self._parking.abandon()
         self._progress.set()
         self._client.data_received(b"")  # wakes whoever waits for the client
 
     @property
     def quiet(self) -> bool:
         """Whether nothing runs and nothing waits."""
-        return self._replies.idle and self._parked is None and self._replies.status == "I"
+        return self._replies.idle and not self._parking.occupied and self._replies.status == "I"
 
     async def _next(self) -> Received:
         waiting = asyncio.ensure_future(self._client.next())
@@ -209,7 +199,7 @@ class Conversation:
         statements, decisions, starts = await self._decided(message.text)
         grants = await self._begin(message.text, statements, decisions, starts)
         forwarded = forward_all(
-            message.text, [(start, _rewrite(grant)) for start, grant in zip(starts, grants, strict=True)]
+            message.text, [(start, grant.rewrite) for start, grant in zip(starts, grants, strict=True)]
         )
         self._wire.simple_query()
         self._replies.expect(
@@ -217,7 +207,7 @@ class Conversation:
                 Owes.QUERY,
                 text=forwarded,
                 deliveries=tuple(Delivery(grant) for grant in grants),
-                origins=frozenset().union(*(_rewrite(grant).origins for grant in grants)),
+                origins=frozenset().union(*(grant.rewrite.origins for grant in grants)),
             )
         )
         self._upstream.write(frontend.Query(forwarded.sql).encode())
@@ -252,7 +242,7 @@ class Conversation:
     # -- extended query -------------------------------------------------------------------------------
 
     async def _parse(self, message: frontend.Parse) -> None:
-        _check_name(message.name)
+        check_name(message.name)
         await self._freshen()
         decision = await self._gateway.decide(self._session, message.text)
         if decision.verdict.effect is Effect.DENY:
@@ -267,20 +257,22 @@ class Conversation:
         )
 
     async def _bind(self, message: frontend.Bind, raw: bytes) -> None:
-        _check_name(message.portal)
+        check_name(message.portal)
         await self._freshen()
-        prepared = self._prepared(message.statement)
+        prepared = self._wire.prepared(message.statement)
         portal = Portal(message.portal, prepared, message.readable(), self._session.search_path)
         self._send(Owed(Owes.BIND, text=prepared.text, undo=self._wire.bind(portal)), raw)
 
     async def _describe(self, message: frontend.Describe, raw: bytes) -> None:
-        prepared = self._prepared(message.name) if message.kind == b"S" else self._portal(message.name).prepared
+        prepared = (
+            self._wire.prepared(message.name) if message.kind == b"S" else self._wire.portal(message.name).prepared
+        )
         rewrite = prepared.decision.verdict.rewrite
         self._send(Owed(Owes.DESCRIBE, text=prepared.text, origins=rewrite.origins if rewrite else frozenset()), raw)
 
     async def _execute(self, message: frontend.Execute, raw: bytes) -> None:
         await self._freshen()
-        portal = self._portal(message.portal)
+        portal = self._wire.portal(message.portal)
         prepared, session = portal.prepared, self._session
         text = prepared.text.client
         decision = await self._gateway.decide(session, text)
@@ -309,7 +301,7 @@ class Conversation:
                 )
             )
         self._send(
-            Owed(Owes.EXECUTE, text=prepared.text, deliveries=(Delivery(grant),), origins=_rewrite(grant).origins),
+            Owed(Owes.EXECUTE, text=prepared.text, deliveries=(Delivery(grant),), origins=grant.rewrite.origins),
             raw,
         )
         if decision.analysis is not None and decision.analysis.effects.copy_in:
@@ -318,7 +310,7 @@ class Conversation:
             await self._until(lambda: self._replies.idle or self._replies.copying)
 
     def _close_name(self, message: frontend.Close, raw: bytes) -> None:
-        _check_name(message.name)
+        check_name(message.name)
         self._send(Owed(Owes.CLOSE, undo=self._wire.close(message.kind, message.name)), raw)
 
     async def _sync(self, before: Phase, raw: bytes) -> None:
@@ -334,17 +326,6 @@ class Conversation:
         self._replies.expect(owed)
         self._upstream.batch_open = True
         self._upstream.write(raw)
-
-    def _prepared(self, name: str) -> Prepared:
-        if (found := self._wire.statements.get(name)) is None:
-            what = f'prepared statement "{name}"' if name else "unnamed prepared statement"
-            raise RefusalError(reports.report(sqlstate.INVALID_SQL_STATEMENT_NAME, f"{what} does not exist"))
-        return found
-
-    def _portal(self, name: str) -> Portal:
-        if (found := self._wire.portals.get(name)) is None:
-            raise RefusalError(reports.report(sqlstate.INVALID_CURSOR_NAME, f'portal "{name}" does not exist'))
-        return found
 
     # -- COPY -----------------------------------------------------------------------------------------
 
@@ -364,54 +345,16 @@ class Conversation:
     async def _begin(
         self, text: bytes, statements: list[Statement], decisions: list[Decision], starts: list[int]
     ) -> list[Grant]:
-        """Grants, parked where people must approve. Raises RefusalError; a failing audit ends the session."""
+        """Grants. Raises RefusalError; a failing audit ends the session."""
         try:
-            if all(d.verdict.effect is not Effect.APPROVE for d in decisions):
-                return await self._gateway.begin(statements, decisions) if statements else []
-            if self._replies.status == "T":
-                self._notice(
-                    "the transaction stays open, with the locks it holds, while this statement waits for approval"
-                )
-            return await self._park(statements, decisions)
-        except RefusedError as error:
-            index = next((i for i, d in enumerate(decisions) if d is error.decision), 0)
-            raise RefusalError(reports.of_refusal(error, text, starts[index])) from None
-        except SessionEndedError:
-            raise
-        except CountersignError as error:
-            raise RefusalError(reports.of_error(error)) from None
-
-    async def _park(self, statements: list[Statement], decisions: list[Decision]) -> list[Grant]:
-        self._cancelled = False
-        self._parked = asyncio.ensure_future(self._gateway.begin(statements, decisions, on_pending=self._pending))
-        try:
-            return await self._parked
+            return await self._parking.begin(
+                text, statements, decisions, starts, in_transaction=self._replies.status == "T"
+            )
         except asyncio.CancelledError:
             self._check()
             if self._client.gone:
                 raise ClientGoneError from None
-            if not self._cancelled:
-                raise
-            raise RefusalError(
-                reports.report(
-                    sqlstate.QUERY_CANCELED,
-                    "canceling statement due to user request",
-                    detail="The request for approval was withdrawn.",
-                )
-            ) from None
-        finally:
-            self._parked = None
-
-    async def _pending(self, pending: Pending) -> None:
-        self._notice(
-            f"this statement waits for approval {pending.id}",
-            detail=pending.why,
-            hint=f"{pending.who} can approve it until {pending.expires:%Y-%m-%d %H:%M:%S} UTC; cancel withdraws it.",
-        )
-
-    def _notice(self, text: str, *, detail: str | None = None, hint: str | None = None) -> None:
-        fields = reports.report("00000", text, severity="NOTICE", detail=detail, hint=hint)
-        self._client.send(backend.NoticeResponse(fields).encode())
+            raise
 
     async def _freshen(self) -> None:
         """Make sure that what was sent before has taken effect in what the next decision is made on."""
@@ -419,11 +362,15 @@ class Conversation:
             await self._drain()
         if self._session.stale and not self._replies.aborted:
             await self._drain()
-            if self._replies.aborted or self._wire.phase is Phase.SKIPPING:
-                return
-            # Inside an unfinished batch the server has an implicit transaction open.
-            self._upstream.transaction_status = "T" if self._replies.dirty else self._replies.status
-            await self._gateway.refresh(self._session, self._upstream)
+            await self._refresh()
+
+    async def _refresh(self) -> None:
+        """Read the catalog anew, unless the transaction or the batch failed meanwhile: then nothing can be read."""
+        if self._replies.aborted or self._wire.phase is Phase.SKIPPING:
+            return
+        # Inside an unfinished batch the server has an implicit transaction open.
+        self._upstream.transaction_status = "T" if self._replies.dirty else self._replies.status
+        await self._gateway.refresh(self._session, self._upstream)
 
     async def _drain(self) -> None:
         """Wait until everything sent so far is answered."""
@@ -470,8 +417,7 @@ class Conversation:
         self._check()
 
     def _client_gone(self) -> None:
-        if self._parked is not None:
-            self._parked.cancel()
+        self._parking.abandon()
         self._progress.set()
 
     def _session_ended(self, reason: str) -> None:
@@ -539,15 +485,6 @@ class Conversation:
             self._wire.statements.pop(gone, None)
 
 
-_BACKGROUND: set[asyncio.Future[None]] = set()
-
-
-def _rewrite(grant: Grant) -> Rewrite:
-    rewrite = grant.decision.verdict.rewrite
-    assert rewrite is not None, "a grant has a rewrite"
-    return rewrite
-
-
 def _matters(delivery: Delivery) -> bool:
     """Whether a statement that still runs may change what the next one's names mean."""
     return changes_context(delivery.effects) or delivery.effects.transaction is not None
@@ -556,10 +493,3 @@ def _matters(delivery: Delivery) -> bool:
 def _ends_transaction(decision: Decision) -> bool:
     transaction = decision.analysis.effects.transaction if decision.analysis else None
     return transaction in (Transaction.COMMIT, Transaction.ROLLBACK)
-
-
-def _check_name(name: str) -> None:
-    if name == RESERVED_NAME:
-        raise RefusalError(
-            reports.report(sqlstate.RESERVED_NAME, f"the name `{name}` is the gateway's own", hint="Use another name.")
-        )

@@ -19,6 +19,14 @@ _SCRUBBED = frozenset("DHWqp")
 _MULTIPLE_COMMANDS = "cannot insert multiple commands into a prepared statement"
 
 
+class RefusalError(Exception):
+    """A client's message is refused with this report; the conversation goes on."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__(report["M"])
+        self.report = report
+
+
 def report(
     code: str, text: str, *, severity: str = "ERROR", detail: str | None = None, hint: str | None = None
 ) -> dict[str, str]:

@@ -12,8 +12,9 @@ from enum import StrEnum
 from typing import Generic, TypeVar
 
 from policy.model import Decision
-from wire import copy, frontend
+from wire import copy, frontend, sqlstate
 from wire.fields import ProtocolError
+from wire.reports import RefusalError, report
 from wire.texts import Forwarded
 
 # Names of ours in the upstream session. A client may not use them.
@@ -163,6 +164,19 @@ class WireSession:
         """A Bind is sent on."""
         return _set(self.portals, portal.name, portal)
 
+    def prepared(self, name: str) -> Prepared:
+        """The prepared statement of that name. Raises RefusalError."""
+        if (found := self.statements.get(name)) is None:
+            what = f'prepared statement "{name}"' if name else "unnamed prepared statement"
+            raise RefusalError(report(sqlstate.INVALID_SQL_STATEMENT_NAME, f"{what} does not exist"))
+        return found
+
+    def portal(self, name: str) -> Portal:
+        """The portal of that name. Raises RefusalError."""
+        if (found := self.portals.get(name)) is None:
+            raise RefusalError(report(sqlstate.INVALID_CURSOR_NAME, f'portal "{name}" does not exist'))
+        return found
+
     def close(self, kind: bytes, name: str) -> Undo[Prepared] | Undo[Portal]:
         """A Close is sent on."""
         if kind == b"S":
@@ -177,6 +191,14 @@ class WireSession:
     def transaction_over(self) -> None:
         """Portals live no longer than their transaction."""
         self.portals.clear()
+
+
+def check_name(name: str) -> None:
+    """Raises RefusalError for a name that is ours."""
+    if name == RESERVED_NAME:
+        raise RefusalError(
+            report(sqlstate.RESERVED_NAME, f"the name `{name}` is the gateway's own", hint="Use another name.")
+        )
 
 
 def _set(book: dict[str, T], name: str, value: T) -> Undo[T]:

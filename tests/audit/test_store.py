@@ -120,7 +120,7 @@ def test_the_flat_views_read_well(store: Store, path: Path) -> None:
 
 def test_the_join_of_intent_and_outcome_uses_an_index(store: Store, path: Path) -> None:
     plan = " ".join(str(row) for row in rows(path, "EXPLAIN QUERY PLAN SELECT * FROM statements"))
-    assert "outcomes_by_statement" in plan
+    assert "entries_by_statement (statement=? AND kind=?)" in plan
 
 
 # -- refusing -----------------------------------------------------------------------------------------
@@ -161,14 +161,18 @@ def test_a_lock_held_elsewhere_refuses_and_then_goes_on(
 def test_a_full_disk_refuses_whole_batches_and_the_chain_still_holds(store: Store, path: Path) -> None:
     pages = store._db.execute("PRAGMA page_count").fetchone()[0]
     store._db.execute(f"PRAGMA max_page_count = {pages + 4}")
-    written = 0
-    with pytest.raises(AuditUnavailable, match="the disk is full"):
+    written: list[int] = []
+
+    def fill() -> None:
         for number in range(1000):
             store.append([[intent(number)]])
-            written += 1
+            written.append(number)
+
+    with pytest.raises(AuditUnavailable, match="the disk is full"):
+        fill()
     report = verify(path)
     assert report.ok
-    assert report.entries == written
+    assert report.entries == len(written)
     store._db.execute("PRAGMA max_page_count = 1000000")
     store.append([[intent(5000)]])
     assert verify(path).ok

@@ -8,7 +8,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,14 +21,25 @@ from tests.audit.test_store import intent, outcome
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Twenty entries, closed cleanly, its seat belt off, as whoever owns the file can do."""
+    """Twenty entries, closed cleanly."""
     path = tmp_path / "audit.db"
     with contextlib.closing(Store.open(path)) as store:
         for number in range(10):
             store.append([[intent(number)], [outcome(number)]])
-    with contextlib.closing(sqlite3.connect(path)) as db:
-        db.executescript("DROP TRIGGER entries_are_never_updated; DROP TRIGGER entries_are_never_deleted;")
     return path
+
+
+@contextlib.contextmanager
+def forging(path: Path) -> Iterator[sqlite3.Connection]:
+    """The file with its seat belt off, and on again afterwards, as whoever owns the file can do."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        triggers = db.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
+        assert {name for name, _ in triggers} == {"entries_are_never_updated", "entries_are_never_deleted"}
+        for name, _ in triggers:
+            db.execute(f"DROP TRIGGER {name}")
+        yield db
+        for _, sql in triggers:
+            db.execute(sql)
 
 
 def rehash(db: sqlite3.Connection, seq: int) -> None:
@@ -59,7 +70,8 @@ def inserted(db: sqlite3.Connection) -> None:
     db.execute("UPDATE entries SET time = time")
     value = entry_hash(prev, 8, *fields)
     db.execute(
-        "INSERT INTO entries (seq, time, kind, session, subject, connection, body, prev, hash) VALUES (8, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO entries (seq, time, kind, session, subject, connection, body, prev, hash)"
+        " VALUES (8, ?, ?, ?, ?, ?, ?, ?, ?)",
         (*fields, prev, value),
     )
 
@@ -92,7 +104,7 @@ TAMPERED: list[tuple[Callable[[sqlite3.Connection], None], int, str]] = [
 def test_a_change_is_named_with_the_first_bad_entry(
     path: Path, change: Callable[[sqlite3.Connection], None], seq: int, word: str
 ) -> None:
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+    with forging(path) as db:
         change(db)
     report = verify(path)
     assert (report.ok, report.bad_seq) == (False, seq)
@@ -113,7 +125,7 @@ def test_every_single_flipped_byte_of_a_row_is_seen(path: Path, tmp_path: Path) 
 
 
 def test_a_cut_off_end_cannot_be_seen_without_a_checkpoint_and_the_report_says_what_it_saw(path: Path) -> None:
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+    with forging(path) as db:
         db.execute("DELETE FROM entries WHERE seq > 15")
     report = verify(path)
     assert (report.ok, report.entries) == (True, 15)
@@ -121,9 +133,33 @@ def test_a_cut_off_end_cannot_be_seen_without_a_checkpoint_and_the_report_says_w
 
 
 def test_an_approval_whose_table_disagrees_with_the_chain_is_named(path: Path) -> None:
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
-        db.execute("INSERT INTO approval_records VALUES ('apr-forged', 'approved', '', '{}')")
-    assert "apr-forged is in the table but not in the chain" in (verify(path).problem or "")
+    with forging(path) as db:
+        db.execute("INSERT INTO approval_records VALUES ('apr-forged', 'approved', '{}')")
+    assert "approval apr-forged is in the table only" in (verify(path).problem or "")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "DROP TRIGGER entries_are_never_deleted",
+        "DROP INDEX entries_by_subject",
+        "CREATE TRIGGER hungry AFTER INSERT ON entries BEGIN SELECT 1; END",
+        "DROP VIEW sessions; CREATE VIEW sessions AS SELECT * FROM entries WHERE subject <> 'mallory'",
+    ],
+)
+def test_an_altered_view_index_or_trigger_is_seen(path: Path, change: str) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.executescript(change)
+    report = verify(path)
+    assert (report.bad_seq, report.entries) == (None, 20)
+    assert "altered" in (report.problem or "")
+
+
+def test_the_seat_belt_stops_accidents(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        for sql in ("UPDATE entries SET subject = 'x'", "DELETE FROM entries"):
+            with pytest.raises(sqlite3.IntegrityError, match="never"):
+                db.execute(sql)
 
 
 def test_the_file_runs_alone_with_the_standard_library(path: Path, tmp_path: Path) -> None:
@@ -134,7 +170,7 @@ def test_the_file_runs_alone_with_the_standard_library(path: Path, tmp_path: Pat
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["entries"] == 20
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+    with forging(path) as db:
         db.execute("UPDATE entries SET kind = 'outcome' WHERE seq = 3")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, json.loads(done.stdout)["bad_seq"]) == (1, 3)

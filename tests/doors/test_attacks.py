@@ -60,8 +60,10 @@ def state(stack: Stack) -> dict[str, object]:
         ("pg_largeobject_metadata", "true"),
     ):  # fmt: skip
         key = "attrelid" if catalog == "pg_attribute" else "oid"
-        sql = f"SELECT count(*), sum(hashtext({catalog}.xmin::text || {key})) FROM {catalog} WHERE {key} >= 16384 AND {condition}"
-        found[catalog] = stack.direct(sql)
+        found[catalog] = stack.direct(
+            f"SELECT count(*), sum(hashtext({catalog}.xmin::text || {key})) FROM {catalog}"
+            f" WHERE {key} >= 16384 AND {condition}"
+        )
     found["roles"] = stack.direct("SELECT rolname, rolsuper, rolconfig FROM pg_roles ORDER BY 1")
     found["settings"] = stack.direct(
         "SELECT name, setting FROM pg_settings WHERE source NOT IN ('default', 'session', 'client') ORDER BY 1"

@@ -90,7 +90,7 @@ async def test_a_token_signed_with_a_foreign_key_of_the_same_name_is_refused(
     issuer: local.Issuer, verifier: TokenVerifier
 ) -> None:
     stranger = local.Issuer(issuer.url)
-    with pytest.raises(AuthenticationError, match="does not publish|signature"):
+    with pytest.raises(AuthenticationError, match=r"does not publish|signature"):
         await verifier.verify(stranger.token("grace", groups=["dba"]))
 
 
