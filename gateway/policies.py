@@ -7,12 +7,11 @@ import hashlib
 import logging
 from pathlib import Path
 
-from policy.document import DocumentError
-from policy.load import Policy, load_policy
-
 from audit.entry import Draft, Kind
 from gateway.errors import AuditUnavailableError, ConfigurationError
 from gateway.recorder import Recorder
+from policy.document import DocumentError
+from policy.load import Policy, load_policy
 
 log = logging.getLogger(__name__)
 

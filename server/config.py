@@ -8,12 +8,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
-from policy.document import DocumentError, parse_document, validate
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gateway.errors import ConfigurationError
 from gateway.identity import Issuer
 from gateway.model import Connection, SslMode
+from policy.document import DocumentError, parse_document, validate
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 
