@@ -68,9 +68,13 @@ def as_client_sees(fields: Report, text: Forwarded | None) -> Report:
         return fields
     mapped = {k: v for k, v in fields.items() if not (text.masked and k in _SCRUBBED)}
     if "P" in mapped:
-        position = text.client_position(int(mapped["P"])) if mapped["P"].isdigit() else None
+        position = text.client_position(int(mapped["P"])) if _is_number(mapped["P"]) else None
         if position is None:
             del mapped["P"]
         else:
             mapped["P"] = str(position)
     return mapped
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
