@@ -303,7 +303,7 @@ class Analyser:
                 ObjectName(ObjectKind.CHANNEL, None, channel),
                 location=body.get("location", 0),
             )
-        else:
+        elif not self.calls.sets_harmlessly(words, arguments):
             self.calls.call(words, body.get("location", 0), arguments=len(arguments))
         self.children("FuncCall", body)
 

@@ -13,6 +13,7 @@ from policy.functions import NEEDS_A_RULE, is_harmless_volatile, refusal_of_func
 from policy.model import Action, ObjectKind, ObjectName
 from policy.names import FIRST_USER_OID, SYSTEM_SCHEMAS, Names
 from policy.parse import Node, NotAnalysableError
+from policy.settings import refusal_of_setting
 
 _ROW_TYPES = ("record", "anyelement", "anynonarray", "anycompatible", "anycompatiblenonarray", "any")
 
@@ -49,6 +50,19 @@ class Calls:
         if words[-1] != "pg_notify" or len(arguments) != 2 or not all(map(_is_builtin, self._names.overloads(words))):
             return None
         return _constant(arguments[0])
+
+    def sets_harmlessly(self, words: list[str], arguments: Sequence[Node]) -> bool:
+        """Whether this is a `set_config` that SET may say too: drivers write it that way.
+
+        A search path is left to SET: functions that the same statement calls later would already be under it.
+        """
+        if words[-1] != "set_config" or len(arguments) != 3 or not all(map(_is_builtin, self._names.overloads(words))):
+            return False
+        setting = _constant(arguments[0])
+        if setting is None or setting.lower() == "search_path" or refusal_of_setting(setting) is not None:
+            return False
+        self._effects["session"] = True
+        return True
 
     def call(self, words: list[str] | tuple[str, ...], location: int, arguments: int | None = None) -> None:
         """Note the demands of calling a function of this name: every overload it could mean counts.

@@ -20,7 +20,7 @@ _REFUSED: Final[dict[str, tuple[str, ...]]] = {
         "database_to_xml", "database_to_xmlschema", "database_to_xml_and_xmlschema",
         "ts_stat", "ts_rewrite", "currtid2",
     ),
-    "changes settings behind the policy; use SET": ("set_config",),
+    "may change any setting by a name that is computed, or the search path; use SET": ("set_config",),
     "blocks without doing work": ("pg_sleep", "pg_sleep_for", "pg_sleep_until"),
     "acts on other sessions": ("pg_terminate_backend", "pg_cancel_backend", "pg_log_backend_memory_contexts"),
     "reads files of the server": (
@@ -55,6 +55,8 @@ _HARMLESS_VOLATILE: Final[frozenset[str]] = frozenset().union(
     # The clock and random numbers: no state that anybody else sees.
     ("clock_timestamp", "timeofday", "random", "random_normal", "setseed"),
     ("gen_random_uuid", "uuidv4", "uuidv7", "array_sample", "array_shuffle"),
+    # Locks that nobody here can have taken: poolers and drivers release them before reuse.
+    ("pg_advisory_unlock_all",),
     # What this session has drawn from sequences; drawing (nextval, setval) needs a rule.
     ("currval", "lastval", "pg_sequence_last_value"),
     # Sizes, as `\dt+` and `\l+` of psql show them.
@@ -99,7 +101,7 @@ def refusal_of_function(name: str) -> str | None:
     if reason := _REASON_BY_NAME.get(name):
         return reason
     for prefix, reason in _REASON_BY_PREFIX:
-        if name.startswith(prefix):
+        if name.startswith(prefix) and name not in _HARMLESS_VOLATILE:
             return reason
     return None
 

@@ -126,6 +126,8 @@ class Effects:
     prepares: str | None = None  # PREPARE name
     executes: str | None = None  # EXECUTE name
     deallocates: str | None = None  # DEALLOCATE name; "" for ALL
+    declares: str | None = None  # DECLARE name: a portal that a client may describe
+    closes: str | None = None  # CLOSE name; "" for ALL
     copy_in: bool = False
     copy_out: bool = False
 

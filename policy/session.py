@@ -193,7 +193,7 @@ def _discard(walk: Analyser, body: Node) -> None:
     walk.effects["session"] = True
     if body["target"] == "DISCARD_ALL":
         walk.effects["search_path"] = True
-        walk.effects["deallocates"] = ""
+        walk.effects["deallocates"] = walk.effects["closes"] = ""
     walk.children("DiscardStmt", body)
 
 
@@ -222,7 +222,13 @@ def _deallocate(walk: Analyser, body: Node) -> None:
 
 def _declare(walk: Analyser, body: Node) -> None:
     walk.effects["session"] = True
+    walk.effects["declares"] = body["portalname"]
     walk.children("DeclareCursorStmt", body)
+
+
+def _close(walk: Analyser, body: Node) -> None:
+    walk.effects["closes"] = body.get("portalname", "")
+    walk.children("ClosePortalStmt", body)
 
 
 def _copy(walk: Analyser, body: Node) -> None:
@@ -286,6 +292,7 @@ HANDLERS: Final[dict[str, Callable[[Analyser, Node], None]]] = {
     "ExecuteStmt": _execute,
     "DeallocateStmt": _deallocate,
     "DeclareCursorStmt": _declare,
+    "ClosePortalStmt": _close,
     "CopyStmt": _copy,
     "ExplainStmt": _explain,
     "ListenStmt": _channel(Action.LISTEN),

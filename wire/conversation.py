@@ -27,7 +27,7 @@ from wire.messages import BackendMessage
 from wire.parking import Parking
 from wire.replies import Delivery, InvariantError, Owed, Owes, Replies, changes_context, reported
 from wire.reports import RefusalError, Report
-from wire.session import RESERVED_NAME, Phase, Portal, Prepared, WireSession, check_name
+from wire.session import RESERVED_NAME, Event, Phase, Portal, Prepared, WireSession, check_name
 from wire.texts import forward_all, forward_one
 from wire.upstream import UpstreamSession
 
@@ -160,6 +160,11 @@ class Conversation:
         if before is Phase.SKIPPING and not isinstance(message, frontend.Sync):
             return
         try:
+            if before is Phase.BATCH and isinstance(message, frontend.Query | frontend.FunctionCall):
+                await self._drain()
+                if self._wire.phase is Phase.SKIPPING:
+                    return
+                self._wire.happened(Event.QUERIED)
             match message:
                 case copy.CopyData() | copy.CopyDone() | copy.CopyFail():
                     await self._copy(received)
@@ -180,13 +185,9 @@ class Conversation:
                 case frontend.Sync():
                     await self._sync(before, received.raw)
                 case frontend.FunctionCall():
-                    raise RefusalError(
-                        reports.report(
-                            sqlstate.FEATURE_NOT_SUPPORTED,
-                            "the fast-path function call is always refused: it names no statement",
-                            hint="Call the function in a SELECT.",
-                        )
-                    )
+                    told = "the fast-path function call is always refused: it names no statement"
+                    hint = "Call the function in a SELECT."
+                    raise RefusalError(reports.report(sqlstate.FEATURE_NOT_SUPPORTED, told, hint=hint))
                 case _:
                     raise ProtocolError(f"unexpected {type(message).__name__} message")
         except RefusalError as refusal:
@@ -264,6 +265,7 @@ class Conversation:
         self._send(Owed(Owes.BIND, text=prepared.text, undo=self._wire.bind(portal)), raw)
 
     async def _describe(self, message: frontend.Describe, raw: bytes) -> None:
+        await self._freshen()
         prepared = (
             self._wire.prepared(message.name) if message.kind == b"S" else self._wire.portal(message.name).prepared
         )
@@ -273,6 +275,9 @@ class Conversation:
     async def _execute(self, message: frontend.Execute, raw: bytes) -> None:
         await self._freshen()
         portal = self._wire.portal(message.portal)
+        if portal.declared:
+            told = f"the declared cursor `{portal.name}` cannot be executed as a portal"
+            raise RefusalError(reports.report(sqlstate.FEATURE_NOT_SUPPORTED, told, hint="Use FETCH."))
         prepared, session = portal.prepared, self._session
         text = prepared.text.client
         decision = await self._gateway.decide(session, text)
@@ -293,13 +298,8 @@ class Conversation:
         if grant.sql != prepared.text.sql:
             # The approval took its time, and the policy changed meanwhile: what was approved is not what runs.
             self._settle(grant, Outcome(Status.FAILED, message="the rewrite changed while it waited"))
-            raise RefusalError(
-                reports.report(
-                    sqlstate.FEATURE_NOT_SUPPORTED,
-                    "the policy changed while the statement waited",
-                    hint="Prepare it again.",
-                )
-            )
+            told = "the policy changed while the statement waited"
+            raise RefusalError(reports.report(sqlstate.FEATURE_NOT_SUPPORTED, told, hint="Prepare it again."))
         self._send(
             Owed(Owes.EXECUTE, text=prepared.text, deliveries=(Delivery(grant),), origins=grant.rewrite.origins),
             raw,
@@ -322,7 +322,10 @@ class Conversation:
         await self._uncongested()
 
     def _send(self, owed: Owed, raw: bytes) -> None:
-        """Send one message of a batch on."""
+        """Send one message of a batch on, unless the batch failed while the message was being decided."""
+        if self._wire.phase is Phase.SKIPPING:
+            self._replies.skip(owed)
+            return
         self._replies.expect(owed)
         self._upstream.batch_open = True
         self._upstream.write(raw)
@@ -476,13 +479,8 @@ class Conversation:
 
     def _settle(self, grant: Grant, outcome: Outcome) -> None:
         self._gateway.settle(grant, outcome)
-        analysis = grant.decision.analysis
-        gone = analysis.effects.deallocates if analysis and outcome.status is Status.COMPLETED else None
-        # SQL's DEALLOCATE reaches the protocol's prepared statements too: the names are the same.
-        if gone == "":
-            self._wire.statements.clear()
-        elif gone is not None:
-            self._wire.statements.pop(gone, None)
+        if grant.decision.analysis is not None and outcome.status is Status.COMPLETED:
+            self._wire.completed(grant.decision, grant.statement.text, self._session.search_path)
 
 
 def _matters(delivery: Delivery) -> bool:

@@ -284,6 +284,12 @@ class Replies:
             self.session.happened(Event.ERROR)
         return ErrorResponse(fields).encode()
 
+    def skip(self, owed: Owed) -> None:
+        """A message was not sent on, because an earlier one failed: as if the server had skipped it."""
+        self._skip(owed)
+        if owed.undo is not None:
+            owed.undo.apply()
+
     def _skip(self, owed: Owed) -> None:
         while (delivery := owed.current) is not None:
             owed.next += 1
@@ -325,7 +331,8 @@ class Replies:
 
 def changes_context(effects: Effects) -> bool:
     """Whether later statements of the session may be decided differently once this one has run."""
-    return effects.search_path or effects.catalog or effects.prepares is not None or effects.deallocates is not None
+    named = (effects.prepares, effects.deallocates, effects.declares, effects.closes)
+    return effects.search_path or effects.catalog or any(name is not None for name in named)
 
 
 def reported(frame: Frame) -> ParameterStatus | None:

@@ -15,7 +15,7 @@ from policy.model import Decision
 from wire import copy, frontend, sqlstate
 from wire.fields import ProtocolError
 from wire.reports import RefusalError, report
-from wire.texts import Forwarded
+from wire.texts import Forwarded, forward_one
 
 # Names of ours in the upstream session. A client may not use them.
 RESERVED_NAME = "__countersign"
@@ -40,6 +40,7 @@ class Event(StrEnum):
     AUTHENTICATED = "authenticated"
     COPY_IN = "copy in"  # the server waits for COPY data
     ERROR = "error"  # the open batch, or the COPY, failed
+    QUERIED = "queried"  # a simple query ends the open batch as a Sync would
 
 
 Trigger = type[object] | Event
@@ -71,8 +72,9 @@ TRANSITIONS: Mapping[Phase, Mapping[Trigger, Phase]] = {
         **_to(Phase.CLOSED, frontend.Terminate),
     },
     Phase.BATCH: {
-        **_to(Phase.BATCH, *_EXTENDED, *_COPY),
-        **_to(Phase.READY, frontend.Query, frontend.Sync, frontend.FunctionCall),
+        # A Query stays in the batch until it is known that the batch has not failed: it would be skipped.
+        **_to(Phase.BATCH, *_EXTENDED, *_COPY, frontend.Query, frontend.FunctionCall),
+        **_to(Phase.READY, frontend.Sync, Event.QUERIED),
         **_to(Phase.SKIPPING, Event.ERROR),
         **_to(Phase.COPY_BATCH, Event.COPY_IN),
         **_to(Phase.CLOSED, frontend.Terminate),
@@ -108,12 +110,16 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Portal:
-    """A portal that Bind made. `search_path` is what the names in it were resolved under."""
+    """A portal that Bind made, or SQL's DECLARE (`declared`): that one is read by FETCH, and Describe knows it too.
+
+    `search_path` is what the names in it were resolved under.
+    """
 
     name: str
     prepared: Prepared
     parameters: tuple[bytes | None, ...]
     search_path: tuple[str, ...]
+    declared: bool = False
 
 
 T = TypeVar("T")
@@ -188,9 +194,21 @@ class WireSession:
         self.statements.pop("", None)
         self.portals.pop("", None)
 
+    def completed(self, decision: Decision, text: bytes, search_path: tuple[str, ...]) -> None:
+        """A statement was run. SQL's DEALLOCATE, DECLARE and CLOSE reach the protocol's names: they are the same."""
+        analysis, rewrite = decision.analysis, decision.verdict.rewrite
+        if analysis is None or rewrite is None:
+            return
+        effects = analysis.effects
+        _forget(self.statements, effects.deallocates)
+        _forget(self.portals, effects.closes)
+        if (name := effects.declares) is not None:
+            prepared = Prepared(name, forward_one(text, rewrite), decision)
+            self.portals[name] = Portal(name, prepared, (), search_path, declared=True)
+
     def transaction_over(self) -> None:
-        """Portals live no longer than their transaction."""
-        self.portals.clear()
+        """Portals live no longer than their transaction; of those that were declared only the server knows."""
+        self.portals = {name: portal for name, portal in self.portals.items() if portal.declared}
 
 
 def check_name(name: str) -> None:
@@ -199,6 +217,14 @@ def check_name(name: str) -> None:
         raise RefusalError(
             report(sqlstate.RESERVED_NAME, f"the name `{name}` is the gateway's own", hint="Use another name.")
         )
+
+
+def _forget(book: dict[str, T], name: str | None) -> None:
+    """Drop a name; all names for the empty one."""
+    if name == "":
+        book.clear()
+    elif name is not None:
+        book.pop(name, None)
 
 
 def _set(book: dict[str, T], name: str, value: T) -> Undo[T]:

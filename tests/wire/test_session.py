@@ -22,8 +22,8 @@ start-up: SslRequest GssEncRequest -> start-up; StartupRequest -> authentication
 authentication: AuthenticationResponse -> authentication
 ready: Query Sync FunctionCall CopyData CopyDone CopyFail -> ready; Terminate -> closed;
     Parse Bind Describe Execute Close Flush -> extended query
-extended query: Parse Bind Describe Execute Close Flush CopyData CopyDone CopyFail -> extended query;
-    Query Sync FunctionCall -> ready; Terminate -> closed
+extended query: Parse Bind Describe Execute Close Flush CopyData CopyDone CopyFail Query FunctionCall -> extended query;
+    Sync -> ready; Terminate -> closed
 failed until Sync: Parse Bind Describe Execute Close Flush CopyData CopyDone CopyFail Query FunctionCall
     -> failed until Sync; Sync -> ready; Terminate -> closed
 COPY from stdin: CopyData Sync Flush -> COPY from stdin; CopyDone CopyFail -> ready; Terminate -> closed
@@ -63,6 +63,7 @@ def test_every_pair_of_phase_and_message(phase: Phase, name: str) -> None:
         (Phase.AUTHENTICATION, Event.AUTHENTICATED, Phase.READY),
         (Phase.READY, Event.COPY_IN, Phase.COPY_SIMPLE),
         (Phase.BATCH, Event.COPY_IN, Phase.COPY_BATCH),
+        (Phase.BATCH, Event.QUERIED, Phase.READY),
         (Phase.BATCH, Event.ERROR, Phase.SKIPPING),
         (Phase.COPY_SIMPLE, Event.ERROR, Phase.READY),
         (Phase.COPY_BATCH, Event.ERROR, Phase.SKIPPING),
