@@ -320,6 +320,9 @@ class Gateway:
             raise rejection(record)
         session = statement.session
         self._check_alive(session)
+        if session.catalog is None:
+            # The yes is bound to the schema: a snapshot of a moment ago will not do.
+            await self.connections.latest(session.connection)
         decision = await self.decide(session, statement.text)
         if decision.verdict.effect is Effect.DENY:
             raise await self._record_refusal([statement], [decision])

@@ -67,6 +67,7 @@ class Conversation:
         self._replies = Replies(wire, self._settle)
         self._progress = asyncio.Event()
         self._over: EndedError | None = None
+        self._closing = False
         self._parking = Parking(client, gateway)
         self._cancelling: asyncio.Task[None] | None = None
         client.on_gone = self._client_gone
@@ -97,7 +98,9 @@ class Conversation:
             raise EndedError(reports.of_error(error, severity="FATAL")) from None
 
     async def close(self) -> None:
-        """Let nothing run on, and give every statement an outcome."""
+        """Let nothing run on, and give every statement an outcome. The client hears nothing of it any more."""
+        self._closing = True
+        self._upstream.resume_reading()
         with contextlib.suppress(ValueError):
             self._session.on_end.remove(self._session_ended)
         if any(True for _ in self._replies.unsettled()) and self._upstream.connected:
@@ -131,6 +134,11 @@ class Conversation:
     def quiet(self) -> bool:
         """Whether nothing runs and nothing waits."""
         return self._replies.idle and not self._parking.occupied and self._replies.status == "I"
+
+    @property
+    def mid_row(self) -> bool:
+        """Whether the client has got a part of a row, so that it would take a message for the rest."""
+        return self._stream.mid_message
 
     async def _next(self) -> Received:
         waiting = asyncio.ensure_future(self._client.next())
@@ -186,8 +194,7 @@ class Conversation:
                     await self._sync(before, received.raw)
                 case frontend.FunctionCall():
                     told = "the fast-path function call is always refused: it names no statement"
-                    hint = "Call the function in a SELECT."
-                    raise RefusalError(reports.report(sqlstate.FEATURE_NOT_SUPPORTED, told, hint=hint))
+                    raise RefusalError(reports.report(sqlstate.FEATURE_NOT_SUPPORTED, told, hint="SELECT it."))
                 case _:
                     raise ProtocolError(f"unexpected {type(message).__name__} message")
         except RefusalError as refusal:
@@ -445,9 +452,10 @@ class Conversation:
         except ProtocolError as error:
             log.error("the upstream of `%s`: %s", self._session.connection.name, error)
             self.end(reports.fatal(sqlstate.CONNECTION_FAILURE, f"the server was not understood: {error}"))
-        self._client.send(b"".join(out))
-        if self._client.congested:
-            self._upstream.pause_reading()
+        if not self._closing:
+            self._client.send(b"".join(out))
+            if self._client.congested:
+                self._upstream.pause_reading()
         self._progress.set()
 
     def upstream_said(self, message: BackendMessage) -> None:

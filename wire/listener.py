@@ -141,6 +141,8 @@ class WireDoor:
             await conversation.run()
         except EndedError as ended:
             reason = ended.report["M"] if ended.report else reason
+            if conversation.mid_row:
+                raise EndedError(None) from None
             raise
         finally:
             del self._conversations[pid]

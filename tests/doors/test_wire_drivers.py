@@ -35,8 +35,8 @@ def intents(stack: Stack, like: str) -> list[dict[str, Any]]:
 
 VALUES = """SELECT 1::int2, 2::int4, 9223372036854775807::int8, 'NaN'::float8, '-Infinity'::float8, 1.50::numeric,
 'NaN'::numeric, 'süß'::text, 'x'::varchar(3), '\\xdead'::bytea, true, '2026-11-24'::date,
-'2026-11-24 10:00+00'::timestamptz, ARRAY[1,NULL,3], '{"a": [1, null]}'::jsonb, '10.0.0.1'::inet, '[1,5)'::int4range, NULL::text,
-'5b1b5c9e-0000-4000-8000-000000000000'::uuid, '1 day 02:00'::interval"""
+'2026-11-24 10:00+00'::timestamptz, ARRAY[1,NULL,3], '{"a": [1, null]}'::jsonb, '10.0.0.1'::inet, '[1,5)'::int4range,
+NULL::text, '5b1b5c9e-0000-4000-8000-000000000000'::uuid, '1 day 02:00'::interval"""
 
 
 @pytest.mark.parametrize("binary", [False, True])
