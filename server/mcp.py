@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 from mcp.server import MCPServer
@@ -41,12 +42,12 @@ class CountersignServer(MCPServer[Any]):
     `closing` ends the door's sessions and cursors; whoever runs the server awaits it last.
     """
 
-    def __init__(self, settings: McpSettings) -> None:
+    def __init__(self) -> None:
         super().__init__(
             name=NAME,
             title=TITLE,
             instructions=INSTRUCTIONS,
-            version=settings.version,
+            version=version("countersign"),
             log_level="WARNING",
             subscriptions=False,
         )
@@ -88,7 +89,7 @@ def build_door(gateway: Gateway, settings: McpSettings, identify: Identify = htt
     """The MCP door with all tools. `identify` says whose call this is: by default the request's token."""
     sessions = McpSessions(gateway, identify, settings)
     cursors = Cursors(gateway, per_session=settings.cursors_per_session, idle_seconds=settings.cursor_seconds)
-    server = CountersignServer(settings)
+    server = CountersignServer()
     queries = QueryTool(gateway, sessions, cursors, settings)
     describing = DescribeTools(gateway, sessions)
     approvals = ApprovalTools(gateway, sessions, queries, settings)

@@ -20,7 +20,6 @@ class McpSettings:
     allowed_origins: tuple[str, ...] = ("http://127.0.0.1:*", "http://localhost:*", "http://[::1]:*")
     required_scopes: tuple[str, ...] = ()
     default_connection: str | None = None
-    version: str = ""
     row_limit: int = 200  # rows of a page, unless the call asks for another number
     row_limit_max: int = 1000
     page_bytes: int = 256 * 1024  # values of a page; one row is always delivered

@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 from datetime import timedelta
+from importlib.metadata import version
 
 import pytest
 from mcp import Client, StdioServerParameters
+from mcp.types import Implementation
 
 from tests.doors.mcp_calls import ERAS, answer, error
 from tests.stack import Stack
@@ -31,7 +33,10 @@ async def test_a_host_starts_the_command_and_calls_its_tools(stack: Stack, era: 
     )
     async with Client(server, mode=era, read_timeout_seconds=60) as connected:
         assert "query" in {tool.name for tool in (await connected.list_tools()).tools}
-        assert answer(await connected.call_tool("whoami", {}))["subject"] == "devin"
+        who = await connected.call_tool("whoami", {})
+        assert answer(who)["subject"] == "devin"
+        told = connected.server_info or Implementation(**(who.meta or {})["io.modelcontextprotocol/serverInfo"])
+        assert told.version == version("countersign")
         assert answer(await connected.call_tool("query", {"sql": "SELECT 1 AS one"}))["rows"] == [[1]]
         assert error(await connected.call_tool("query", {"sql": "DROP TABLE customers"}))["kind"] == "refused"
 
