@@ -33,7 +33,7 @@ from gateway.errors import (
 from gateway.identity import VerifiedToken
 from gateway.model import ClientInfo, Door, Outcome, Session, Statement, Status
 from gateway.policies import PolicyBook
-from gateway.recorder import Recorder
+from gateway.recorder import Recorder, unrecorded
 from gateway.sessions import Sessions
 from gateway.upstream import Upstream, UpstreamError, UpstreamLostError
 from policy.catalog import Catalog
@@ -208,7 +208,7 @@ class Gateway:
         self._note_effects(grant, outcome)
         self.recorder.post(
             self._outcome(grant, outcome),
-            failed=lambda error: self.sessions.end(session, f"the audit cannot be written: {error}"),
+            failed=lambda error: self.sessions.end(session, unrecorded(error).text),
         )
 
     @asynccontextmanager
@@ -377,8 +377,8 @@ class Gateway:
                 try:
                     await asyncio.shield(self.recorder.record(self._outcome(grant, outcome)))
                 except AuditUnavailableError as error:
-                    self.sessions.end(grant.statement.session, str(error))
-                    raise
+                    self.sessions.end(grant.statement.session, unrecorded(error).text)
+                    raise unrecorded(error) from None
 
     def _intent(
         self, statement_id: str, statement: Statement, decision: Decision, approval: str | None = None
