@@ -23,6 +23,7 @@ _CURES: Mapping[str, str] = {
     "SQLITE_PERM": "permission is refused; check who owns the file",
     "FileNotFoundError": "there is no such file; check the path",
     "PermissionError": "permission is refused; check who owns the file and its folder",
+    "FileExistsError": "a part of the path is no folder; check the path",
     "NotADirectoryError": "a part of the path is no folder; check the path",
     "IsADirectoryError": "it is a folder; name a file",
 }

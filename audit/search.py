@@ -13,6 +13,7 @@ from pathlib import Path
 
 from audit.entry import Draft, Kind
 from audit.errors import unavailable
+from audit.schema import APPLICATION_ID
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -83,6 +84,8 @@ def search(path: Path, query: Query) -> Sequence[Found]:
         raise SearchError(f"a limit of {query.limit} finds nothing; give at least 1")
     try:
         with contextlib.closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as db:
+            if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+                raise SearchError(f"`{path}` is not an audit store; name another file")
             conditions, values = _conditions(db, query)
             where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
             sql = (

@@ -7,6 +7,7 @@ of the chain inside it, so the chain cannot fork. (Reading it costs 5 µs; cachi
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -60,6 +61,8 @@ class Store:
         self._db = db
         self._clock = clock
         self._lock = threading.Lock()
+        # The log has the path's name too, and the newest entries are in it alone.
+        self._files = {file: _identity(file) for file in (path, path.with_name(f"{path.name}-wal"))}
 
     @classmethod
     def open(cls, path: Path, *, clock: Callable[[], datetime] = _now, busy_seconds: float = BUSY_SECONDS) -> Store:
@@ -119,6 +122,7 @@ class Store:
                     continue
                 seq, prev = seq + len(entries), before
                 results.append(entries)
+            self._check_in_place()
         # If we crash before COMMIT returned, nothing was promised; after it, everything is on disk. A COMMIT
         # that reports failure may yet be found on disk after a power cut: an intent then stands for a
         # statement that never ran, and the next start closes it as `unknown`. The other way round never is.
@@ -147,6 +151,15 @@ class Store:
             rows = self._db.execute(sql).fetchall()
         return [Open(*row) for row in rows]
 
+    def _check_in_place(self) -> None:
+        """Refuse where the path names another file by now, or none: ours would take entries that nobody finds."""
+        for file, identity in self._files.items():
+            if _identity(file) != identity:
+                raise AuditUnavailable(
+                    f"audit store `{file}` was moved, replaced or deleted while this process writes it;"
+                    " put it back, or keep it as evidence and restart"
+                )
+
     def _insert(self, changes: Sequence[Change], entries: Sequence[Entry]) -> None:
         if changes:
             self._db.execute("SAVEPOINT unit")
@@ -168,6 +181,15 @@ class Store:
     def _head(self) -> tuple[int, bytes, str]:
         row = self._db.execute("SELECT seq, hash, time FROM entries ORDER BY seq DESC LIMIT 1").fetchone()
         return (row[0], row[1], row[2]) if row else (0, chain.GENESIS, "")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file a path names now: device and inode; None where it names none."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _body(item: Item) -> str:

@@ -16,7 +16,8 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 from audit.approvals import ApprovalRecord, Conflict, State
-from audit.entry import Draft, Kind
+from audit.entry import Draft, Entry, Kind
+from audit.writer import Item
 from gateway import explain
 from gateway.approvals import Approvals, Pending, principal_body, rejection
 from gateway.connections import Connections
@@ -32,7 +33,7 @@ from gateway.errors import (
 from gateway.identity import VerifiedToken
 from gateway.model import ClientInfo, Door, Outcome, Session, Statement, Status
 from gateway.policies import PolicyBook
-from gateway.recorder import Recorder
+from gateway.recorder import Recorder, unrecorded
 from gateway.sessions import Sessions
 from gateway.upstream import Upstream, UpstreamError, UpstreamLostError
 from policy.catalog import Catalog
@@ -194,8 +195,10 @@ class Gateway:
                 raise await self._record_refusal(statements, [decision] * len(statements))
             return [await self._begin_approved(statements[0], decisions[0], on_pending)]
         ids = [new_statement_id() for _ in statements]
-        await self.recorder.record(*(self._intent(*of) for of in zip(ids, statements, decisions, strict=True)))
-        return [Grant(_MINT, *of) for of in zip(ids, statements, decisions, strict=True)]
+        return await self._granted(
+            [self._intent(*of) for of in zip(ids, statements, decisions, strict=True)],
+            lambda: [Grant(_MINT, *of) for of in zip(ids, statements, decisions, strict=True)],
+        )
 
     def settle(self, grant: Grant, outcome: Outcome) -> None:
         """Queue the outcome, in order, without waiting; if it cannot be written the session ends."""
@@ -205,7 +208,7 @@ class Gateway:
         self._note_effects(grant, outcome)
         self.recorder.post(
             self._outcome(grant, outcome),
-            failed=lambda error: self.sessions.end(session, f"the audit cannot be written: {error}"),
+            failed=lambda error: self.sessions.end(session, unrecorded(error).text),
         )
 
     @asynccontextmanager
@@ -301,18 +304,24 @@ class Gateway:
             instance=self.instance,
         )
         intent = self._intent(statement_id, statement, decision, approval=pending.id)
-        await self.recorder.record(intent, outcome, request)
+        asking = asyncio.ensure_future(self.recorder.record(intent, outcome, request))
         if on_pending is None:
+            await asking
             raise ApprovalPendingError(pending)
         try:
+            await asyncio.shield(asking)
             await on_pending(pending)
             record = await self.approvals.wait(pending.id, None)
         except BaseException:
             # The client went away or took it back: nobody may approve what nobody waits for.
             with contextlib.suppress(CountersignError):
-                await asyncio.shield(self.approvals.withdraw(pending.id, session))
+                await asyncio.shield(self._take_back(asking, pending, session))
             raise
         return await self._consume(record, statement)
+
+    async def _take_back(self, asking: Awaitable[object], pending: Pending, session: Session) -> None:
+        await asking  # what is not written yet cannot be withdrawn
+        await self.approvals.withdraw(pending.id, session)
 
     async def _consume(self, record: ApprovalRecord, statement: Statement) -> Grant:
         """Check that the yes still fits, use it up and make the intent durable: one transaction."""
@@ -329,13 +338,32 @@ class Gateway:
         await self.approvals.check_binding(record, statement, decision, await self.catalog(session))
         statement_id = new_statement_id()
         try:
-            await self.recorder.record(
-                self.approvals.consume_item(record, session, statement_id),
-                self._intent(statement_id, statement, decision, approval=record.id),
+            [grant] = await self._granted(
+                [
+                    self.approvals.consume_item(record, session, statement_id),
+                    self._intent(statement_id, statement, decision, approval=record.id),
+                ],
+                lambda: [Grant(_MINT, statement_id, statement, decision)],
             )
         except Conflict:
             raise rejection(await self.approvals.get(record.id)) from None
-        return Grant(_MINT, statement_id, statement, decision)
+        return grant
+
+    async def _granted(self, intents: Sequence[Item | Draft], make: Callable[[], list[Grant]]) -> list[Grant]:
+        """Make the intents durable, then the grants. Whoever is cancelled meanwhile leaves no statement open."""
+        writing = asyncio.ensure_future(self.recorder.record(*intents))
+
+        def nobody_waits(written: asyncio.Future[Sequence[Entry]]) -> None:
+            if not written.cancelled() and written.exception() is None:
+                for grant in make():
+                    self.settle(grant, outcome_of(asyncio.CancelledError()))
+
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            writing.add_done_callback(nobody_waits)
+            raise
+        return make()
 
     @asynccontextmanager
     async def _settled(self, grant: Grant) -> AsyncIterator[Grant]:
@@ -352,8 +380,8 @@ class Gateway:
                 try:
                     await asyncio.shield(self.recorder.record(self._outcome(grant, outcome)))
                 except AuditUnavailableError as error:
-                    self.sessions.end(grant.statement.session, str(error))
-                    raise
+                    self.sessions.end(grant.statement.session, unrecorded(error).text)
+                    raise unrecorded(error) from None
 
     def _intent(
         self, statement_id: str, statement: Statement, decision: Decision, approval: str | None = None

@@ -132,7 +132,7 @@ class _Keys:
                 self._tried = now
                 self._set = await self._fetch()
                 self._fetched = now
-            except (httpx2.HTTPError, ValueError, KeyError, JoseError) as error:
+            except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, KeyError, JoseError) as error:
                 why = str(error) or type(error).__name__
                 if self._set is None:
                     raise IssuerUnavailableError(

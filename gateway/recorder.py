@@ -64,9 +64,19 @@ def _as_items(items: Sequence[Item | Draft]) -> list[Item]:
 
 
 def _as_ours(error: Exception) -> Exception:
-    if isinstance(error, AuditUnavailable):
-        return AuditUnavailableError(
-            f"the audit cannot be written, so nothing runs: {error}",
-            cure="Nothing was executed. Tell whoever runs the gateway.",
-        )
-    return error
+    if not isinstance(error, AuditUnavailable):
+        return error
+    ours = AuditUnavailableError(
+        f"the audit cannot be written, so nothing runs: {error}",
+        cure="Nothing was executed. Tell whoever runs the gateway.",
+    )
+    ours.__cause__ = error
+    return ours
+
+
+def unrecorded(error: Exception) -> AuditUnavailableError:
+    """The error to show where a statement ran, and what came of it could not be written."""
+    return AuditUnavailableError(
+        f"a statement's outcome cannot be written to the audit: {error.__cause__ or error}",
+        cure="It may have taken effect: look before you repeat it.",
+    )

@@ -156,6 +156,14 @@ def _deepest(document: Document, items: list[dict[str, Any]]) -> list[dict[str, 
     ]
 
 
+_IN_OUR_WORDS: Mapping[str, tuple[str, str]] = {
+    "model_type": ("a mapping is wanted here", "write `key: value` lines"),
+    "dict_type": ("a mapping is wanted here", "write `key: value` lines"),
+    "list_type": ("a list is wanted here", "write `[one, two]`, or lines that begin with `-`"),
+    "too_short": ("this must not be empty", "give at least one"),
+}
+
+
 def _complaint(document: Document, model: type[BaseModel], item: Mapping[str, Any]) -> DocumentError:
     path, kind = _data_path(document.data, item["loc"]), item["type"]
     message, cure = str(item["msg"]), None
@@ -173,6 +181,8 @@ def _complaint(document: Document, model: type[BaseModel], item: Mapping[str, An
     elif kind in ("value_error", "assertion_error"):
         message, _, hint = str(item["ctx"]["error"]).partition("; ")
         cure = hint or None
+    elif kind in _IN_OUR_WORDS:
+        message, cure = _IN_OUR_WORDS[kind]
     else:
         message = message[:1].lower() + message[1:]
         if not isinstance(item.get("input"), dict | list):

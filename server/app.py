@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -104,7 +105,11 @@ async def gateway_of(config: Config) -> AsyncIterator[Hall]:
 
 @asynccontextmanager
 async def serve(config: Config) -> AsyncIterator[App]:
-    """All configured doors, open until the block ends. Raises ConfigurationError for a taken port."""
+    """All configured doors, open until the block ends. Raises ConfigurationError: no door, or a taken port."""
+    if config.wire is None and config.mcp is None:
+        raise ConfigurationError(
+            "the configuration opens no door", cure="Add `wire:` or `mcp:` to it; `{}` takes every default."
+        )
     async with gateway_of(config) as hall, contextlib.AsyncExitStack() as stack:
         wire = await stack.enter_async_context(_wire_door(hall, config.wire)) if config.wire else None
         mcp_url = await stack.enter_async_context(_mcp_door(hall, config.mcp)) if config.mcp else None
@@ -184,12 +189,15 @@ def _listen(door: str, host: str, port: int) -> socket.socket:
 
 
 def _cannot_listen(door: str, host: str, port: int, error: OSError) -> ConfigurationError:
-    taken = error.errno == errno.EADDRINUSE
-    why = "the port is taken" if taken else (error.strerror or str(error))
-    return ConfigurationError(
-        f"the {door} door cannot listen on {host}:{port}: {why}",
-        cure=f"Stop what uses it, or set another `{door}.port` in the configuration (0 takes a free one).",
-    )
+    text = f"the {door} door cannot listen on {host}:{port}"
+    if error.errno == errno.EADDRINUSE:
+        cure = f"Stop what uses it, or set another `{door}.port` in the configuration (0 takes a free one)."
+        return ConfigurationError(f"{text}: the port is taken", cure=cure)
+    # asyncio puts the address into its own text; a name that does not resolve has a number of its own.
+    system = error.errno is not None and error.errno > 0
+    why = os.strerror(error.errno or 0) if system else (error.strerror or str(error))
+    cure = f"Set `{door}.host` to an address of this machine, and `{door}.port` to one that it may use."
+    return ConfigurationError(f"{text}: {why.lower()}", cure=cure)
 
 
 def _shown(host: str) -> str:

@@ -58,7 +58,8 @@ def verify(context: click.Context, store: Path | None, config_path: Path, as_jso
     """
     path = _store_path(store, config_path)
     try:
-        with Progress(console=Console(stderr=True), transient=True, disable=as_json) as progress:
+        console = Console(stderr=True)
+        with Progress(console=console, transient=True, disable=as_json or not console.is_terminal) as progress:
             task = progress.add_task("verifying", total=None)
             report = verifier.verify(path, lambda count: progress.update(task, completed=count))
     except verifier.Unreadable as error:

@@ -35,6 +35,13 @@ CONFIG = click.option(
 class _Commands(click.Group):
     """Turns our own errors into one line on stderr and exit status 2."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuse what is no text: neither SQL nor the audit can hold it."""
+        for argument in args:
+            if not argument.isascii() and any("\ud800" <= char <= "\udfff" for char in argument):
+                raise click.UsageError(f"the argument {argument!a} is not UTF-8", ctx)
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -84,10 +91,10 @@ def demo(tour: bool, state: Path | None, mcp_port: int, wire_port: int) -> None:
 @CONFIG
 def serve(config_path: Path) -> None:
     """Open the configured doors until SIGINT or SIGTERM."""
-    from server.app import serve as open_doors
     from server.config import load_config
 
-    config = load_config(config_path)
+    config = load_config(config_path)  # before the import of all that serving needs: a mistake is told at once
+    from server.app import serve as open_doors
 
     async def run() -> None:
         async with open_doors(config) as app:
@@ -108,11 +115,11 @@ def serve(config_path: Path) -> None:
 @click.option("--connection", default=None, help="The connection to use. [default: the first configured]")
 def mcp_command(config_path: Path, connection: str | None) -> None:
     """Speak MCP over stdio; the access token comes from COUNTERSIGN_TOKEN."""
-    from server.app import gateway_of
     from server.config import load_config
-    from server.mcp import run_stdio
 
     config = load_config(config_path)
+    from server.app import gateway_of
+    from server.mcp import run_stdio
 
     async def run() -> None:
         async with gateway_of(config) as hall:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -164,6 +165,11 @@ def _connection(name: str, file: ConnectionFile, base: Path) -> Connection:
                 f"the password file `{file.password_file}` of connection `{name}` cannot be read: {error.strerror}",
                 cure="Write the upstream password into it, mode 600.",
             ) from None
+        except UnicodeDecodeError:
+            raise ConfigurationError(
+                f"the password file `{file.password_file}` of connection `{name}` is not UTF-8",
+                cure="Write the upstream password into it as plain text.",
+            ) from None
     else:
         variable = file.password_env or ""
         if variable not in os.environ:
@@ -180,9 +186,22 @@ def _connection(name: str, file: ConnectionFile, base: Path) -> Connection:
         user=file.user,
         password=password,
         sslmode=file.sslmode,
-        sslrootcert=str(base / file.sslrootcert) if file.sslrootcert else None,
+        sslrootcert=_root_certificate(name, base / file.sslrootcert) if file.sslrootcert else None,
         description=file.description,
     )
+
+
+def _root_certificate(name: str, path: Path) -> str:
+    """The path of a file that TLS can trust: a wrong one is found at start, not at the first statement."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=path)
+    except (OSError, ssl.SSLError) as error:
+        why = "it holds no PEM certificate" if isinstance(error, ssl.SSLError) else error.strerror
+        raise ConfigurationError(
+            f"the root certificate `{path}` of connection `{name}` cannot be used: {why}",
+            cure="Name a PEM file with the certificate that signed the server's.",
+        ) from None
+    return str(path)
 
 
 def _absolute_tls(wire: WireFile | None, base: Path) -> WireFile | None:

@@ -33,6 +33,8 @@ _DISCARD_ROWS = 1000
 # How long PostgreSQL may take to stop a statement that it was asked to cancel.
 _CANCEL_SECONDS = 10.0
 
+_LOOK_FIRST = "If its statement was running, it may have taken effect: look before you repeat it."
+
 # The length of a NULL in a DataRow: -1.
 _NULL = b"\xff\xff\xff\xff"
 
@@ -116,7 +118,7 @@ class Reading:
             self._reply(await self._serve())
             error = gone()
         except asyncio.CancelledError:
-            error = SessionEndedError(self._why_ended, cure="Call the tool again.")
+            error = SessionEndedError(self._why_ended, cure=_LOOK_FIRST)
         except Exception as failure:  # boundary: it is raised again in the call that waits for it
             error = failure
         finally:

@@ -120,7 +120,10 @@ async def _facts(connection: Connection) -> Facts:
         finally:
             await upstream.disconnect()
     except (UpstreamError, UpstreamLostError) as error:
-        raise UpstreamUnavailableError(f"the database behind `{connection.name}` cannot be used: {error}") from None
+        raise UpstreamUnavailableError(
+            f"the database behind `{connection.name}` cannot be used: {error}",
+            cure="Check that it is up and that the gateway's own credential is right.",
+        ) from None
 
 
 def _facts_of(connection: Connection) -> Facts:

@@ -32,6 +32,9 @@ _CONNECTIONS = 1000
 # NAMEDATALEN - 1.
 _NAME_BYTES = 63
 
+# Classes of SQLSTATE that speak of the gateway's own user and database, not of what the client gave.
+_OURS = ("28", "3D")
+
 _SHUTDOWN = "terminating connection due to administrator command"
 
 
@@ -126,7 +129,8 @@ class WireDoor:
             try:
                 upstream = await self._upstream(session, arrival)
             except BaseException:
-                await self._gateway.close_session(session, "the upstream could not be reached")
+                with contextlib.suppress(CountersignError):
+                    await self._gateway.close_session(session, "the upstream could not be reached")
                 raise
         task = asyncio.current_task()
         assert task is not None
@@ -179,6 +183,8 @@ class WireDoor:
         except (UpstreamError, UpstreamLostError) as error:
             text = f"the database behind `{session.connection.name}` cannot be used: {error}"
             code = error.sqlstate if isinstance(error, UpstreamError) else sqlstate.CONNECTION_FAILURE
+            if code.startswith(_OURS):
+                code = sqlstate.CONNECTION_FAILURE
             raise TurnedAwayError(reports.fatal(code, text)) from None
         except CountersignError as error:
             raise TurnedAwayError(turned_away(error)) from None
