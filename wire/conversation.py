@@ -10,14 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from gateway.admission import Gateway, Grant, denial
 from gateway.errors import CountersignError
 from gateway.model import Outcome, Session, Statement, Status
 from gateway.upstream import UpstreamError, UpstreamLostError
-from policy.engine import NotAnalysableError, split
-from policy.model import Decision, Effect, Transaction
+from policy.model import Decision, Effect
 from wire import backend, copy, frontend, reports, sqlstate
 from wire.backend import ParameterStatus
 from wire.client import ClientConnection, ClientGoneError
@@ -28,6 +27,7 @@ from wire.parking import Parking
 from wire.replies import Delivery, InvariantError, Owed, Owes, Replies, changes_context, reported
 from wire.reports import RefusalError, Report
 from wire.session import RESERVED_NAME, Event, Phase, Portal, Prepared, WireSession, check_name
+from wire.simple import decide_each
 from wire.texts import forward_all, forward_one
 from wire.upstream import UpstreamSession
 
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 _POISON = b"refused by the gateway"
 # How long a cancelled statement may take to answer before its outcome is given up as unknown.
 _CANCEL_SECONDS = 5.0
+_CANCEL_AGAIN_SECONDS = 0.25
 
 
 class EndedError(Exception):
@@ -104,16 +105,28 @@ class Conversation:
         with contextlib.suppress(ValueError):
             self._session.on_end.remove(self._session_ended)
         if any(True for _ in self._replies.unsettled()) and self._upstream.connected:
-            await self._upstream.cancel()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_CANCEL_SECONDS):
-                    while not self._replies.idle and self._upstream.connected:
-                        self._progress.clear()
-                        await self._progress.wait()
+                    await self._stop()
         self._replies.abandon(Status.UNKNOWN, sqlstate.CONNECTION_FAILURE, "the connection ended before an answer came")
         if self._cancelling is not None:
             await self._cancelling
         await self._upstream.disconnect()
+
+    async def _stop(self) -> None:
+        """Cancel until all is answered: a request that overtakes its statement finds nothing to cancel."""
+        if self._replies.copying:
+            self._upstream.write(copy.CopyFail("the client went away").encode())
+        if self._upstream.batch_open:
+            self._replies.expect(Owed(Owes.SYNC))
+            self._upstream.write(frontend.Sync().encode())
+        while not self._replies.idle and self._upstream.connected:
+            await self._upstream.cancel()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_CANCEL_AGAIN_SECONDS):
+                    while not self._replies.idle and self._upstream.connected:
+                        self._progress.clear()
+                        await self._progress.wait()
 
     def cancel(self) -> None:
         """A CancelRequest came: withdraw what waits for approval, or cancel what runs."""
@@ -204,7 +217,7 @@ class Conversation:
 
     async def _query(self, message: frontend.Query) -> None:
         await self._until_idle()
-        statements, decisions, starts = await self._decided(message.text)
+        statements, decisions, starts = await decide_each(message.text, self._session, self._gateway, self._freshen)
         grants = await self._begin(message.text, statements, decisions, starts)
         forwarded = forward_all(
             message.text, [(start, grant.rewrite) for start, grant in zip(starts, grants, strict=True)]
@@ -220,32 +233,6 @@ class Conversation:
         )
         self._upstream.write(frontend.Query(forwarded.sql).encode())
         await self._until(lambda: self._replies.idle or self._replies.copying)
-
-    async def _decided(self, text: bytes) -> tuple[list[Statement], list[Decision], list[int]]:
-        """Each statement of a simple query with its decision and where it begins."""
-        try:
-            ranges: Sequence[tuple[int, int]] = split(text)
-        except NotAnalysableError:
-            ranges = ((0, len(text)),)  # `decide` says the same of it, as a value to be recorded
-        statements, decisions = [], []
-        moved = False
-        for start, end in ranges:
-            await self._freshen()
-            statement = Statement(self._session, text[start:end])
-            decision = await self._gateway.decide(self._session, statement.text)
-            analysis = decision.analysis
-            if moved and analysis is not None and (analysis.demands or analysis.relations):
-                decision = denial(
-                    decision,
-                    "statement.order",
-                    "an earlier statement of the same message may change what this one's names mean",
-                    "Send the statements one by one.",
-                )
-            if analysis is not None:
-                moved = moved or changes_context(analysis.effects) or _ends_transaction(decision)
-            statements.append(statement)
-            decisions.append(decision)
-        return statements, decisions, [start for start, _ in ranges]
 
     # -- extended query -------------------------------------------------------------------------------
 
@@ -494,8 +481,3 @@ class Conversation:
 def _matters(delivery: Delivery) -> bool:
     """Whether a statement that still runs may change what the next one's names mean."""
     return changes_context(delivery.effects) or delivery.effects.transaction is not None
-
-
-def _ends_transaction(decision: Decision) -> bool:
-    transaction = decision.analysis.effects.transaction if decision.analysis else None
-    return transaction in (Transaction.COMMIT, Transaction.ROLLBACK)

@@ -1,0 +1,49 @@
+"""A simple query's statements, each decided in its turn: one message may hold any number of them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+from gateway.admission import Gateway, denial
+from gateway.model import Session, Statement
+from policy.engine import NotAnalysableError, split
+from policy.model import Decision, Transaction
+from wire.replies import changes_context
+
+
+async def decide_each(
+    text: bytes, session: Session, gateway: Gateway, freshen: Callable[[], Awaitable[None]]
+) -> tuple[list[Statement], list[Decision], list[int]]:
+    """Each statement with its decision, and the byte of `text` where it begins.
+
+    They are decided before the first of them runs. One that comes after a statement which may change what
+    names mean cannot be decided yet, so it is denied, unless it names nothing.
+    """
+    try:
+        ranges: Sequence[tuple[int, int]] = split(text)
+    except NotAnalysableError:
+        ranges = ((0, len(text)),)  # `decide` says the same of it, as a value to be recorded
+    statements, decisions = [], []
+    moved = False
+    for start, end in ranges:
+        await freshen()
+        statement = Statement(session, text[start:end])
+        decision = await gateway.decide(session, statement.text)
+        analysis = decision.analysis
+        if moved and analysis is not None and (analysis.demands or analysis.relations):
+            decision = denial(
+                decision,
+                "statement.order",
+                "an earlier statement of the same message may change what this one's names mean",
+                "Send the statements one by one.",
+            )
+        if analysis is not None:
+            moved = moved or changes_context(analysis.effects) or _ends_transaction(decision)
+        statements.append(statement)
+        decisions.append(decision)
+    return statements, decisions, [start for start, _ in ranges]
+
+
+def _ends_transaction(decision: Decision) -> bool:
+    transaction = decision.analysis.effects.transaction if decision.analysis else None
+    return transaction in (Transaction.COMMIT, Transaction.ROLLBACK)
