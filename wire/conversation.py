@@ -19,6 +19,7 @@ from gateway.upstream import UpstreamError, UpstreamLostError
 from policy.model import Decision, Effect
 from wire import backend, copy, frontend, reports, sqlstate
 from wire.backend import ParameterStatus
+from wire.batch import Batch
 from wire.client import ClientConnection, ClientGoneError
 from wire.codec import BackendStream, Received, Rows
 from wire.fields import ProtocolError
@@ -68,6 +69,7 @@ class Conversation:
         self._replies = Replies(wire, self._settle)
         self._progress = asyncio.Event()
         self._over: EndedError | None = None
+        self._batch = Batch()
         self._closing = False
         self._parking = Parking(client, gateway)
         self._cancelling: asyncio.Task[None] | None = None
@@ -101,6 +103,7 @@ class Conversation:
     async def close(self) -> None:
         """Let nothing run on, and give every statement an outcome. The client hears nothing of it any more."""
         self._closing = True
+        self._batch.clear(self._replies)
         self._upstream.resume_reading()
         with contextlib.suppress(ValueError):
             self._session.on_end.remove(self._session_ended)
@@ -117,16 +120,19 @@ class Conversation:
         """Cancel until all is answered: a request that overtakes its statement finds nothing to cancel."""
         if self._replies.copying:
             self._upstream.write(copy.CopyFail("the client went away").encode())
-        if self._upstream.batch_open:
-            self._replies.expect(Owed(Owes.SYNC))
-            self._upstream.write(frontend.Sync().encode())
-        while not self._replies.idle and self._upstream.connected:
+        elif self._upstream.batch_open:
+            # No Sync: it would commit what the client never asked to be committed.
+            self._upstream.write(frontend.Flush().encode())
+        while not self._answered_or_lost():
             await self._upstream.cancel()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_CANCEL_AGAIN_SECONDS):
-                    while not self._replies.idle and self._upstream.connected:
+                    while not self._answered_or_lost():
                         self._progress.clear()
                         await self._progress.wait()
+
+    def _answered_or_lost(self) -> bool:
+        return self._replies.idle or not self._upstream.connected
 
     def cancel(self) -> None:
         """A CancelRequest came: withdraw what waits for approval, or cancel what runs."""
@@ -202,7 +208,7 @@ class Conversation:
                 case frontend.Close():
                     self._close_name(message, received.raw)
                 case frontend.Flush():
-                    self._upstream.write(received.raw)
+                    self._forward(received.raw)
                 case frontend.Sync():
                     await self._sync(before, received.raw)
                 case frontend.FunctionCall():
@@ -300,7 +306,7 @@ class Conversation:
         )
         if decision.analysis is not None and decision.analysis.effects.copy_in:
             # Only the server's word says whether the client's next messages are COPY data.
-            self._upstream.write(frontend.Flush().encode())
+            self._forward(frontend.Flush().encode())
             await self._until(lambda: self._replies.idle or self._replies.copying)
 
     def _close_name(self, message: frontend.Close, raw: bytes) -> None:
@@ -311,18 +317,23 @@ class Conversation:
         if before in (Phase.COPY_SIMPLE, Phase.COPY_BATCH):
             return  # the server ignores it there, and so do we
         self._replies.expect(Owed(Owes.SYNC))
-        self._upstream.write(raw)
+        self._forward(raw)
         self._upstream.batch_open = False
         await self._uncongested()
 
     def _send(self, owed: Owed, raw: bytes) -> None:
-        """Send one message of a batch on, unless the batch failed while the message was being decided."""
+        """One message of a batch goes on, unless the batch failed while the message was being decided."""
         if self._wire.phase is Phase.SKIPPING:
             self._replies.skip(owed)
             return
         self._replies.expect(owed)
         self._upstream.batch_open = True
-        self._upstream.write(raw)
+        if self._batch.hold(owed, raw):
+            self._forward(b"")
+
+    def _forward(self, raw: bytes) -> None:
+        """Send what was held back of the batch, and this behind it."""
+        self._upstream.write(self._batch.take() + raw)
 
     # -- COPY -----------------------------------------------------------------------------------------
 
@@ -372,7 +383,7 @@ class Conversation:
     async def _drain(self) -> None:
         """Wait until everything sent so far is answered."""
         if not self._replies.idle and self._upstream.batch_open:
-            self._upstream.write(frontend.Flush().encode())
+            self._forward(frontend.Flush().encode())
         await self._until_idle()
 
     # -- refusals -------------------------------------------------------------------------------------
@@ -383,12 +394,11 @@ class Conversation:
             return  # the batch had failed already, and the client has heard why
         simple = isinstance(message, frontend.Query | frontend.FunctionCall)
         if not simple:
-            poison = frontend.Parse(RESERVED_NAME, _POISON).encode() + frontend.Flush().encode()
-            self._send(Owed(Owes.POISON, substitute=report), poison)
-            await self._until_idle()
+            self._send(Owed(Owes.POISON, substitute=report), frontend.Parse(RESERVED_NAME, _POISON).encode())
+            await self._drain()
         elif before is Phase.BATCH or self._replies.status == "T":
             self._replies.expect(Owed(Owes.QUERY, substitute=report))
-            self._upstream.write(frontend.Query(_POISON).encode())
+            self._forward(frontend.Query(_POISON).encode())
             self._upstream.batch_open = False
             await self._until_idle()
         else:

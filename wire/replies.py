@@ -290,6 +290,12 @@ class Replies:
         if owed.undo is not None:
             owed.undo.apply()
 
+    def withdraw(self, owed: Owed) -> None:
+        """A message is not sent after all; one that an error has skipped already is not there any more."""
+        if owed in self._queue:
+            self._queue.remove(owed)
+            self.skip(owed)
+
     def _skip(self, owed: Owed) -> None:
         while (delivery := owed.current) is not None:
             owed.next += 1

@@ -8,6 +8,7 @@ import pytest
 
 from tests.doors.wire_calls import RawClient, errors, kinds, raw_client, values
 from tests.stack import Stack
+from tests.waiting import until
 from wire import backend
 from wire.copy import CopyData, CopyDone
 from wire.frontend import (
@@ -255,9 +256,20 @@ def test_a_cancel_request_is_never_answered(stack: Stack) -> None:
         assert client.until_closed() == []
 
 
-def test_many_clients_that_vanish_leave_nothing_behind(stack: Stack) -> None:
-    from tests.waiting import until
+def test_a_client_that_leaves_before_its_sync_has_run_nothing(stack: Stack) -> None:
+    insert = "INSERT INTO tickets VALUES (990001, 1, 'no sync', '', 'open', now())"
+    with raw_client(stack, "grace") as client:
+        client.send(*run(insert))
+    outcome = "SELECT status FROM statements WHERE sql = ?"
+    until(lambda: stack.audit(outcome, insert) == [{"status": "skipped"}], "no outcome was written")
+    with raw_client(stack, "grace") as client:
+        client.send(*run(insert), Flush())
+        client.until(backend.CommandComplete)
+    until(lambda: len(stack.audit(f"{outcome} AND status <> 'running'", insert)) == 2, "no outcome was written")
+    assert stack.direct("SELECT count(*) FROM tickets WHERE id = 990001") == [(0,)]
 
+
+def test_many_clients_that_vanish_leave_nothing_behind(stack: Stack) -> None:
     sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'countersign/%vanishing'"
     clients = [RawClient(stack) for _ in range(20)]
     for client in clients:
