@@ -23,18 +23,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 APPLICATION_ID = 0x434E5453
-VERSION = 1
+VERSION = 2
 GENESIS = hashlib.sha256(b"countersign audit chain v1\n").digest()
 
 # SHA-256 of the SQL of all our tables, indexes, views and triggers, sorted by name: a view that hides
 # rows or a trigger that eats them is no edit of an entry, and yet what people would be shown.
-SCHEMA = "8c659842d4433f225477f71b7e26d6e0981041151e750d7b551c540c8b9fef5d"
+SCHEMA = "f299ade3a9edd576eeeec783e74669a2202551f76793635606da09083bca2253"
 
 _OBJECTS = (
     "SELECT name, type, tbl_name, sql FROM sqlite_master WHERE sql IS NOT NULL AND"
-    " (tbl_name IN ('entries', 'approval_records', 'approval_votes', 'statements', 'sessions', 'approvals'))"
+    " (tbl_name IN ('entries', 'checkpoints', 'approval_records', 'approval_votes', 'statements', 'sessions',"
+    " 'approvals'))"
     " AND (type <> 'index' OR name IN ('entries_by_statement', 'entries_by_subject', 'entries_by_session',"
-    " 'entries_by_session_life', 'approval_records_by_state')) ORDER BY name"
+    " 'entries_by_session_life', 'entries_by_key', 'approval_records_by_state')) ORDER BY name"
 )
 
 
