@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 
 from audit.errors import AuditUnavailable, unavailable
-from audit.note import NoteError, Signer, check_name
+from audit.note import NoteError, PublicKey, Signer, check_name
 
 _OTHERS = 0o077  # the rights of group and others
 
@@ -84,6 +85,13 @@ def adopt_next(path: Path) -> None:
         sync_folder(path)
     except OSError as error:
         raise unavailable(path, error) from None
+
+
+def settle(path: Path, known: Sequence[PublicKey]) -> None:
+    """End a rotation that was cut off: the audit names the waiting key already. Raises AuditUnavailable."""
+    waiting = next_of(path)
+    if known and waiting.exists() and load(waiting).public == known[-1]:
+        adopt_next(path)
 
 
 def sync_folder(path: Path) -> None:

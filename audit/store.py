@@ -153,7 +153,7 @@ class Store:
             self._insert((), [chain.link(prev, seq + 1, now, sealing.rotated(old, new))])
             sealing.seal(self._db, new, now)
 
-    def keys(self) -> list[PublicKey]:
+    def public_keys(self) -> list[PublicKey]:
         """The public keys that the chain names, the present one last. Raises AuditUnavailable."""
         with self._lock, _told(self.path):
             return sealing.keys(self._db)

@@ -19,12 +19,14 @@ from audit import verify as verifier
 from audit.search import Found, Query, SearchError
 from audit.store import AuditUnavailable, Item, Store
 from gateway.errors import AuditUnavailableError, ConfigurationError
+from server import signing_commands
 from server.config import load_config
+from server.signing_commands import CONFIG, STORE
 
 
 @click.group()
 def audit() -> None:
-    """Verify and search the audit."""
+    """Verify, search and sign the audit."""
 
 
 def _store_path(store: Path | None, config_path: Path) -> Path:
@@ -34,25 +36,34 @@ def _store_path(store: Path | None, config_path: Path) -> Path:
     return path
 
 
-STORE = click.argument("store", required=False, type=click.Path(path_type=Path, dir_okay=False))
-CONFIG = click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    envvar="COUNTERSIGN_CONFIG",
-    default=Path("countersign.yaml"),
-    show_default=True,
-    help="Where to look up the store when no file is named.",
-)
+audit.add_command(signing_commands.checkpoint)
+audit.add_command(signing_commands.key)
 
 
 @audit.command()
 @STORE
 @CONFIG
+@click.option(
+    "--checkpoint",
+    "checkpoints",
+    multiple=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A file of signed notes from elsewhere, such as a witness; may be repeated.",
+)
+@click.option("--public-key", "public_keys", multiple=True, help="A key that you know from elsewhere (a vkey).")
+@click.option("--since", type=click.IntRange(min=1), default=1, help="Start at the last checkpoint before this seq.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.pass_context
-def verify(context: click.Context, store: Path | None, config_path: Path, as_json: bool) -> None:
-    """Check the hash chain from the first entry to the last.
+def verify(
+    context: click.Context,
+    store: Path | None,
+    config_path: Path,
+    checkpoints: Sequence[Path],
+    public_keys: Sequence[str],
+    since: int,
+    as_json: bool,
+) -> None:
+    """Check the hash chain, its tree and its signed checkpoints, from the first entry to the last.
 
     Exit status 0: intact. 1: not intact, and the first bad entry is named. 2: unreadable.
     """
@@ -60,7 +71,13 @@ def verify(context: click.Context, store: Path | None, config_path: Path, as_jso
     try:
         with Progress(console=Console(stderr=True), transient=True, disable=as_json) as progress:
             task = progress.add_task("verifying", total=None)
-            report = verifier.verify(path, lambda count: progress.update(task, completed=count))
+            report = verifier.verify(
+                path,
+                lambda count: progress.update(task, completed=count),
+                public_keys=public_keys,
+                checkpoints=verifier.read_notes(checkpoints),
+                since=since,
+            )
     except verifier.Unreadable as error:
         raise ConfigurationError(str(error)) from None
     click.echo(json.dumps({**asdict(report), "ok": report.ok}) if as_json else verifier.sentence(report))

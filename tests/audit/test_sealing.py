@@ -78,7 +78,7 @@ def test_a_rotation_is_an_entry_signed_by_both_keys(store: Store, path: Path) ->
     store.checkpoint(OLD)
     store.append([[intent(2)]])
     store.rotate(OLD, NEW)
-    assert store.keys() == [OLD.public, NEW.public]
+    assert store.public_keys() == [OLD.public, NEW.public]
     [[body]] = rows(path, "SELECT body FROM entries WHERE kind = 'key.rotated'")
     note = Note.parse(json.loads(str(body))["note"])
     assert note.signed_by(OLD.public)
@@ -96,7 +96,7 @@ def test_a_rotation_needs_two_keys_of_one_log(store: Store) -> None:
     for other in (OLD, Signer("example.com/other", b"3" * 32)):
         with pytest.raises(AuditUnavailable, match="two keys of one name"):
             store.rotate(OLD, other)
-    assert store.keys() == [OLD.public]
+    assert store.public_keys() == [OLD.public]
 
 
 SPOILED = [

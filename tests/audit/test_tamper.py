@@ -343,3 +343,26 @@ def test_alone_with_the_standard_library_it_checks_signatures_by_itself(tmp_path
     witness.write_text("nothing\n")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.strip()) == (2, f"unreadable: `{witness}`: there is no signed note in it")
+
+
+def second_opinion(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    script = Path(__file__).with_name("reverify.py")
+    command = [sys.executable, "-I", str(script), str(path), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_verifier_written_from_the_specification_alone_agrees(tmp_path: Path) -> None:
+    path, witness = tmp_path / "audit.db", tmp_path / "witness"
+    witness.write_text("".join(build(path, checkpoints=True)), encoding="utf-8")
+    done = second_opinion(path, str(NEXT.public), str(witness))
+    assert (done.returncode, done.stdout) == (0, "21\n"), done.stderr
+
+
+# What both must refuse: every class that the public key and a witness show.
+@pytest.mark.parametrize("row", [row for row in TABLE if row.witness is not None], ids=lambda row: row.name)
+def test_and_it_refuses_what_we_refuse(tmp_path: Path, row: Tampering) -> None:
+    path, witness = tmp_path / "audit.db", tmp_path / "witness"
+    witness.write_text("".join(build(path, checkpoints=True)), encoding="utf-8")
+    with forging(path) as db:
+        row.change(db)
+    assert second_opinion(path, str(NEXT.public), str(witness)).returncode != 0
