@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from audit.entry import Draft, Kind
 from audit.errors import unavailable
 
 
@@ -38,7 +39,13 @@ def follow(path: Path, after: int, wait: Callable[[], bool]) -> Iterator[tuple[i
     Raises `audit.errors.AuditUnavailable`.
     """
     while True:
-        for after, line in lines(path, after):
-            yield after, line
+        for seq, line in lines(path, after):
+            yield seq, line
+            after = seq
         if not wait():
             return
+
+
+def reading(reader: str, after: int, *, follow: bool) -> Draft:
+    """The entry that says who exported: it is written first, and so a part of what is exported."""
+    return Draft(Kind.AUDIT_READ, None, reader, None, {"how": "export", "query": {"after": after, "follow": follow}})
