@@ -34,6 +34,9 @@ class Kind(StrEnum):
     APPROVAL_CONSUMED = "approval.consumed"
     APPROVAL_VOID = "approval.void"
     AUDIT_READ = "audit.read"
+    KEY_CREATED = "key.created"
+    KEY_ROTATED = "key.rotated"
+    CHECKPOINT_FAILED = "checkpoint.failed"
     INVARIANT_VIOLATED = "invariant.violated"
 
 

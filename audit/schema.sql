@@ -1,4 +1,4 @@
--- The audit store, version 1. Base tables first, then the flat views that people read. See SPEC.md.
+-- The audit store, version 2. Base tables first, then the flat views that people read. See SPEC.md.
 
 CREATE TABLE entries (
   seq        INTEGER PRIMARY KEY,
@@ -22,11 +22,27 @@ CREATE INDEX entries_by_subject ON entries (subject, time);
 CREATE INDEX entries_by_session ON entries (session, seq);
 CREATE INDEX entries_by_session_life ON entries (kind, session) WHERE kind IN ('session.opened', 'session.closed');
 
+CREATE INDEX entries_by_key ON entries (seq) WHERE kind IN ('key.created', 'key.rotated');
+
 -- A seat belt against accidents, not a lock: whoever can write the file can drop them. The chain is the lock.
 CREATE TRIGGER entries_are_never_updated BEFORE UPDATE ON entries
 BEGIN SELECT raise(ABORT, 'audit entries are never changed'); END;
 CREATE TRIGGER entries_are_never_deleted BEFORE DELETE ON entries
 BEGIN SELECT raise(ABORT, 'audit entries are never deleted'); END;
+
+-- What was signed, and when (RFC 3339): a C2SP signed note over the first `size` entries, and the roots of the
+-- tree's perfect subtrees, 32 bytes each and the largest first, from which the tree goes on growing.
+CREATE TABLE checkpoints (
+  size  INTEGER PRIMARY KEY,
+  time  TEXT NOT NULL,
+  note  TEXT NOT NULL,
+  peaks BLOB NOT NULL
+) STRICT;
+
+CREATE TRIGGER checkpoints_are_never_updated BEFORE UPDATE ON checkpoints
+BEGIN SELECT raise(ABORT, 'checkpoints are never changed'); END;
+CREATE TRIGGER checkpoints_are_never_deleted BEFORE DELETE ON checkpoints
+BEGIN SELECT raise(ABORT, 'checkpoints are never deleted'); END;
 
 CREATE TABLE approval_records (
   id      TEXT PRIMARY KEY,

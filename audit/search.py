@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from audit import words
 from audit.entry import Draft, Kind
 from audit.errors import unavailable
 from audit.schema import APPLICATION_ID
@@ -41,8 +42,12 @@ class Query:
 
     `user` is a subject or e-mail, or the human on whose behalf an agent worked; `group` a group of the
     session's principal. `since` (inclusive) and `until` (exclusive) are times as entries hold them: see
-    `as_time`. `kind` is an entry's kind, `status` a statement's (both its entries are found), `text` is
-    looked for anywhere in the body, in upper or lower case (ASCII). The newest `limit` are found.
+    `as_time`. `kind` is an entry's kind. `text` is looked for anywhere in the body, in upper or lower case
+    (ASCII); `words` in what was said, through an index (see `audit.words`). The newest `limit` are found.
+
+    The others are a statement's, and both its entries are found: `action` and `relation` of one and the same
+    demand (`delete`, `public.orders`; `*` stands for anything), `column` a column that was masked, `verdict`,
+    `rule`, `door`, `status`, `sqlstate` (or how it begins), at least so many milliseconds and rows.
     """
 
     user: str | None = None
@@ -55,6 +60,16 @@ class Query:
     session: str | None = None
     limit: int = 200
     status: str | None = None
+    words: str | None = None
+    action: str | None = None
+    relation: str | None = None
+    column: str | None = None
+    verdict: str | None = None
+    rule: str | None = None
+    door: str | None = None
+    sqlstate: str | None = None
+    duration_ms: float | None = None
+    rows: int | None = None
 
 
 def as_time(text: str, now: datetime) -> str:
@@ -82,10 +97,16 @@ def search(path: Path, query: Query) -> Sequence[Found]:
         raise SearchError(f"there is no kind `{query.kind}`; the kinds are {', '.join(Kind)}")
     if query.limit < 1:
         raise SearchError(f"a limit of {query.limit} finds nothing; give at least 1")
+    if query.words is not None and not words.query(query.words):
+        raise SearchError("there is no word to look for; give at least one")
+    path = Path(path).absolute()
     try:
-        with contextlib.closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as db:
+        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as db:
             if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
                 raise SearchError(f"`{path}` is not an audit store; name another file")
+            if query.words is not None:
+                words.update(path, db)
+                db.execute("ATTACH ? AS found", (f"{words.index_path(path).as_uri()}?mode=ro",))
             conditions, values = _conditions(db, query)
             where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
             sql = (
@@ -93,7 +114,7 @@ def search(path: Path, query: Query) -> Sequence[Found]:
                 f"{where} ORDER BY seq DESC LIMIT ?"
             )
             rows = db.execute(sql, (*values, query.limit)).fetchall()
-    except sqlite3.Error as error:
+    except (sqlite3.Error, OSError) as error:
         raise SearchError(str(unavailable(path, error))) from None
     return [Found(*row) for row in reversed(rows)]
 
@@ -102,27 +123,58 @@ def search(path: Path, query: Query) -> Sequence[Found]:
 _SESSIONS_OF = "SELECT o.session FROM entries o WHERE o.kind = 'session.opened' AND "
 _GROUP = "EXISTS (SELECT 1 FROM json_each(o.body, '$.principal.groups') g WHERE g.value = ?)"
 _USER = "? IN (o.body ->> '$.principal.email', o.body ->> '$.principal.on_behalf_of')"
-_STATUS = "SELECT o.statement FROM entries o WHERE o.kind = 'outcome' AND o.body ->> '$.status' = ?"
+
+# A statement's two entries, from either of them: p is the one that tells what is asked for.
+_PAIR = "EXISTS (SELECT 1 FROM entries p WHERE p.statement = e.statement AND p.kind = '{kind}' AND {condition})"
+_DEMAND = "EXISTS (SELECT 1 FROM json_each(p.body, '$.demands') d WHERE d.value GLOB ?)"
+_FACETS = (
+    ("verdict", "intent", "p.body ->> '$.verdict.effect' = ?"),
+    ("rule", "intent", "EXISTS (SELECT 1 FROM json_each(p.body, '$.verdict.rules') r WHERE r.value = ?)"),
+    ("door", "intent", "p.body ->> '$.door' = ?"),
+    ("status", "outcome", "p.body ->> '$.status' = ?"),
+    ("column", "outcome", "EXISTS (SELECT 1 FROM json_each(p.body, '$.masked') m WHERE m.value GLOB ?)"),
+    ("sqlstate", "outcome", "p.body ->> '$.sqlstate' GLOB ? || '*'"),
+    ("duration_ms", "outcome", "p.body ->> '$.duration_ms' >= ?"),
+    ("rows", "outcome", "p.body ->> '$.rows' >= ?"),
+)
 
 
 def _conditions(db: sqlite3.Connection, query: Query) -> tuple[list[str], list[object]]:
+    """SQL conditions and their values. Without a user they are tested on entries from the newest backwards."""
     parts: list[tuple[str, object]] = []
     parts += [("e.kind = ?", query.kind), ("e.connection = ?", query.connection), ("e.session = ?", query.session)]
     parts += [(f"e.session IN ({_SESSIONS_OF}{_GROUP})", query.group)]
-    parts += [(f"e.statement IN ({_STATUS})", query.status)]
+    if query.action is not None or query.relation is not None:
+        demand = f"{query.action or '*'} {query.relation or '*'}"
+        parts.append((_PAIR.format(kind="intent", condition=_DEMAND), demand))
+    for name, kind, condition in _FACETS:
+        parts.append((_PAIR.format(kind=kind, condition=condition), getattr(query, name)))
+    window: list[tuple[str, int]] = []
     if query.since is not None:
-        parts.append(("e.seq >= ?", _first_at(db, query.since)))
+        window.append(("seq >= ?", _first_at(db, query.since)))
     if query.until is not None:
-        parts.append(("e.seq < ?", _first_at(db, query.until)))
+        window.append(("seq < ?", _first_at(db, query.until)))
+    parts += [(f"e.{sql}", value) for sql, value in window]
     if query.text is not None:
         # The body is JSON: what is looked for must be escaped as it is there.
         escaped = json.dumps(query.text, ensure_ascii=False)[1:-1]
         parts.append(("instr(lower(e.body), lower(?)) > 0", escaped))
+    if query.words is not None:
+        parts.append(("e.seq IN (SELECT rowid FROM found.words WHERE words MATCH ?)", words.query(query.words)))
     given = [(sql, value) for sql, value in parts if value is not None]
     conditions, values = [sql for sql, _ in given], [value for _, value in given]
     if query.user is not None:
-        conditions.append(f"(e.subject = ? OR e.session IN ({_SESSIONS_OF}{_USER}))")
-        values += [query.user, query.user]
+        # Through both indexes, each within the window: a person's day is found without reading everybody's.
+        sessions = [session for (session,) in db.execute(_SESSIONS_OF + _USER, (query.user,))]
+        times = [(sql, time) for sql, time in (("time >= ?", query.since), ("time < ?", query.until)) if time]
+        mine = ["subject = ?", *(sql for sql, _ in times)]
+        theirs = ["session IN (SELECT value FROM json_each(?))", *(sql for sql, _ in window)]
+        conditions.append(
+            f"e.seq IN (SELECT seq FROM entries WHERE {' AND '.join(mine)}"  # noqa: S608 - constants
+            f" UNION SELECT seq FROM entries WHERE {' AND '.join(theirs)})"
+        )
+        values += [query.user, *(time for _, time in times)]
+        values += [json.dumps(sessions), *(value for _, value in window)]
     return conditions, values
 
 

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from audit import chain
+from audit import chain, sealing
 from audit.approvals import Change, Conflict, account, apply
 from audit.entry import BodyError, Draft, Entry, as_text
 from audit.errors import AuditUnavailable, unavailable
+from audit.note import NoteError, PublicKey, Signer
 from audit.schema import make, prepare, transaction
 
 __all__ = ["AuditUnavailable", "Item", "Open", "Store", "Unit"]
@@ -63,6 +64,7 @@ class Store:
         self._lock = threading.Lock()
         # The log has the path's name too, and the newest entries are in it alone.
         self._files = {file: _identity(file) for file in (path, path.with_name(f"{path.name}-wal"))}
+        self._seen: tuple[int, bytes] | None = None
 
     @classmethod
     def open(cls, path: Path, *, clock: Callable[[], datetime] = _now, busy_seconds: float = BUSY_SECONDS) -> Store:
@@ -107,8 +109,7 @@ class Store:
         results: list[Sequence[Entry] | Conflict] = []
         with self._lock, _told(self.path), transaction(self._db):
             seq, prev, last = self._head()
-            # The chain's time never goes backwards, whatever the clock does.
-            now = max(self._clock().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"), last)
+            now = self._time(last)
             for unit in sealed:
                 entries: list[Entry] = []
                 before = prev
@@ -123,10 +124,52 @@ class Store:
                 seq, prev = seq + len(entries), before
                 results.append(entries)
             self._check_in_place()
+        self._seen = (seq, prev) if seq else None
         # If we crash before COMMIT returned, nothing was promised; after it, everything is on disk. A COMMIT
         # that reports failure may yet be found on disk after a power cut: an intent then stands for a
         # statement that never ran, and the next start closes it as `unknown`. The other way round never is.
         return results
+
+    def checkpoint(self, signer: Signer) -> str | None:
+        """Sign all entries there are, durably; the first time, an entry names the key. Returns the signed note.
+
+        None if the newest checkpoint covers them already. Raises AuditUnavailable, also for a key that is not
+        the audit's (`audit.sealing.WrongKey`) and for entries that do not carry on what was signed before.
+        """
+        with self._lock, _told(self.path), transaction(self._db):
+            seq, prev, last = self._head()
+            now = self._time(last)
+            if not sealing.keys(self._db):
+                entry = chain.link(prev, seq + 1, now, sealing.created(signer))
+                self._insert((), [entry])
+            note = sealing.seal(self._db, signer, now)
+            self._check_in_place()
+            return note
+
+    def rotate(self, old: Signer, new: Signer) -> None:
+        """Hand over to another key: a checkpoint by the old one, the entry signed by both, a checkpoint by the new.
+
+        All or nothing. Raises AuditUnavailable, also where `old` is not the audit's key.
+        """
+        self.checkpoint(old)
+        with self._lock, _told(self.path), transaction(self._db):
+            seq, prev, last = self._head()
+            now = self._time(last)
+            sealing.require(sealing.keys(self._db), old)
+            self._insert((), [chain.link(prev, seq + 1, now, sealing.rotated(old, new))])
+            sealing.seal(self._db, new, now)
+            self._check_in_place()
+
+    def public_keys(self) -> list[PublicKey]:
+        """The public keys that the chain names, the present one last. Raises AuditUnavailable."""
+        with self._lock, _told(self.path):
+            return sealing.keys(self._db)
+
+    def notes(self, after: int = 0) -> list[tuple[int, str]]:
+        """(size, signed note) of every checkpoint over more than `after` entries, in order."""
+        with self._lock, _told(self.path):
+            sql = "SELECT size, note FROM checkpoints WHERE size > ? ORDER BY size"
+            return [(int(size), str(note)) for size, note in self._db.execute(sql, (after,))]
 
     def open_statements(self) -> list[Open]:
         """Every intent without an outcome, the oldest first."""
@@ -178,7 +221,20 @@ class Store:
             [(e.seq, e.time, e.kind, e.session, e.subject, e.connection, e.body, e.prev, e.hash) for e in entries],
         )
 
+    def _time(self, last: str) -> str:
+        """The chain's time never goes backwards, whatever the clock does."""
+        return max(self._clock().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"), last)
+
     def _head(self) -> tuple[int, bytes, str]:
+        if self._seen is not None:
+            # What this process wrote must still be there: a file put back, or rewritten, under us is not carried on.
+            seq, expected = self._seen
+            found = self._db.execute("SELECT hash FROM entries WHERE seq = ?", (seq,)).fetchone()
+            if found is None or found[0] != expected:
+                raise AuditUnavailable(
+                    f"audit store `{self.path}`: entry {seq}, which this process wrote, is gone or"
+                    " another; the file was rolled back or rewritten: keep it as evidence, compare it with its witness"
+                )
         row = self._db.execute("SELECT seq, hash, time FROM entries ORDER BY seq DESC LIMIT 1").fetchone()
         return (row[0], row[1], row[2]) if row else (0, chain.GENESIS, "")
 
@@ -210,3 +266,5 @@ def _told(path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise unavailable(path, error) from None
+    except NoteError as error:
+        raise AuditUnavailable(f"audit store `{path}`: {error}") from None

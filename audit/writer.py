@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from audit.approvals import Conflict
 from audit.entry import Entry
+from audit.notary import Notary
 from audit.store import AuditUnavailable, Item, Store, Unit
 
 __all__ = ["Done", "Item", "Result", "Writer"]
@@ -31,11 +32,13 @@ class Writer:
     """Group commit. `notify` receives each batch's results on the writer thread; by default it delivers them there.
 
     Units are written in the order of `submit`. A unit is whole or absent, and its failure is its own: a
-    Conflict or a body that is not JSON does not touch the others of its batch.
+    Conflict or a body that is not JSON does not touch the others of its batch. Where there is a notary, it signs
+    what was written on this same thread, when it is due and at the end.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, notary: Notary | None = None) -> None:
         self._store = store
+        self._notary = notary
         self._waiting: deque[tuple[Unit, Done]] = deque()
         self._ready = threading.Condition(threading.Lock())
         self._closing = False
@@ -53,20 +56,42 @@ class Writer:
         self._tell([(done, AuditUnavailable("the audit is closed: this process is stopping"))])
 
     def close(self) -> None:
-        """Write what waits, then stop. A second call waits for the first."""
+        """Write and sign what waits, then stop. A second call waits for the first."""
         with self._ready:
             self._closing = True
             self._ready.notify()
         self._thread.join()
 
     def _run(self) -> None:
-        while batch := self._take():
-            self._tell(self._write(batch))
+        while True:
+            batch = self._take()
+            if batch:
+                results = self._write(batch)
+                self._tell(results)  # before anything is signed: a statement waits for its intent, not for that
+                self._sign(sum(len(result) for _, result in results if not isinstance(result, Exception)))
+            elif self._closing:
+                self._sign(0, last=True)
+                return
+            else:
+                self._sign(0)
+
+    def _sign(self, written: int, *, last: bool = False) -> None:
+        if self._notary is None:
+            return
+        if written:
+            self._notary.wrote(written)
+        due = self._notary.due_in()
+        if due is not None and (due <= 0 or last):
+            self._notary.seal()
 
     def _take(self) -> list[tuple[Unit, Done]]:
+        """What waits, as soon as anything does; nothing when a checkpoint falls due, or to stop."""
         with self._ready:
             while not self._waiting and not self._closing:
-                self._ready.wait()
+                due = self._notary.due_in() if self._notary is not None else None
+                if due is not None and due <= 0:
+                    return []
+                self._ready.wait(due)
             return [self._waiting.popleft() for _ in range(min(len(self._waiting), _LARGEST_BATCH))]
 
     def _write(self, batch: Sequence[tuple[Unit, Done]]) -> list[tuple[Done, Result]]:

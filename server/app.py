@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from audit.approvals import Reader
 from audit.entry import Draft, Kind
 from audit.instances import Instance, close_dangling
+from audit.notary import Notary
 from audit.store import AuditUnavailable, Store
+from audit.witness import FileWitness
 from audit.writer import Writer
 from gateway.admission import Gateway
 from gateway.approvals import Approvals
@@ -26,7 +28,7 @@ from gateway.policies import PolicyBook
 from gateway.recorder import Recorder
 from gateway.sessions import Sessions
 from server.asgi import serving
-from server.config import Config, McpFile, WireFile
+from server.config import Config, McpFile, Signing, WireFile
 from server.http import build_app
 from server.mcp_settings import McpSettings
 from wire.listener import WireDoor
@@ -70,12 +72,14 @@ async def gateway_of(config: Config) -> AsyncIterator[Hall]:
             stack.callback(store.close)
             instance = Instance.start(config.audit_path)
             stack.callback(instance.stop)
+            notary = notary_of(store, config.signing)
+            notary.start()
             closed = close_dangling(store)
         except AuditUnavailable as error:
             raise AuditUnavailableError(f"the audit cannot be opened: {error}") from None
         if closed:
             log.warning("%d statements of a process that died are now recorded as `unknown`", len(closed))
-        writer = Writer(store)
+        writer = Writer(store, notary)
         stack.callback(writer.close)
         recorder = Recorder(writer)
         reader = stack.enter_context(contextlib.closing(Reader.open(config.audit_path)))
@@ -101,6 +105,13 @@ async def gateway_of(config: Config) -> AsyncIterator[Hall]:
             await gateway.close_session(session, "the gateway was stopped")
         with contextlib.suppress(AuditUnavailableError):
             await recorder.record(_process(Kind.PROCESS_STOPPED, instance.id))
+
+
+def notary_of(store: Store, signing: Signing) -> Notary:
+    """Who signs this store. Raises AuditUnavailable."""
+    signing.prepare(store.public_keys())
+    witnesses = [FileWitness(path) for path in signing.witnesses]
+    return Notary(store, signing.key, rhythm=signing.rhythm, witnesses=witnesses)
 
 
 @asynccontextmanager

@@ -1,30 +1,41 @@
-"""`countersign audit`: verify the chain, and search it. Reading is itself recorded."""
+"""`countersign audit`: verify the chain, search and export it. Reading is itself recorded."""
 
 from __future__ import annotations
 
+import csv
 import getpass
+import io
 import json
+import threading
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple, fields
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from audit import export as exporter
 from audit import search as finder
 from audit import verify as verifier
+from audit.entry import Draft
 from audit.search import Found, Query, SearchError
 from audit.store import AuditUnavailable, Item, Store
 from gateway.errors import AuditUnavailableError, ConfigurationError
+from server import signing_commands
 from server.config import load_config
+from server.signing_commands import CONFIG, STORE
+
+# How often a followed export looks for what is new.
+_FOLLOW_SECONDS = 0.5
 
 
 @click.group()
 def audit() -> None:
-    """Verify and search the audit."""
+    """Verify, search and sign the audit."""
 
 
 def _store_path(store: Path | None, config_path: Path) -> Path:
@@ -34,25 +45,34 @@ def _store_path(store: Path | None, config_path: Path) -> Path:
     return path
 
 
-STORE = click.argument("store", required=False, type=click.Path(path_type=Path, dir_okay=False))
-CONFIG = click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    envvar="COUNTERSIGN_CONFIG",
-    default=Path("countersign.yaml"),
-    show_default=True,
-    help="Where to look up the store when no file is named.",
-)
+audit.add_command(signing_commands.checkpoint)
+audit.add_command(signing_commands.key)
 
 
 @audit.command()
 @STORE
 @CONFIG
+@click.option(
+    "--checkpoint",
+    "checkpoints",
+    multiple=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A file of signed notes from elsewhere, such as a witness; may be repeated.",
+)
+@click.option("--public-key", "public_keys", multiple=True, help="A key that you know from elsewhere (a vkey).")
+@click.option("--since", type=click.IntRange(min=1), default=1, help="Start at the last checkpoint before this seq.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.pass_context
-def verify(context: click.Context, store: Path | None, config_path: Path, as_json: bool) -> None:
-    """Check the hash chain from the first entry to the last.
+def verify(
+    context: click.Context,
+    store: Path | None,
+    config_path: Path,
+    checkpoints: Sequence[Path],
+    public_keys: Sequence[str],
+    since: int,
+    as_json: bool,
+) -> None:
+    """Check the hash chain, its tree and its signed checkpoints, from the first entry to the last.
 
     Exit status 0: intact. 1: not intact, and the first bad entry is named. 2: unreadable.
     """
@@ -61,7 +81,13 @@ def verify(context: click.Context, store: Path | None, config_path: Path, as_jso
         console = Console(stderr=True)
         with Progress(console=console, transient=True, disable=as_json or not console.is_terminal) as progress:
             task = progress.add_task("verifying", total=None)
-            report = verifier.verify(path, lambda count: progress.update(task, completed=count))
+            report = verifier.verify(
+                path,
+                lambda count: progress.update(task, completed=count),
+                public_keys=public_keys,
+                checkpoints=verifier.read_notes(checkpoints),
+                since=since,
+            )
     except verifier.Unreadable as error:
         raise ConfigurationError(str(error)) from None
     click.echo(json.dumps({**asdict(report), "ok": report.ok}) if as_json else verifier.sentence(report))
@@ -80,53 +106,71 @@ def verify(context: click.Context, store: Path | None, config_path: Path, as_jso
 @click.option("--connection", help="The connection's name.")
 @click.option("--session", help="The session's id.")
 @click.option("--status", help="completed, failed, refused, pending, unknown …")
+@click.option("--words", help='In statements, reasons and messages: all of these; word*, "two words".')
+@click.option("--action", help="What a statement demands: select, delete, drop, call …")
+@click.option("--relation", help="Of what: public.orders; sales.* for all of a schema.")
+@click.option("--column", help="A column that was masked: public.customers.ssn, or *.ssn.")
+@click.option("--verdict", type=click.Choice(["allow", "approve", "deny"]), help="The policy's word.")
+@click.option("--rule", help="A rule that decided, by its name.")
+@click.option("--door", type=click.Choice(["mcp", "wire"]), help="Where the statement came in.")
+@click.option("--sqlstate", help="The error's code, or how it begins: 42501, 23.")
+@click.option("--min-ms", "duration_ms", type=click.FloatRange(0), help="Statements that took at least so long.")
+@click.option("--min-rows", "rows", type=click.IntRange(0), help="Statements with at least so many rows.")
 @click.option("--limit", type=click.IntRange(1, 100_000), default=200, show_default=True, help="The newest so many.")
 @click.option("--json", "as_json", is_flag=True, help="JSON lines, each entry whole.")
+@click.option("--csv", "as_csv", is_flag=True, help="CSV with a header line, each entry whole.")
 def search(
     store: Path | None,
     config_path: Path,
-    user: str | None,
-    group: str | None,
     since: str | None,
     until: str | None,
-    kind: str | None,
-    text: str | None,
-    connection: str | None,
-    session: str | None,
-    status: str | None,
-    limit: int,
     as_json: bool,
+    as_csv: bool,
+    **asked: Any,  # the other options, named as the fields of Query are
 ) -> None:
     """Find entries by who, when and what, the oldest first."""
     path = _store_path(store, config_path)
     now = datetime.now(UTC)
     try:
         query = Query(
-            user=user,
-            group=group,
             since=finder.as_time(since, now) if since else None,
             until=finder.as_time(until, now) if until else None,
-            kind=kind,
-            text=text,
-            connection=connection,
-            session=session,
-            status=status,
-            limit=limit,
+            **asked,
         )
         found = finder.search(path, query)
     except SearchError as error:
         raise ConfigurationError(str(error)) from None
     except AuditUnavailable as error:
         raise AuditUnavailableError(str(error)) from None
-    _record_reading(path, query, len(found))
+    _record_reading(path, finder.reading(getpass.getuser(), query, len(found)))
     if as_json:
         for entry in found:
             click.echo(json.dumps({**asdict(entry), "body": json.loads(entry.body)}, ensure_ascii=False))
+    elif as_csv:
+        click.echo(_csv(found), nl=False)
     else:
         _show(found)
 
 
-def _record_reading(path: Path, query: Query, found: int) -> None:
+@audit.command()
+@STORE
+@CONFIG
+@click.option("--after", type=click.IntRange(min=0), default=0, help="Go on after this seq.")
+@click.option("--follow", is_flag=True, help="Stay, and print what is written, until interrupted.")
+def export(store: Path | None, config_path: Path, after: int, follow: bool) -> None:
+    """Print the entries as JSON lines, in order: with the last line's seq, the next export goes on."""
+    path = _store_path(store, config_path)
+    draft = exporter.reading(getpass.getuser(), after, follow=follow)
+    _record_reading(path, draft)
+    stopped = threading.Event()  # set by nobody: an interrupt ends the wait
+    try:
+        for _, line in exporter.follow(path, after, lambda: follow and not stopped.wait(_FOLLOW_SECONDS)):
+            click.echo(line)
+    except AuditUnavailable as error:
+        raise AuditUnavailableError(str(error)) from None
+
+
+def _record_reading(path: Path, draft: Draft) -> None:
     """Who read what is an entry. A copy that cannot be written (an auditor's) is read without one, and says so."""
     try:
         store = Store.open(path)
@@ -134,11 +178,20 @@ def _record_reading(path: Path, query: Query, found: int) -> None:
         click.echo(f"note: this reading is not recorded: {error}", err=True)
         return
     try:
-        store.append([[Item(finder.reading(getpass.getuser(), query, found))]])
+        store.append([[Item(draft)]])
     except AuditUnavailable as error:
         click.echo(f"note: this reading is not recorded: {error}", err=True)
     finally:
         store.close()
+
+
+def _csv(found: Sequence[Found]) -> str:
+    """RFC 4180, with a header line."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow([field.name for field in fields(Found)])
+    writer.writerows(astuple(entry) for entry in found)
+    return text.getvalue()
 
 
 def _show(found: Sequence[Found]) -> None:
@@ -169,7 +222,12 @@ def _what(entry: Found) -> str:
         case "policy.loaded" | "policy.rejected":
             return f"{body['source']} {body.get('error') or body['policy'][:12]}"
         case "audit.read":
-            return f"{body['how']} {json.dumps(body['query'], ensure_ascii=False)}: {body['found']} found"
+            found = f": {body['found']} found" if "found" in body else ""
+            return f"{body['how']} {json.dumps(body['query'], ensure_ascii=False)}{found}"
+        case "key.created" | "key.rotated":
+            return str(body.get("vkey") or body["note"].split("\n")[2])
+        case "checkpoint.failed":
+            return str(body["reason"])
         case kind if kind.startswith("approval."):
             voter = body.get("voter", {}).get("subject", "")
             return " ".join(str(p) for p in (body["approval"], voter, body.get("choice", "")) if p)

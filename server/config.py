@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import ssl
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from audit import keys
+from audit.notary import Rhythm
+from audit.note import NoteError, PublicKey, Signer, check_name
 from gateway.errors import ConfigurationError
 from gateway.identity import Issuer
 from gateway.model import Connection, SslMode
@@ -23,10 +27,31 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class CheckpointsFile(_Model):
+    """When the audit signs what was written: after so many seconds or entries, whichever is first, and at the end."""
+
+    seconds: Annotated[float, Field(ge=1, le=86_400)] = 60
+    entries: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
+
+
 class AuditFile(_Model):
-    """Where the audit lies."""
+    """Where the audit lies, with which key it is signed, and who sees the signatures elsewhere.
+
+    The key is in a file (made where there is none; without a name, beside the store) or in an environment variable.
+    """
 
     path: Path
+    key_file: Path | None = None
+    key_env: str | None = None
+    origin: str | None = None
+    checkpoints: CheckpointsFile = CheckpointsFile()
+    witnesses: list[Path] = []
+
+    @model_validator(mode="after")
+    def _one_key(self) -> AuditFile:
+        if self.key_file is not None and self.key_env is not None:
+            raise ValueError("give at most one of `key_file` and `key_env`")
+        return self
 
 
 class IssuerFile(_Model):
@@ -101,10 +126,36 @@ class ConfigFile(_Model):
 
 
 @dataclass(frozen=True, slots=True)
+class Signing:
+    """How the audit is signed: see AuditFile. Without `key_env`, the key is in `key_file`."""
+
+    key_file: Path
+    key_env: str | None = None
+    origin: str | None = None
+    rhythm: Rhythm = field(default_factory=Rhythm)
+    witnesses: tuple[Path, ...] = ()
+
+    def key(self) -> Signer:
+        """The key as it is now. Raises audit.errors.AuditUnavailable."""
+        return keys.load(self.key_file) if self.key_env is None else keys.from_environment(self.key_env)
+
+    def prepare(self, known: Sequence[PublicKey]) -> None:
+        """See to it that there is a key: made for an audit that names none yet, never for one that does.
+
+        Also ends a rotation that was cut off. Raises audit.errors.AuditUnavailable.
+        """
+        if self.key_env is None:
+            if not known:
+                keys.load_or_make(self.key_file, self.origin)
+            keys.settle(self.key_file, known)
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """What the composition root is built from. Paths are absolute, secrets are read."""
 
     audit_path: Path
+    signing: Signing
     policy_path: Path
     issuers: tuple[Issuer, ...]
     connections: tuple[Connection, ...]
@@ -135,12 +186,33 @@ def load_config(path: Path) -> Config:
     base = path.resolve().parent
     return Config(
         audit_path=base / file.audit.path,
+        signing=_signing(file.audit, base),
         policy_path=base / file.policy,
         issuers=tuple(_issuer(issuer) for issuer in file.issuers),
         connections=tuple(_connection(name, c, base) for name, c in file.connections.items()),
         wire=_absolute_tls(file.wire, base),
         mcp=file.mcp,
         longest_session=timedelta(seconds=file.longest_session),
+    )
+
+
+def key_beside(store: Path) -> Path:
+    """Where the key of a store lies that names none."""
+    return store.with_name(f"{store.name}.key")
+
+
+def _signing(file: AuditFile, base: Path) -> Signing:
+    if file.origin is not None:
+        try:
+            check_name(file.origin)
+        except NoteError as error:
+            raise ConfigurationError(f"`audit.origin`: {error}", cure="Name it like a host and a path.") from None
+    return Signing(
+        key_file=base / file.key_file if file.key_file is not None else key_beside(base / file.path),
+        key_env=file.key_env,
+        origin=file.origin,
+        rhythm=Rhythm(file.checkpoints.seconds, file.checkpoints.entries),
+        witnesses=tuple(base / witness for witness in file.witnesses),
     )
 
 

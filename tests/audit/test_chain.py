@@ -12,7 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from audit import chain, verify
+from audit.checkpoint import Checkpoint
 from audit.entry import LARGEST_BODY_BYTES, BodyError, Draft, Entry, Kind, as_text
+from audit.merkle import root_of
+from audit.note import Signer, split_notes
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
 
@@ -97,3 +100,10 @@ def test_a_lone_surrogate_is_kept_escaped_so_that_the_text_is_utf8() -> None:
 def test_a_body_that_the_store_cannot_hold_is_refused(value: object) -> None:
     with pytest.raises(BodyError, match="an audit body"):
         chain.link(chain.GENESIS, 1, "t", Draft(Kind.INTENT, None, None, None, {"x": value}))
+
+
+def test_the_specifications_checkpoint_is_the_one_we_sign() -> None:
+    page = resources.files("audit").joinpath("SPEC.md").read_text(encoding="utf-8")
+    [note] = [note for note in split_notes(page.replace("```\n", "")) if note.startswith("example.com/audit\n2\n")]
+    signer = Signer("example.com/audit", bytes(range(32)))
+    assert note == Checkpoint(signer.name, 2, root_of(e.hash for e in spec_entries())).signed(signer)

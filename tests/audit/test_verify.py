@@ -34,7 +34,9 @@ def forging(path: Path) -> Iterator[sqlite3.Connection]:
     """The file with its seat belt off, and on again afterwards, as whoever owns the file can do."""
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
         triggers = db.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
-        assert {name for name, _ in triggers} == {"entries_are_never_updated", "entries_are_never_deleted"}
+        assert {name for name, _ in triggers} == {
+            f"{table}_are_never_{change}d" for table in ("entries", "checkpoints") for change in ("update", "delete")
+        }
         for name, _ in triggers:
             db.execute(f"DROP TRIGGER {name}")
         yield db

@@ -1,0 +1,181 @@
+"""The Merkle tree over the entries (RFC 6962 section 2.1, the same as RFC 9162 section 2.1), sans-IO.
+
+A leaf's data is an entry's `hash`, so entry `seq` is leaf `seq - 1`. A `Tree` grows by one leaf at a time and keeps
+only the roots of its perfect subtrees (at most 64 hashes), so that its root costs the same at any size. Proofs are
+made from the leaves themselves, on demand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+SIZE = 32  # bytes of every hash here
+EMPTY = hashlib.sha256(b"").digest()  # the root of a tree without leaves
+
+
+class ProofError(ValueError):
+    """A proof that proves nothing: of another shape, or of another tree. The text says which."""
+
+
+def leaf_hash(data: bytes) -> bytes:
+    """SHA-256(0x00 ‖ data): a leaf can never pass for a node."""
+    return hashlib.sha256(b"\x00" + data).digest()
+
+
+def node_hash(left: bytes, right: bytes) -> bytes:
+    """SHA-256(0x01 ‖ left ‖ right)."""
+    return hashlib.sha256(b"\x01" + left + right).digest()
+
+
+def _fold(peaks: Sequence[bytes]) -> bytes:
+    """The root over perfect subtrees, the largest first: right to left."""
+    if not peaks:
+        return EMPTY
+    root = peaks[-1]
+    for peak in reversed(peaks[:-1]):
+        root = node_hash(peak, root)
+    return root
+
+
+class Tree:
+    """A tree that grows at its right end. `peaks` are its perfect subtrees' roots, the largest first."""
+
+    __slots__ = ("_peaks", "size")
+
+    def __init__(self, size: int = 0, peaks: Sequence[bytes] = ()) -> None:
+        """Take up a tree of `size` leaves where its `peaks` were kept; raises ValueError if they cannot be its."""
+        if size < 0 or len(peaks) != size.bit_count() or any(len(peak) != SIZE for peak in peaks):
+            raise ValueError(f"{len(peaks)} peaks cannot be those of a tree of {size} leaves; build it from its leaves")
+        self.size = size
+        self._peaks = list(peaks)
+
+    @property
+    def peaks(self) -> tuple[bytes, ...]:
+        """One hash for each bit that is set in `size`."""
+        return tuple(self._peaks)
+
+    def append(self, data: bytes) -> None:
+        """Add a leaf with this data."""
+        node = leaf_hash(data)
+        size = self.size
+        while size & 1:  # two perfect subtrees of one height become one, as a carry in binary addition
+            node = node_hash(self._peaks.pop(), node)
+            size >>= 1
+        self._peaks.append(node)
+        self.size += 1
+
+    def extend(self, leaves: Iterable[bytes]) -> None:
+        """Add many."""
+        for data in leaves:
+            self.append(data)
+
+    def root(self) -> bytes:
+        """The tree head's hash, 32 bytes."""
+        return _fold(self._peaks)
+
+
+def root_of(leaves: Iterable[bytes]) -> bytes:
+    """The root over these leaves' data."""
+    tree = Tree()
+    tree.extend(leaves)
+    return tree.root()
+
+
+def _split(size: int) -> int:
+    """The largest power of two that is smaller than `size`, which is at least 2."""
+    return 1 << ((size - 1).bit_length() - 1)
+
+
+def inclusion_proof(leaves: Sequence[bytes], index: int) -> list[bytes]:
+    """The audit path of leaf `index` (from 0) in the tree over all `leaves` (RFC 6962, 2.1.1): leaf to root.
+
+    Raises IndexError for a leaf that is not there.
+    """
+    if not 0 <= index < len(leaves):
+        raise IndexError(f"there is no leaf {index} in a tree of {len(leaves)}")
+    first, last, path = 0, len(leaves), []
+    while last - first > 1:
+        middle = first + _split(last - first)
+        if index < middle:
+            path.append(root_of(leaves[middle:last]))
+            last = middle
+        else:
+            path.append(root_of(leaves[first:middle]))
+            first = middle
+    return path[::-1]
+
+
+def consistency_proof(leaves: Sequence[bytes], size: int) -> list[bytes]:
+    """That the tree over the first `size` leaves is a prefix of the one over all (RFC 6962, 2.1.2).
+
+    Raises IndexError where `size` is not between 1 and the number of leaves.
+    """
+    if not 1 <= size <= len(leaves):
+        raise IndexError(f"a tree of {len(leaves)} leaves has no earlier tree of {size}")
+    first, last, path, known = 0, len(leaves), [], True
+    while size < last:
+        middle = first + _split(last - first)
+        if size <= middle:
+            path.append(root_of(leaves[middle:last]))
+            last = middle
+        else:
+            path.append(root_of(leaves[first:middle]))
+            first, known = middle, False
+    if not known:  # whoever checks knows the old root, but not this part of it
+        path.append(root_of(leaves[first:last]))
+    return path[::-1]
+
+
+def check_inclusion(data: bytes, index: int, size: int, path: Sequence[bytes], root: bytes) -> None:
+    """Check an audit path (RFC 9162, 2.1.3.2). Raises ProofError."""
+    if not 0 <= index < size:
+        raise ProofError(f"there is no leaf {index} in a tree of {size}")
+    node, at, last = leaf_hash(data), index, size - 1
+    for sibling in path:
+        if last == 0:
+            raise ProofError("the proof is too long for this tree")
+        if at & 1 or at == last:
+            node = node_hash(sibling, node)
+            while not at & 1 and at:  # where the right edge is ragged, levels are skipped
+                at, last = at >> 1, last >> 1
+        else:
+            node = node_hash(node, sibling)
+        at, last = at >> 1, last >> 1
+    if last:
+        raise ProofError("the proof is too short for this tree")
+    if node != root:
+        raise ProofError(f"leaf {index} is not in the tree with this root")
+
+
+def check_consistency(first: int, first_root: bytes, second: int, second_root: bytes, path: Sequence[bytes]) -> None:
+    """Check that the tree of `first` leaves is a prefix of that of `second` (RFC 9162, 2.1.4.2). Raises ProofError."""
+    if not 1 <= first <= second:
+        raise ProofError(f"a tree of {first} leaves cannot be a prefix of one of {second}")
+    if first == second:
+        if path:
+            raise ProofError("two trees of one size need no proof")
+        if first_root != second_root:
+            raise ProofError(f"there are two trees of {first} leaves: a fork")
+        return
+    nodes = list(path) if first & (first - 1) else [first_root, *path]
+    if not nodes:
+        raise ProofError("the proof is too short for these trees")
+    at, last = first - 1, second - 1
+    while at & 1:
+        at, last = at >> 1, last >> 1
+    old = new = nodes[0]
+    for node in nodes[1:]:
+        if last == 0:
+            raise ProofError("the proof is too long for these trees")
+        if at & 1 or at == last:
+            old, new = node_hash(node, old), node_hash(node, new)
+            while not at & 1 and at:
+                at, last = at >> 1, last >> 1
+        else:
+            new = node_hash(new, node)
+        at, last = at >> 1, last >> 1
+    if last:
+        raise ProofError("the proof is too short for these trees")
+    if old != first_root or new != second_root:
+        raise ProofError(f"the tree of {first} leaves is not a prefix of that of {second}: history was rewritten")

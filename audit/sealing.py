@@ -1,0 +1,121 @@
+"""Signs the store's entries: which key may, the tree carried on from the last checkpoint, the note beside it.
+
+All of it happens in the caller's write transaction, so that nobody appends between the root and its signature.
+A signature is refused over what we can see is not the history that was signed before.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+
+from audit.chain import GENESIS
+from audit.checkpoint import Checkpoint
+from audit.entry import Draft, Kind
+from audit.errors import AuditUnavailable
+from audit.merkle import SIZE, Tree
+from audit.note import Note, NoteError, PublicKey, Signer, open_note, sign
+
+# The first line of the text that both keys sign. No checkpoint can be mistaken for it: its second line is a number.
+ROTATION = "countersign key rotation v1"
+
+_KEY_KINDS = f"('{Kind.KEY_CREATED}', '{Kind.KEY_ROTATED}')"
+
+
+class WrongKey(AuditUnavailable):
+    """The key at hand is not the one that the audit names as its own."""
+
+
+def created(signer: Signer) -> Draft:
+    """The entry that names the first key."""
+    return Draft(Kind.KEY_CREATED, None, None, None, {"vkey": str(signer.public)})
+
+
+def rotated(old: Signer, new: Signer) -> Draft:
+    """The entry that hands over from `old` to `new`, signed by both. Raises NoteError for keys of two logs."""
+    if old.name != new.name or old.seed == new.seed:
+        raise NoteError(f"a rotation needs two keys of one name, not `{old.name}` and `{new.name}`; make a new key")
+    note = sign(f"{ROTATION}\n{old.public}\n{new.public}\n", old, new)
+    return Draft(Kind.KEY_ROTATED, None, None, None, {"note": note})
+
+
+def keys(db: sqlite3.Connection) -> list[PublicKey]:
+    """The keys that the chain names, in order; the last one may sign. Raises NoteError where that history breaks."""
+    found: list[PublicKey] = []
+    sql = f"SELECT kind, body FROM entries WHERE kind IN {_KEY_KINDS} ORDER BY seq"  # noqa: S608 - constants
+    for kind, body in db.execute(sql):
+        match kind, json.loads(body):
+            case Kind.KEY_CREATED, {"vkey": str(vkey)} if not found:
+                found.append(PublicKey.parse(vkey))
+            case Kind.KEY_ROTATED, {"note": str(note)} if found:
+                found.append(_successor(found[-1], note))
+            case _:
+                raise NoteError("a key was made twice, or rotated before it was made: verify the audit")
+    if not found and db.execute("SELECT 1 FROM checkpoints LIMIT 1").fetchone():
+        raise NoteError("there are checkpoints, and the entry that names their key is gone: verify the audit")
+    return found
+
+
+def _successor(old: PublicKey, note: str) -> PublicKey:
+    parsed = Note.parse(note)
+    match parsed.text.split("\n"):
+        case [title, before, after, ""] if title == ROTATION and before == str(old):
+            new = PublicKey.parse(after)
+            if new.name == old.name and parsed.signed_by(old) and parsed.signed_by(new):
+                return new
+    raise NoteError("a rotation of keys is not signed by both keys: verify the audit")
+
+
+def require(known: Sequence[PublicKey], signer: Signer) -> None:
+    """Refuse a key that is not the audit's present one. Raises WrongKey."""
+    if known and known[-1] != signer.public:
+        raise WrongKey(
+            f"the audit is signed by `{known[-1]}`, and the key at hand is `{signer.public}`;"
+            " restore the key, or rotate from it to a new one with `countersign audit key --rotate`"
+        )
+
+
+def seal(db: sqlite3.Connection, signer: Signer, time: str) -> str | None:
+    """Sign all entries there are, and store the note; None if the newest checkpoint already covers them.
+
+    Raises AuditUnavailable where the entries do not carry on what was signed before, WrongKey, sqlite3.Error.
+    """
+    known = keys(db)
+    require(known, signer)
+    tree, prev = _last(db, known)
+    before = tree.size
+    for seq, entry_prev, hash_ in db.execute(
+        "SELECT seq, prev, hash FROM entries WHERE seq > ? ORDER BY seq", [before]
+    ):
+        if seq != tree.size + 1 or entry_prev != prev:
+            raise AuditUnavailable(f"entry {tree.size + 1} does not follow the one before it: verify the audit")
+        tree.append(hash_)
+        prev = hash_
+    if tree.size == before:
+        return None
+    note = Checkpoint(signer.name, tree.size, tree.root()).signed(signer)
+    db.execute(
+        "INSERT INTO checkpoints (size, time, note, peaks) VALUES (?, ?, ?, ?)",
+        (tree.size, time, note, b"".join(tree.peaks)),
+    )
+    return note
+
+
+def _last(db: sqlite3.Connection, known: Sequence[PublicKey]) -> tuple[Tree, bytes]:
+    """The tree under the newest checkpoint, and the hash of its last entry; what is stored must be what was signed."""
+    row = db.execute("SELECT size, note, peaks FROM checkpoints ORDER BY size DESC LIMIT 1").fetchone()
+    if row is None:
+        return Tree(), GENESIS
+    size, note, peaks = row
+    try:
+        tree = Tree(size, [peaks[at : at + SIZE] for at in range(0, len(peaks), SIZE)])
+        signed = Checkpoint.parse(open_note(note, known))
+    except ValueError as error:
+        raise AuditUnavailable(f"the checkpoint of {size} entries: {error}; verify the audit") from None
+    if (signed.size, signed.root) != (tree.size, tree.root()):
+        raise AuditUnavailable(f"the checkpoint of {size} entries was altered: verify the audit")
+    found = db.execute("SELECT hash FROM entries WHERE seq = ?", [size]).fetchone()
+    if found is None:
+        raise AuditUnavailable(f"entry {size} was signed and is gone: verify the audit")
+    return tree, found[0]

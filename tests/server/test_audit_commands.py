@@ -1,0 +1,75 @@
+"""`countersign audit search` and `export` at the command line: what is printed, and what is recorded of the reader."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import sqlite3
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from audit.note import Signer
+from audit.store import Store
+from server.cli import main
+from tests.audit.test_search import STATEMENTS
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "audit.db"
+    with contextlib.closing(Store.open(path)) as store:
+        for pair in STATEMENTS:
+            store.append([pair])
+    return path
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["audit", *map(str, arguments)])
+
+
+def readings(path: Path) -> list[tuple[str, dict[str, object]]]:
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        rows = db.execute("SELECT subject, body FROM entries WHERE kind = 'audit.read' ORDER BY seq").fetchall()
+    return [(subject, json.loads(body)) for subject, body in rows]
+
+
+def test_a_search_prints_csv_and_is_recorded_with_what_was_asked(path: Path) -> None:
+    done = run("search", path, "--action", "delete", "--relation", "public.*", "--min-rows", 0, "--csv")
+    assert done.exit_code == 0, done.output
+    header, *rows = csv.reader(io.StringIO(done.stdout))
+    assert header == ["seq", "time", "kind", "session", "subject", "connection", "body"]
+    assert [row[0] for row in rows] == ["5", "6"]
+    assert json.loads(rows[0][-1])["statement"] == "st-2"
+    [(reader, body)] = readings(path)
+    assert reader
+    assert body == {
+        "how": "search",
+        "query": {"action": "delete", "relation": "public.*", "rows": 0, "limit": 200},
+        "found": 2,
+    }
+
+
+def test_every_kind_of_entry_has_its_line_in_the_table(path: Path) -> None:
+    with contextlib.closing(Store.open(path)) as store:
+        store.checkpoint(Signer("example.com/audit", bytes(32)))
+    assert run("search", path, "--words", "drop*").exit_code == 0
+    done = run("search", path)
+    assert done.exit_code == 0, done.output
+    for word in ("[deny]", "refused", "example.com/audit", "search"):
+        assert word in done.output.replace("\n", "")
+
+
+def test_an_export_contains_the_entry_that_tells_of_it(path: Path) -> None:
+    done = run("export", path, "--after", 10)
+    entries = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [entry["seq"] for entry in entries] == [11, 12, 13]
+    assert entries[-1]["body"] == {"how": "export", "query": {"after": 10, "follow": False}}
+
+
+def test_a_search_that_makes_no_sense_is_one_sentence(path: Path) -> None:
+    done = run("search", path, "--words", "*")
+    assert (done.exit_code, "there is no word" in done.output) == (2, True)
