@@ -46,14 +46,23 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="audit-writer", daemon=True)
         self._thread.start()
 
-    def submit(self, unit: Unit, done: Done) -> None:
-        """Queue a unit; `done` gets its entries once they are durable, or why they are not. Waits for no disk."""
+    def submit(self, unit: Unit, done: Done, *, wake: bool = True) -> None:
+        """Queue a unit; `done` gets its entries once they are durable, or why they are not. Waits for no disk.
+
+        Without `wake` an idle writer sleeps on, and takes it with the next unit, or at `wake`.
+        """
         with self._ready:
             if not self._closing:
                 self._waiting.append((unit, done))
-                self._ready.notify()
+                if wake:
+                    self._ready.notify()
                 return
         self._tell([(done, AuditUnavailable("the audit is closed: this process is stopping"))])
+
+    def wake(self) -> None:
+        """Write what waits, if anything does."""
+        with self._ready:
+            self._ready.notify()
 
     def close(self) -> None:
         """Write and sign what waits, then stop. A second call waits for the first."""

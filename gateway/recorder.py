@@ -12,6 +12,10 @@ from gateway.errors import AuditUnavailableError
 
 _Result = Sequence[Entry] | Exception
 
+# How long an outcome that nobody waits for may wait for company: the next statement's intent, as a rule, so
+# that a client which works step by step pays for one fsync per statement and not for two.
+_LINGER_SECONDS = 0.002
+
 
 class Recorder:
     """Hands items to the writer thread and awaits their durability on the loop it was made on."""
@@ -19,6 +23,7 @@ class Recorder:
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
         self._loop = asyncio.get_running_loop()
+        self._lingering: asyncio.TimerHandle | None = None
         writer.notify = self._from_writer
 
     def _from_writer(self, finished: Sequence[tuple[Callable[[_Result], None], _Result]]) -> None:
@@ -45,13 +50,22 @@ class Recorder:
         return await future
 
     def post(self, *items: Item | Draft, failed: Callable[[Exception], None]) -> None:
-        """Append as one unit, in order with everything else, without waiting; `failed` hears of a failure."""
+        """Append as one unit, in order with everything else, without waiting; `failed` hears of a failure.
+
+        It is on its way to the disk after 2 ms at the latest.
+        """
 
         def done(result: _Result) -> None:
             if isinstance(result, Exception):
                 failed(_as_ours(result))
 
-        self._writer.submit(_as_items(items), done)
+        self._writer.submit(_as_items(items), done, wake=False)
+        if self._lingering is None:
+            self._lingering = self._loop.call_later(_LINGER_SECONDS, self._wake)
+
+    def _wake(self) -> None:
+        self._lingering = None
+        self._writer.wake()
 
 
 def _deliver(finished: Sequence[tuple[Callable[[_Result], None], _Result]]) -> None:
