@@ -25,6 +25,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 try:
     from cryptography.exceptions import InvalidSignature
@@ -283,6 +284,13 @@ def notes_in(text: str) -> list[str]:
     return found
 
 
+def _json(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+
+
 def _base64(text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
@@ -469,7 +477,7 @@ class _Walk:
 
     def _key(self, seq: int, kind: bytes, body: bytes) -> str | None:
         """Who signs from here on: the first key, or the next one, handed over under both signatures."""
-        told = json.loads(body)
+        told = _json(body)
         try:
             if kind == b"key.created" and not self.keys:
                 self.keys.append((seq, Key.parse(told["vkey"])))
@@ -541,7 +549,8 @@ class _Walk:
 
     def _replay(self, body: bytes) -> str | None:
         """Carry out on our own books what an approval's entry says it did."""
-        match json.loads(body).get("change"):
+        told = _json(body)
+        match told.get("change") if isinstance(told, dict) else None:
             case {"approval": str(id_), "record": str(digest)}:
                 if id_ in self.states:
                     return f"approval {id_} was asked for twice"
