@@ -82,6 +82,9 @@ class Notary:
             self._open = False
         except AuditUnavailable as error:
             problem = f"no checkpoint could be made: {error}"
+        except Exception as error:  # a bug of ours must not end the thread that writes the entries
+            log.exception("a checkpoint failed")
+            problem = f"no checkpoint could be made: internal error: {type(error).__name__}"
         for witness in self._witnesses:
             try:
                 self._hand(witness)

@@ -45,7 +45,11 @@ def keys(db: sqlite3.Connection) -> list[PublicKey]:
     found: list[PublicKey] = []
     sql = f"SELECT kind, body FROM entries WHERE kind IN {_KEY_KINDS} ORDER BY seq"  # noqa: S608 - constants
     for kind, body in db.execute(sql):
-        match kind, json.loads(body):
+        try:
+            told = json.loads(body)
+        except (ValueError, RecursionError):
+            told = None
+        match kind, told:
             case Kind.KEY_CREATED, {"vkey": str(vkey)} if not found:
                 found.append(PublicKey.parse(vkey))
             case Kind.KEY_ROTATED, {"note": str(note)} if found:

@@ -120,7 +120,10 @@ def search(path: Path, query: Query) -> Sequence[Found]:
 
 
 # Principals are told in full where a session opens; the entries of the session are found through it.
-_SESSIONS_OF = "SELECT o.session FROM entries o WHERE o.kind = 'session.opened' AND "
+_SESSIONS_OF = (
+    "SELECT o.session FROM entries o WHERE o.kind = 'session.opened'"
+    " AND o.kind IN ('session.opened', 'session.closed') AND "  # names the partial index
+)
 _GROUP = "EXISTS (SELECT 1 FROM json_each(o.body, '$.principal.groups') g WHERE g.value = ?)"
 _USER = "? IN (o.body ->> '$.principal.email', o.body ->> '$.principal.on_behalf_of')"
 

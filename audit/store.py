@@ -20,6 +20,7 @@ from audit.approvals import Change, Conflict, account, apply
 from audit.entry import BodyError, Draft, Entry, as_text
 from audit.errors import AuditUnavailable, unavailable
 from audit.note import NoteError, PublicKey, Signer
+from audit.proof import Proof, prove
 from audit.schema import make, prepare, transaction
 
 __all__ = ["AuditUnavailable", "Item", "Open", "Store", "Unit"]
@@ -110,6 +111,7 @@ class Store:
         with self._lock, _told(self.path), transaction(self._db):
             seq, prev, last = self._head()
             now = self._time(last)
+            appended: list[Entry] = []
             for unit in sealed:
                 entries: list[Entry] = []
                 before = prev
@@ -117,12 +119,14 @@ class Store:
                     entries.append(chain.link(before, at, now, item.draft, body))
                     before = entries[-1].hash
                 try:
-                    self._insert([item.change for item, _ in unit if item.change is not None], entries)
+                    self._apply([item.change for item, _ in unit if item.change is not None])
                 except Conflict as conflict:
                     results.append(conflict)
                     continue
                 seq, prev = seq + len(entries), before
                 results.append(entries)
+                appended += entries
+            self._insert(appended)
             self._check_in_place()
         self._seen = (seq, prev) if seq else None
         # If we crash before COMMIT returned, nothing was promised; after it, everything is on disk. A COMMIT
@@ -141,7 +145,7 @@ class Store:
             now = self._time(last)
             if not sealing.keys(self._db):
                 entry = chain.link(prev, seq + 1, now, sealing.created(signer))
-                self._insert((), [entry])
+                self._insert([entry])
             note = sealing.seal(self._db, signer, now)
             self._check_in_place()
             return note
@@ -156,7 +160,7 @@ class Store:
             seq, prev, last = self._head()
             now = self._time(last)
             sealing.require(sealing.keys(self._db), old)
-            self._insert((), [chain.link(prev, seq + 1, now, sealing.rotated(old, new))])
+            self._insert([chain.link(prev, seq + 1, now, sealing.rotated(old, new))])
             sealing.seal(self._db, new, now)
             self._check_in_place()
 
@@ -170,6 +174,18 @@ class Store:
         with self._lock, _told(self.path):
             sql = "SELECT size, note FROM checkpoints WHERE size > ? ORDER BY size"
             return [(int(size), str(note)) for size, note in self._db.execute(sql, (after,))]
+
+    def prove(self, seq: int) -> Proof | None:
+        """That an entry is among those that the newest checkpoint covers; None where it is not, or is not there.
+
+        Reads the hashes of all entries: a second for a million. Raises AuditUnavailable.
+        """
+        with self._lock, _told(self.path):
+            newest = self._db.execute("SELECT size, note FROM checkpoints ORDER BY size DESC LIMIT 1").fetchone()
+            if newest is None or not 1 <= seq <= newest[0]:
+                return None
+            rows = self._db.execute("SELECT hash FROM entries WHERE seq <= ? ORDER BY seq", newest[:1])
+            return prove([hash_ for (hash_,) in rows], seq, newest[1])
 
     def open_statements(self) -> list[Open]:
         """Every intent without an outcome, the oldest first."""
@@ -203,18 +219,22 @@ class Store:
                     " put it back, or keep it as evidence and restart"
                 )
 
-    def _insert(self, changes: Sequence[Change], entries: Sequence[Entry]) -> None:
-        if changes:
-            self._db.execute("SAVEPOINT unit")
-            try:
-                for change in changes:
-                    apply(self._db, change)
-            except Conflict:
-                self._db.execute("ROLLBACK TO unit")
-                raise
-            finally:
-                if self._db.in_transaction:  # SQLite itself rolls everything back on a full disk
-                    self._db.execute("RELEASE unit")
+    def _apply(self, changes: Sequence[Change]) -> None:
+        """Carry out the changes of one unit, all or none. Raises Conflict."""
+        if not changes:
+            return
+        self._db.execute("SAVEPOINT unit")
+        try:
+            for change in changes:
+                apply(self._db, change)
+        except Conflict:
+            self._db.execute("ROLLBACK TO unit")
+            raise
+        finally:
+            if self._db.in_transaction:  # SQLite itself rolls everything back on a full disk
+                self._db.execute("RELEASE unit")
+
+    def _insert(self, entries: Sequence[Entry]) -> None:
         self._db.executemany(
             "INSERT INTO entries (seq, time, kind, session, subject, connection, body, prev, hash)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",

@@ -47,6 +47,7 @@ def _store_path(store: Path | None, config_path: Path) -> Path:
 
 audit.add_command(signing_commands.checkpoint)
 audit.add_command(signing_commands.key)
+audit.add_command(signing_commands.prove)
 
 
 @audit.command()

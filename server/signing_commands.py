@@ -1,4 +1,4 @@
-"""`countersign audit checkpoint` and `key`: sign now, show who signs, hand over to a new key."""
+"""`countersign audit checkpoint`, `key` and `prove`: sign now, show who signs, hand over, prove one entry."""
 
 from __future__ import annotations
 
@@ -77,6 +77,24 @@ def key(store: Path | None, config_path: Path, rotate: bool) -> None:
             opened.checkpoint(signing.key())
         for public in opened.public_keys():
             click.echo(str(public))
+
+
+@click.command()
+@click.argument("seq", type=click.IntRange(min=1))
+@STORE
+@CONFIG
+def prove(seq: int, store: Path | None, config_path: Path) -> None:
+    """Print a proof (c2sp.org/tlog-proof) that one entry is in the audit, under the newest checkpoint.
+
+    With the entry's line of `audit export` and the public key, nothing else is needed to check it.
+    """
+    with _opened(store, config_path) as (opened, _):
+        proof = opened.prove(seq)
+        if proof is None:
+            raise ConfigurationError(
+                f"entry {seq} is not signed yet, or not there", cure="Sign it with `countersign audit checkpoint`."
+            )
+        click.echo(proof.text, nl=False)
 
 
 def _rotate(store: Store, signing: Signing) -> None:

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from audit import verify as lone
 from audit.checkpoint import Checkpoint
 from audit.merkle import Tree
+from audit.notary import Notary
 from audit.note import Note, Signer, sign
 from audit.store import Store
 from audit.verify import Report, Unreadable, ed25519_verifies, entry_hash, lone_ed25519_verifies, verify
@@ -234,6 +235,22 @@ def test_a_rotation_that_only_the_new_key_signed_is_foreign(tmp_path: Path) -> N
         rechain(db)
     report = verify(path)
     assert (report.bad_seq, "hand over" in (report.problem or "")) == (15, True)
+
+
+@pytest.mark.parametrize("body", ["", "[]", "1", '{"vkey":1}', '{"vkey":"x"}', "[" * 100_000])
+def test_a_body_that_is_not_what_it_should_be_is_named_and_breaks_nothing(tmp_path: Path, body: str) -> None:
+    path = tmp_path / "audit.db"
+    build(path, checkpoints=True)
+    with forging(path) as db:
+        db.execute("UPDATE entries SET body = ? WHERE kind = 'key.created'", [body])
+        db.execute("UPDATE entries SET kind = 'approval.voted', body = ? WHERE seq = 5", [body])
+        rechain(db)
+    assert verify(path).bad_seq == 9
+    with contextlib.closing(Store.open(path)) as store:
+        notary = Notary(store, lambda: NEXT)
+        store.append([[intent(30)]])
+        notary.seal()  # refused, told, and no exception
+        assert notary.due_in() is not None
 
 
 def since(path: Path, seq: int) -> Report:

@@ -1,0 +1,69 @@
+"""Proofs that one entry is in the audit, as c2sp.org/tlog-proof writes them down. Sans-IO.
+
+Whoever has the proof, the entry and the log's public key needs nothing else: not the store, nor the other entries.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from audit.checkpoint import Checkpoint
+from audit.merkle import SIZE, ProofError, check_inclusion, inclusion_proof
+from audit.note import PublicKey, open_note
+
+_TITLE = "c2sp.org/tlog-proof@v1"
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """That the entry `seq` is among those that the signed `note` covers; `path` are the hashes from leaf to root."""
+
+    seq: int
+    path: Sequence[bytes]
+    note: str
+
+    @property
+    def text(self) -> str:
+        """The proof as it is handed over. The format counts entries from 0."""
+        path = "".join(f"{base64.b64encode(node).decode('ascii')}\n" for node in self.path)
+        return f"{_TITLE}\nindex {self.seq - 1}\n{path}\n{self.note}"
+
+    @classmethod
+    def parse(cls, text: str) -> Proof:
+        """Read a proof; `extra` data is left aside, as nobody signed it. Raises ProofError."""
+        head, _, note = text.partition("\n\n")
+        lines = head.split("\n")
+        if lines[1:] and lines[1].startswith("extra "):
+            del lines[1]
+        match lines:
+            case [title, index, *path] if title == _TITLE and re.fullmatch(r"index (0|[1-9][0-9]{0,18})", index):
+                return cls(int(index[6:]) + 1, [_node(line) for line in path], note)
+        raise ProofError(f"this is no proof: it must begin with `{_TITLE}` and `index`, each on a line of its own")
+
+    def check(self, entry_hash: bytes, keys: Collection[PublicKey]) -> Checkpoint:
+        """The checkpoint under which one of these keys vouches for the entry with this `hash`.
+
+        Raises ProofError where the proof does not hold, `audit.note.NoteError` where no such key signed.
+        """
+        signed = Checkpoint.parse(open_note(self.note, keys))
+        check_inclusion(entry_hash, self.seq - 1, signed.size, self.path, signed.root)
+        return signed
+
+
+def prove(hashes: Sequence[bytes], seq: int, note: str) -> Proof:
+    """The proof for entry `seq` under a note over exactly these entries (their `hash`, in order). Raises IndexError."""
+    return Proof(seq, inclusion_proof(hashes, seq - 1), note)
+
+
+def _node(line: str) -> bytes:
+    try:
+        node = base64.b64decode(line, validate=True)
+    except binascii.Error:
+        node = b""
+    if len(node) != SIZE:
+        raise ProofError(f"`{line[:60]}` is no hash of a proof: it must be the base64 of {SIZE} bytes")
+    return node
