@@ -13,6 +13,7 @@ from policy import alterations, bounds, definitions, session
 from policy.calls import Calls
 from policy.catalog import Relation
 from policy.grammar import GRAMMAR, Holds
+from policy.implied import Implied
 from policy.model import Action, Analysis, Demand, Effects, Facts, ObjectKind, ObjectName
 from policy.names import Names, is_system, parts
 from policy.parse import Node, NotAnalysableError, base_text, statements
@@ -50,6 +51,7 @@ class Analyser:
         self.names = Names(facts.catalog, facts.search_path)
         self.effects: dict[str, Any] = {}
         self.calls = Calls(self.names, self.demand, self.effects)
+        self.implied = Implied(self.names, self.calls, self._follow)
         self.references: list[Reference] = []
         self.stores: str | None = None
         self._demands: dict[tuple[Action, ObjectName, bool], Demand] = {}
@@ -65,6 +67,7 @@ class Analyser:
         session.check_allowed(tag)
         self.visit(tag, body)
         self.calls.settle()
+        self.implied.settle()
         analysis = Analysis(
             text=base,
             kind=tag,
@@ -124,14 +127,23 @@ class Analyser:
         location: int = 0,
         builtin: bool = False,
         bounded: bool = True,
+        via: str | None = None,
     ) -> None:
         """Note a demand; the same one twice counts once, an unbounded one as unbounded."""
         key = (action, name, bounded)
         if key not in self._demands:
-            self._demands[key] = Demand(action, name, oid, location, builtin, bounded)
+            self._demands[key] = Demand(action, name, oid, location, builtin, bounded, via)
 
-    def demand_on(self, action: Action, relation: Relation, location: int, *, bounded: bool = True) -> None:
-        """Note a demand on a relation."""
+    def demand_on(
+        self,
+        action: Action,
+        relation: Relation,
+        location: int,
+        *,
+        bounded: bool = True,
+        via: str | None = None,
+    ) -> None:
+        """Note a demand on a relation, and what runs unseen when it is met."""
         reading = action in (Action.SELECT, Action.EXPLAIN)
         self.demand(
             action,
@@ -140,7 +152,13 @@ class Analyser:
             location=location,
             builtin=reading and is_system(relation),
             bounded=bounded,
+            via=via,
         )
+        if not is_system(relation):
+            self.implied.on(action, relation, location)
+
+    def _follow(self, action: Action, relation: Relation, location: int, bounded: bool) -> None:
+        self.demand_on(action, relation, location, bounded=bounded, via="a foreign key")
 
     def refer(self, var: Node, role: Role, action: Action, *, bounded: bool = True) -> Relation:
         """Resolve a RangeVar that is never a common table expression, note it and what it demands."""
@@ -231,6 +249,7 @@ class Analyser:
         conflict = body.get("onConflictClause", {})
         if conflict.get("action") == "ONCONFLICT_UPDATE":
             self.demand_on(Action.UPDATE, relation, var.get("location", 0))
+            self.implied.row_changes(Action.UPDATE, relation, var.get("location", 0), _set_columns(conflict))
         if conflict or "returningClause" in body:
             self.demand_on(Action.SELECT, relation, var.get("location", 0))
         self.children("InsertStmt", body, ("withClause", "relation"))
@@ -248,6 +267,7 @@ class Analyser:
             self._with(body["withClause"])
         var = body["relation"]
         relation = self.target(var, action, bounded=bounds.is_bounded(body))
+        self.implied.row_changes(action, relation, var.get("location", 0), _set_columns(body))
         before = self._column_refs
         self.children(tag, body, ("withClause", "relation"))
         if self._column_refs > before or "returningClause" in body:
@@ -259,17 +279,19 @@ class Analyser:
         if "withClause" in body:
             self._with(body["withClause"])
         var = body["relation"]
-        commands = [clause["MergeWhenClause"].get("commandType") for clause in body["mergeWhenClauses"]]
+        clauses = [clause["MergeWhenClause"] for clause in body["mergeWhenClauses"]]
         actions = {
             "CMD_INSERT": Action.INSERT,
             "CMD_UPDATE": Action.UPDATE,
             "CMD_DELETE": Action.DELETE,
         }
         relation = self.target(var, Action.SELECT)
-        for command in commands:
-            if command in actions:
-                action = actions[command]
+        for clause in clauses:
+            action = actions.get(clause.get("commandType"))
+            if action is not None:
                 self.demand_on(action, relation, var.get("location", 0), bounded=action is Action.INSERT)
+                if action is not Action.INSERT:
+                    self.implied.row_changes(action, relation, var.get("location", 0), _set_columns(clause))
         self.children("MergeStmt", body, ("withClause", "relation"))
         self._ctes = outer
 
@@ -281,13 +303,16 @@ class Analyser:
         if len(fields) > 1:
             for field in fields[1:]:
                 if "String" in field:
-                    self.calls.note_attribute(field["String"]["sval"], body.get("location", 0), of_row=True)
+                    name = field["String"]["sval"]
+                    self.calls.note_attribute(name, body.get("location", 0), of_row=True)
+                    self.implied.note_type([name], body.get("location", 0))
 
     def _indirection(self, body: Node) -> None:
         self.children("A_Indirection", body)
         for step in body["indirection"]:
             if "String" in step:
                 self.calls.note_attribute(step["String"]["sval"], 0, of_row=False)
+                self.implied.note_type([step["String"]["sval"]], 0)
 
     def _range_function(self, body: Node) -> None:
         self.calls.note_function_in_from()
@@ -304,8 +329,15 @@ class Analyser:
                 location=body.get("location", 0),
             )
         else:
-            self.calls.call(words, body.get("location", 0), arguments=len(arguments))
+            inputs = len(arguments) + (len(body.get("agg_order", ())) if body.get("agg_within_group") else 0)
+            self.calls.call(words, body.get("location", 0), inputs)
+            if len(arguments) == 1:
+                self.implied.note_type(words, body.get("location", 0))  # `name(x)` may be a cast
         self.children("FuncCall", body)
+
+    def _type_name(self, body: Node) -> None:
+        self.implied.note_type(parts(body.get("names", ())), max(body.get("location", 0), 0))
+        self.children("TypeName", body)
 
     def _expression(self, body: Node) -> None:
         if self.calls.any_operators:
@@ -331,6 +363,7 @@ class Analyser:
 
     def _parameter(self, body: Node) -> None:
         self._parameters = max(self._parameters, body.get("number", 0))
+        self.implied.note_parameter()
 
 
 _BEHIND_BETWEEN: Final = {
@@ -352,6 +385,7 @@ _HANDLERS: Final[dict[str, Callable[[Analyser, Node], None]]] = {
     "ColumnRef": Analyser._column_ref,
     "A_Indirection": Analyser._indirection,
     "FuncCall": Analyser._func_call,
+    "TypeName": Analyser._type_name,
     "A_Expr": Analyser._expression,
     "JoinExpr": lambda self, body: self._implied_equality(
         "JoinExpr", "isNatural" if body.get("isNatural") else "usingClause", body
@@ -365,6 +399,11 @@ _HANDLERS: Final[dict[str, Callable[[Analyser, Node], None]]] = {
     **definitions.HANDLERS,
     **alterations.HANDLERS,
 }
+
+
+def _set_columns(body: Node) -> list[str]:
+    """The columns that a SET clause names."""
+    return [item["ResTarget"].get("name", "") for item in body.get("targetList", ())]
 
 
 def _unknown_node(name: str, body: Node) -> NotAnalysableError:

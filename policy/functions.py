@@ -9,6 +9,12 @@ from __future__ import annotations
 
 from typing import Final
 
+from policy.catalog import Function, Volatility
+
+# Objects below it come with the server (access/transam.h, FirstNormalObjectId).
+FIRST_USER_OID = 16384
+SYSTEM_SCHEMAS = frozenset(("pg_catalog", "information_schema"))
+
 # Refused by exact name, with the reason as the end of a sentence: "it …".
 _REFUSED: Final[dict[str, tuple[str, ...]]] = {
     # Text in an argument becomes SQL: no parse tree shows what it reads.
@@ -107,6 +113,28 @@ def refusal_of_function(name: str) -> str | None:
 def is_harmless_volatile(name: str) -> bool:
     """Whether this volatile built-in function is known to touch nothing that others see."""
     return name in _HARMLESS_VOLATILE
+
+
+def is_builtin(function: Function) -> bool:
+    """Whether a function comes with the server."""
+    return function.schema in SYSTEM_SCHEMAS and function.oid < FIRST_USER_OID
+
+
+def is_risky(function: Function) -> bool:
+    """Whether calling it may do more than compute: volatile, and not known to be harmless."""
+    if function.volatility is not Volatility.VOLATILE:
+        return False
+    return not (is_builtin(function) and is_harmless_volatile(function.name))
+
+
+def is_harmless(function: Function) -> bool:
+    """Whether it may be called without asking any rule."""
+    return (
+        is_builtin(function)
+        and not is_risky(function)
+        and function.name not in NEEDS_A_RULE
+        and refusal_of_function(function.name) is None
+    )
 
 
 def refusal_of_catalog(name: str) -> str | None:

@@ -141,12 +141,12 @@ def _function(name: str, arguments: str = "", schema: str = "public", volatility
     return Function(90000 + len(name), schema, name, "f", Volatility(volatility), "plpgsql", arguments)
 
 
-def _with(*added: Function, operators: frozenset[tuple[str, str]] = frozenset()) -> Facts:
+def _with(*added: Function, operators: dict[tuple[str, str], tuple[int, ...]] | None = None) -> Facts:
     table = dict(CATALOG.functions)
     for function in added:
         key = (function.schema, function.name)
         table[key] = (*table.get(key, ()), function)
-    return facts(catalog=replace(CATALOG, functions=table, operators=operators))
+    return facts(catalog=replace(CATALOG, functions=table, operators=operators or {}))
 
 
 def test_a_user_function_needs_a_rule() -> None:
@@ -207,7 +207,8 @@ def test_a_column_is_no_call_of_a_function_of_the_same_name() -> None:
     ],
 )
 def test_a_user_defined_operator_is_a_call(sql: str) -> None:
-    known = _with(operators=frozenset((("public", "="),)))
+    same = _function("same", "integer, integer")
+    known = _with(same, operators={("public", "="): (same.oid,)})
     assert _codes(_decide(sql, known)) == ["rule.none"]
 
 
