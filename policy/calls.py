@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from policy.catalog import Function, Volatility
 from policy.functions import (
+    NAMES_A_TYPE,
     NEEDS_A_RULE,
     is_builtin,
     is_harmless,
@@ -49,7 +50,7 @@ class Calls:
         self._scalar_rows = False
         self._behind: set[int] = set()
         self.any_operators = bool(names.catalog.operators)
-        self.any_user_function = False  # such a function's result may be of any type
+        self.results: set[int] = set()  # the types that user functions return
 
     def note_attribute(self, name: str, location: int, *, of_row: bool) -> None:
         """`x.name` (of_row) or `(x).name` was seen: `settle` decides whether it may be a call."""
@@ -83,6 +84,9 @@ class Calls:
         found = [f for f in found if f.takes(arguments)] or found
         if len(words) == 1 and any(map(is_builtin, found)):
             found = [f for f in found if not _is_overload_of_extension(f)]
+        if words[-1] in NAMES_A_TYPE:
+            for made in self._names.catalog.types.values():
+                self.behind(made.code, f"`{words[-1]}`", location)
         seen: set[str] = set()
         for function in found:
             if function.schema not in seen:
@@ -119,7 +123,7 @@ class Calls:
                 calls = f"{via} calls `{name}`, which is never called here" if via else f"`{name}` is never called here"
                 raise NotAnalysableError("function.refused", f"{calls}: it {reason}", location=location)
         else:
-            self.any_user_function = True
+            self.results.update(oid for function in overloads for oid in function.results)
             self._effects["search_path"] = True  # its body may SET, whatever volatility it claims
         if risky:
             self._effects["writes"] = True

@@ -119,6 +119,7 @@ class Function:
     extension: bool = False  # brought by an extension
     least: int = 0  # arguments that a call must give
     most: int | None = None  # arguments that a call may give; None: any number
+    results: tuple[int, ...] = ()  # a user function's result types, by OID; OUT parameters in place of `record`
     support: tuple[int, ...] = ()  # an aggregate's own functions (pg_aggregate), by OID
 
     def takes(self, arguments: int | None) -> bool:

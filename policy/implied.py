@@ -23,7 +23,7 @@ _EVENTS: Final = {
     Action.MAINTAIN: Event.BUILD,
 }
 _WRITES: Final = Event.INSERT | Event.UPDATE | Event.DELETE | Event.TRUNCATE
-_DATA_VIEWS: Final = (RelationKind.VIEW,)
+_RECORD: Final = 2249  # pg_type.oid of `record`: columns of any type
 
 DemandOn = Callable[[Action, Relation, int, bool], None]
 
@@ -61,7 +61,7 @@ class Implied:
             for code in one.code:
                 if code.on & event:
                     self._calls.behind((code.function,), f"{code.by} of `{one.qualified}`", location)
-            if one.kind in _DATA_VIEWS:
+            if one.kind is RelationKind.VIEW:
                 for oid in one.reads:
                     if below := self._catalog.relations.get(oid):
                         self._run(below, event | Event.READ, location)
@@ -116,7 +116,12 @@ class Implied:
 
         Built-in types are always at hand: a literal can be of any. No contexts are told apart.
         """
-        anything = self._anything or self._calls.any_user_function
+        if not self._catalog.casts:
+            return
+        for oid in self._calls.results:
+            if found := self._catalog.type(oid):
+                self._present |= found.parts
+        anything = self._anything or _RECORD in self._calls.results
         for cast in self._catalog.casts:
             ends = [oid for oid in (cast.source, cast.target) if self._catalog.type(oid) is not None]
             if anything or all(oid in self._present for oid in ends):

@@ -167,6 +167,25 @@ def test_a_user_function_that_shadows_a_builtin_counts() -> None:
     assert _decide("SELECT pg_catalog.lower(subject) FROM tickets", known).verdict.effect is Effect.ALLOW
 
 
+def test_a_volatile_function_of_the_server_that_nobody_reviewed_is_refused() -> None:
+    new = Function(9999, "pg_catalog", "pg_brand_new", "f", Volatility.VOLATILE, "internal")
+    assert _codes(_decide("SELECT pg_brand_new()", _with(new))) == ["function.refused"]
+
+
+def test_an_overload_that_takes_another_number_of_arguments_does_not_count() -> None:
+    known = _with(replace(_function("lower", "text, text"), least=2, most=2))
+    assert _decide("SELECT lower(subject) FROM tickets", known).verdict.effect is Effect.ALLOW
+    assert _codes(_decide("SELECT lower(subject, 'x') FROM tickets", known)) == ["rule.none"]
+
+
+def test_an_overload_of_a_builtin_that_an_extension_brought_is_as_harmless_as_the_builtin() -> None:
+    brought = replace(_function("sum", "vector", volatility="i"), extension=True)
+    assert _decide("SELECT sum(total) FROM orders", _with(brought)).verdict.effect is Effect.ALLOW
+    assert _codes(_decide("SELECT public.sum(total) FROM orders", _with(brought))) == ["rule.none"]
+    volatile = replace(brought, volatility=Volatility.VOLATILE)
+    assert _codes(_decide("SELECT sum(total) FROM orders", _with(volatile))) == ["rule.none"]
+
+
 @pytest.mark.parametrize(
     "sql", ["SELECT t.leak FROM tickets t", "SELECT (t).leak FROM tickets t", "SELECT leak(t) FROM tickets t"]
 )
