@@ -19,6 +19,8 @@ from policy.names import Names, is_system, parts
 from policy.parse import Node, NotAnalysableError, base_text, statements
 from policy.reading import Reading, Reference, Role
 
+MAX_REFERENCES = 2000
+
 
 def analyse(facts: Facts, text: bytes) -> Reading | None:
     """The facts of exactly one statement; None for a text that holds none.
@@ -164,6 +166,13 @@ class Analyser:
         """Resolve a RangeVar that is never a common table expression, note it and what it demands."""
         relation = self.names.relation(var)
         location = var.get("location", 0)
+        if len(self.references) >= MAX_REFERENCES:
+            raise NotAnalysableError(
+                "text.large",
+                f"the statement names relations more than {MAX_REFERENCES} times",
+                cure="Split it.",
+                location=location,
+            )
         self.references.append(Reference(var, relation, role, self._sampling))
         self.demand_on(action, relation, location, bounded=bounded)
         return relation
