@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from policy import alterations, bounds, definitions, session
+from policy import alterations, bounds, definitions, secrets, session
 from policy.calls import Calls
 from policy.catalog import Relation
+from policy.functions import is_builtin
 from policy.grammar import GRAMMAR, Holds
 from policy.implied import Implied
 from policy.model import Action, Analysis, Demand, Effects, Facts, ObjectKind, ObjectName
@@ -60,6 +61,7 @@ class Analyser:
         self._ctes: frozenset[str] = frozenset()
         self._locking = False
         self._sampling = False
+        self._setting: str | None = None
         self._column_refs = 0
         self._parameters = 0
 
@@ -68,6 +70,7 @@ class Analyser:
         [(tag, body)] = tree.items()
         session.check_allowed(tag)
         self.visit(tag, body)
+        secrets.check(self.names, tree, self.references)
         self.calls.settle()
         self.implied.settle()
         analysis = Analysis(
@@ -213,11 +216,12 @@ class Analyser:
     def _select(self, body: Node) -> None:
         # A row-locking clause reaches the relations of FROM, subqueries there included; not the
         # common table expressions (the SELECT page of the documentation, "The Locking Clause").
-        outer_ctes, outer_locking = self._ctes, self._locking
+        outer_ctes, outer_locking, outer_setting = self._ctes, self._locking, self._setting
         if "withClause" in body:
             self._locking = False
             self._with(body["withClause"])
         self._locking = outer_locking or "lockingClause" in body
+        self._setting = session.setting_asked_for(self, body) if "pg_settings" not in self._ctes else None
         if "fromClause" in body:
             self.nodes(body["fromClause"])
         self._locking = False
@@ -229,7 +233,7 @@ class Analyser:
             self._select(body["rarg"])
         self._locking = False
         self.children("SelectStmt", body, ("withClause", "fromClause", "intoClause", "larg", "rarg"))
-        self._ctes, self._locking = outer_ctes, outer_locking
+        self._ctes, self._locking, self._setting = outer_ctes, outer_locking, outer_setting
 
     def _with(self, body: Node) -> None:
         """Bring the names of a WITH into scope (the caller restores it)."""
@@ -338,11 +342,28 @@ class Analyser:
                 location=body.get("location", 0),
             )
         else:
+            if words[-1] == "set_config" and self._is_set(words, arguments, body.get("location", 0)):
+                self.children("FuncCall", body)
+                return
             inputs = len(arguments) + (len(body.get("agg_order", ())) if body.get("agg_within_group") else 0)
             self.calls.call(words, body.get("location", 0), inputs)
             if len(arguments) == 1:
                 self.implied.note_type(words, body.get("location", 0))  # `name(x)` may be a cast
         self.children("FuncCall", body)
+
+    def _is_set(self, words: list[str], arguments: list[Node], location: int) -> bool:
+        """Note a call of set_config as the SET that it is, where the name of the setting can be told."""
+        if len(arguments) != 3 or not all(map(is_builtin, self.names.overloads(words))):
+            return False
+        match arguments[0]:
+            case {"A_Const": {"sval": {"sval": str(name)}}}:
+                pass
+            case {"ColumnRef": {"fields": [{"String": {"sval": "name"}}]}} if self._setting is not None:
+                name = self._setting
+            case _:
+                return False
+        session.call_of_set_config(self, name, location)
+        return True
 
     def _type_name(self, body: Node) -> None:
         self.implied.note_type(parts(body.get("names", ())), max(body.get("location", 0), 0))

@@ -26,6 +26,7 @@ _REFUSED: Final[dict[str, tuple[str, ...]]] = {
         "database_to_xml", "database_to_xmlschema", "database_to_xml_and_xmlschema",
         "ts_stat", "ts_rewrite", "currtid2",
     ),
+    # With a constant name it is read as SET (policy/session.py).
     "changes settings behind the policy; use SET": ("set_config",),
     "blocks without doing work": ("pg_sleep", "pg_sleep_for", "pg_sleep_until"),
     "acts on other sessions": ("pg_terminate_backend", "pg_cancel_backend", "pg_log_backend_memory_contexts"),
@@ -114,17 +115,18 @@ _REASON_BY_PREFIX: Final = tuple(
 # Catalog relations that no client reads, with the reason.
 _REFUSED_CATALOGS: Final[dict[str, tuple[str, ...]]] = {
     "it holds credentials": (
-        "pg_authid", "pg_shadow", "pg_user_mapping", "pg_user_mappings", "pg_subscription",
-        "pg_foreign_server", "user_mapping_options", "foreign_server_options", "_pg_user_mappings",
-        "_pg_foreign_servers",
+        "pg_authid", "pg_shadow", "pg_user_mapping", "user_mapping_options", "_pg_user_mappings",
     ),
-    "it holds raw data": ("pg_largeobject", "pg_largeobject_metadata", "pg_statistic_ext_data"),
+    "it holds raw data": ("pg_largeobject", "pg_statistic_ext_data"),
     "it shows the server's files or memory": (
         "pg_hba_file_rules", "pg_ident_file_mappings", "pg_file_settings", "pg_config",
         "pg_shmem_allocations", "pg_shmem_allocations_numa", "pg_backend_memory_contexts", "pg_aios",
     ),
     "it shows rewritten statements": ("pg_prepared_statements", "pg_cursors"),
 }  # fmt: skip
+# Catalog relations with one column that no client reads.
+SECRET_COLUMNS: Final = {"pg_user_mappings": "umoptions", "pg_subscription": "subconninfo"}
+
 _CATALOG_REASON: Final = {name: reason for reason, names in _REFUSED_CATALOGS.items() for name in names}
 _STATISTICS_REASON: Final = "it holds samples of data or shows the activity of others"
 

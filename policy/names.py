@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 
 from policy.catalog import Catalog, Function, Relation, Type
-from policy.functions import FIRST_USER_OID, SYSTEM_SCHEMAS, refusal_of_catalog
+from policy.functions import FIRST_USER_OID, SECRET_COLUMNS, SYSTEM_SCHEMAS, refusal_of_catalog
 from policy.parse import Node, NotAnalysableError
 
 
@@ -91,7 +91,10 @@ class Names:
         while todo:
             one = todo.pop()
             if is_system(one):
-                if reason := refusal_of_catalog(one.name):
+                reason = refusal_of_catalog(one.name)
+                if one is not relation and one.name in SECRET_COLUMNS:
+                    reason = "it holds credentials"
+                if reason:
                     behind = "" if one is relation else f", which `{relation.qualified}` reads,"
                     raise NotAnalysableError(
                         "catalog.refused",

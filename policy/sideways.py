@@ -7,12 +7,13 @@ row or all columns. What cannot name a value cannot ask about it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Final
 
 from policy.catalog import Relation
 from policy.masking import Masked, Masking
 from policy.parse import Node, NotAnalysableError
 from policy.reading import Reading, Reference, Role
+from policy.tree import Tree, nodes, row_name
 
 _WRITES: Final = frozenset(("InsertStmt", "UpdateStmt", "DeleteStmt", "MergeStmt"))
 _STORES: Final = frozenset(("InsertStmt", "UpdateStmt", "MergeStmt"))
@@ -52,34 +53,11 @@ def check_structure(reading: Reading, anyone: Masking) -> None:
             )
 
 
-class _Tree:
-    """What the checks ask of one tree, gathered in one walk: a statement may name a thousand relations."""
-
-    def __init__(self, tree: Node) -> None:
-        self.tree = tree
-        self.words = frozenset(_words(tree))
-        self.tags: set[str] = set()
-        # Column references by their first word; by their first two, where there are more, with the place.
-        self.columns: dict[str, set[tuple[str, ...]]] = {}
-        self.qualified: dict[tuple[str, str], int | None] = {}
-        for node in _nodes(tree):
-            self.tags.update(node)
-            if "ColumnRef" not in node:
-                continue
-            fields = node["ColumnRef"]["fields"]
-            words = tuple(field["String"]["sval"] for field in fields if "String" in field)  # a star ends one early
-            if words:
-                self.columns.setdefault(words[0], set()).add(words)
-            if len(fields) > 2 and len(words) > 1:
-                self.qualified.setdefault((words[0], words[1]), node["ColumnRef"].get("location"))
-        self.holds_star = "A_Star" in self.tags
-
-
 def check(reading: Reading, masked: Sequence[tuple[Reference, Masked]]) -> None:
     """Refuse what masks by rewriting cannot answer for. Raises NotAnalysableError `mask.…`."""
     if not masked:
         return
-    tree = _Tree(reading.tree)
+    tree = Tree(reading.tree)
     for reference, columns in masked:
         if reference.sampled:
             raise _refused(
@@ -100,7 +78,7 @@ def check(reading: Reading, masked: Sequence[tuple[Reference, Masked]]) -> None:
             _check_stored(tree, reference, columns)
 
 
-def _check_write(tree: _Tree, reference: Reference, columns: Masked) -> None:
+def _check_write(tree: Tree, reference: Reference, columns: Masked) -> None:
     names = _masked_names(reference.relation, columns)
     for written in _written(tree.tree, reference):
         if written is None:
@@ -116,13 +94,13 @@ def _check_write(tree: _Tree, reference: Reference, columns: Masked) -> None:
     _check_whole(tree, reference)
 
 
-def _check_whole(tree: _Tree, reference: Reference) -> None:
+def _check_whole(tree: Tree, reference: Reference) -> None:
     """Nothing may stand for the whole raw row: a star, the relation's name, or `row.function`."""
     if tree.holds_star:
         raise _refused("mask.oracle", reference, "`*` stands for masked columns too", cure="Name the columns.")
     if "ReturningOption" in tree.tags:
         raise _refused("mask.oracle", reference, "it gives new names to whole rows")
-    rows = _ROW_NAMES | {_row_name(reference)}
+    rows = _ROW_NAMES | {row_name(reference.var)}
     own = {column.name for column in reference.relation.columns}
     for row in sorted(rows):
         for words in sorted(tree.columns.get(row, ())):
@@ -136,18 +114,13 @@ def _check_whole(tree: _Tree, reference: Reference) -> None:
         raise _refused("mask.oracle", reference, "it names columns with the schema", cure="Use an alias.")
 
 
-def _row_name(reference: Reference) -> str:
-    name: str = reference.var.get("alias", {}).get("aliasname", reference.var["relname"])
-    return name
-
-
-def _check_unnamed(tree: _Tree, reference: Reference, columns: Masked) -> None:
+def _check_unnamed(tree: Tree, reference: Reference, columns: Masked) -> None:
     if named := _masked_names(reference.relation, columns) & tree.words:
         raise _refused("mask.oracle", reference, f"it names the masked column `{min(named)}`")
 
 
-def _check_stored(tree: _Tree, reference: Reference, columns: Masked) -> None:
-    row = _row_name(reference)
+def _check_stored(tree: Tree, reference: Reference, columns: Masked) -> None:
+    row = row_name(reference.var)
     own = {column.name for column in reference.relation.columns}
     named = _masked_names(reference.relation, columns) & tree.words
     whole = any(len(w) == 1 or (len(w) == 2 and w[1] not in own) for w in tree.columns.get(row, ()))
@@ -160,7 +133,7 @@ def _check_stored(tree: _Tree, reference: Reference, columns: Masked) -> None:
         )
 
 
-def _check_qualified(tree: _Tree, reference: Reference) -> None:
+def _check_qualified(tree: Tree, reference: Reference) -> None:
     full = (reference.relation.schema, reference.relation.name)
     if full in tree.qualified:
         raise NotAnalysableError(
@@ -186,7 +159,7 @@ def _masked_names(relation: Relation, columns: Masked) -> set[str]:
 
 def _written(tree: Node, reference: Reference) -> Iterator[list[str] | None]:
     """The columns that each write to this very target names; None where it names none."""
-    for node in _nodes(tree):
+    for node in nodes(tree):
         for tag, body in node.items():
             if tag == "MergeWhenClause" and body.get("commandType") == "CMD_INSERT" and "targetList" not in body:
                 yield None if "values" in body else []
@@ -200,30 +173,5 @@ def _written(tree: Node, reference: Reference) -> Iterator[list[str] | None]:
                 yield [c["ResTarget"]["name"] for c in body["targetList"]]
 
 
-def _nodes(value: Any) -> Iterator[Node]:
-    """Every dict of the tree."""
-    todo = [value]
-    while todo:
-        one = todo.pop()
-        if isinstance(one, dict):
-            yield one
-            todo.extend(one.values())
-        elif isinstance(one, list):
-            todo.extend(one)
-
-
 def _subtypes(tree: Node) -> set[str]:
-    return {node["subtype"] for node in _nodes(tree) if "subtype" in node}
-
-
-def _words(tree: Node) -> Iterator[str]:
-    """Every word of the tree that could be a name: all strings but constants."""
-    todo: list[Any] = [tree]
-    while todo:
-        one = todo.pop()
-        if isinstance(one, str):
-            yield one
-        elif isinstance(one, list):
-            todo.extend(one)
-        elif isinstance(one, dict):
-            todo.extend(value for key, value in one.items() if key != "A_Const")
+    return {node["subtype"] for node in nodes(tree) if "subtype" in node}
