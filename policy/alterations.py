@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
-from policy.catalog import Relation, RelationKind
+from policy.catalog import Relation
 from policy.model import Action, ObjectKind, ObjectName
 from policy.names import is_system, parts
 from policy.objects import (
@@ -137,11 +137,8 @@ def _truncate(walk: Analyser, body: Node) -> None:
         var = item["RangeVar"]
         found.append(walk.target(var, Action.TRUNCATE, bounded=False, role=Role.STRUCTURE))
     if body.get("behavior") == "DROP_CASCADE":
-        # Foreign keys are not in the snapshot: any table of the same schemas could be emptied with them.
-        schemas = {relation.schema for relation in found}
-        for relation in walk.facts.catalog.relations.values():
-            if relation.schema in schemas and relation.kind in (RelationKind.TABLE, RelationKind.PARTITIONED):
-                walk.demand_on(Action.TRUNCATE, relation, 0, bounded=False)
+        for relation in walk.implied.truncated(found):
+            walk.demand_on(Action.TRUNCATE, relation, 0, bounded=False, via="a foreign key")
 
 
 def _comment(walk: Analyser, body: Node) -> None:

@@ -9,14 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from policy import alterations, bounds, definitions, session
+from policy import alterations, bounds, definitions, secrets, session
 from policy.calls import Calls
 from policy.catalog import Relation
+from policy.functions import is_builtin
 from policy.grammar import GRAMMAR, Holds
+from policy.implied import Implied
 from policy.model import Action, Analysis, Demand, Effects, Facts, ObjectKind, ObjectName
 from policy.names import Names, is_system, parts
 from policy.parse import Node, NotAnalysableError, base_text, statements
 from policy.reading import Reading, Reference, Role
+
+MAX_REFERENCES = 2000
 
 
 def analyse(facts: Facts, text: bytes) -> Reading | None:
@@ -50,12 +54,14 @@ class Analyser:
         self.names = Names(facts.catalog, facts.search_path)
         self.effects: dict[str, Any] = {}
         self.calls = Calls(self.names, self.demand, self.effects)
+        self.implied = Implied(self.names, self.calls, self._follow)
         self.references: list[Reference] = []
         self.stores: str | None = None
         self._demands: dict[tuple[Action, ObjectName, bool], Demand] = {}
         self._ctes: frozenset[str] = frozenset()
         self._locking = False
         self._sampling = False
+        self._setting: str | None = None
         self._column_refs = 0
         self._parameters = 0
 
@@ -64,7 +70,9 @@ class Analyser:
         [(tag, body)] = tree.items()
         session.check_allowed(tag)
         self.visit(tag, body)
+        secrets.check(self.names, tree, self.references)
         self.calls.settle()
+        self.implied.settle()
         analysis = Analysis(
             text=base,
             kind=tag,
@@ -124,14 +132,23 @@ class Analyser:
         location: int = 0,
         builtin: bool = False,
         bounded: bool = True,
+        via: str | None = None,
     ) -> None:
         """Note a demand; the same one twice counts once, an unbounded one as unbounded."""
         key = (action, name, bounded)
         if key not in self._demands:
-            self._demands[key] = Demand(action, name, oid, location, builtin, bounded)
+            self._demands[key] = Demand(action, name, oid, location, builtin, bounded, via)
 
-    def demand_on(self, action: Action, relation: Relation, location: int, *, bounded: bool = True) -> None:
-        """Note a demand on a relation."""
+    def demand_on(
+        self,
+        action: Action,
+        relation: Relation,
+        location: int,
+        *,
+        bounded: bool = True,
+        via: str | None = None,
+    ) -> None:
+        """Note a demand on a relation, and what runs unseen when it is met."""
         reading = action in (Action.SELECT, Action.EXPLAIN)
         self.demand(
             action,
@@ -140,12 +157,25 @@ class Analyser:
             location=location,
             builtin=reading and is_system(relation),
             bounded=bounded,
+            via=via,
         )
+        if not is_system(relation):
+            self.implied.on(action, relation, location)
+
+    def _follow(self, action: Action, relation: Relation, location: int, bounded: bool) -> None:
+        self.demand_on(action, relation, location, bounded=bounded, via="a foreign key")
 
     def refer(self, var: Node, role: Role, action: Action, *, bounded: bool = True) -> Relation:
         """Resolve a RangeVar that is never a common table expression, note it and what it demands."""
         relation = self.names.relation(var)
         location = var.get("location", 0)
+        if len(self.references) >= MAX_REFERENCES:
+            raise NotAnalysableError(
+                "text.large",
+                f"the statement names relations more than {MAX_REFERENCES} times",
+                cure="Split it.",
+                location=location,
+            )
         self.references.append(Reference(var, relation, role, self._sampling))
         self.demand_on(action, relation, location, bounded=bounded)
         return relation
@@ -186,11 +216,12 @@ class Analyser:
     def _select(self, body: Node) -> None:
         # A row-locking clause reaches the relations of FROM, subqueries there included; not the
         # common table expressions (the SELECT page of the documentation, "The Locking Clause").
-        outer_ctes, outer_locking = self._ctes, self._locking
+        outer_ctes, outer_locking, outer_setting = self._ctes, self._locking, self._setting
         if "withClause" in body:
             self._locking = False
             self._with(body["withClause"])
         self._locking = outer_locking or "lockingClause" in body
+        self._setting = session.setting_asked_for(self, body) if "pg_settings" not in self._ctes else None
         if "fromClause" in body:
             self.nodes(body["fromClause"])
         self._locking = False
@@ -202,7 +233,7 @@ class Analyser:
             self._select(body["rarg"])
         self._locking = False
         self.children("SelectStmt", body, ("withClause", "fromClause", "intoClause", "larg", "rarg"))
-        self._ctes, self._locking = outer_ctes, outer_locking
+        self._ctes, self._locking, self._setting = outer_ctes, outer_locking, outer_setting
 
     def _with(self, body: Node) -> None:
         """Bring the names of a WITH into scope (the caller restores it)."""
@@ -231,6 +262,7 @@ class Analyser:
         conflict = body.get("onConflictClause", {})
         if conflict.get("action") == "ONCONFLICT_UPDATE":
             self.demand_on(Action.UPDATE, relation, var.get("location", 0))
+            self.implied.row_changes(Action.UPDATE, relation, var.get("location", 0), _set_columns(conflict))
         if conflict or "returningClause" in body:
             self.demand_on(Action.SELECT, relation, var.get("location", 0))
         self.children("InsertStmt", body, ("withClause", "relation"))
@@ -248,6 +280,7 @@ class Analyser:
             self._with(body["withClause"])
         var = body["relation"]
         relation = self.target(var, action, bounded=bounds.is_bounded(body))
+        self.implied.row_changes(action, relation, var.get("location", 0), _set_columns(body))
         before = self._column_refs
         self.children(tag, body, ("withClause", "relation"))
         if self._column_refs > before or "returningClause" in body:
@@ -259,17 +292,19 @@ class Analyser:
         if "withClause" in body:
             self._with(body["withClause"])
         var = body["relation"]
-        commands = [clause["MergeWhenClause"].get("commandType") for clause in body["mergeWhenClauses"]]
+        clauses = [clause["MergeWhenClause"] for clause in body["mergeWhenClauses"]]
         actions = {
             "CMD_INSERT": Action.INSERT,
             "CMD_UPDATE": Action.UPDATE,
             "CMD_DELETE": Action.DELETE,
         }
         relation = self.target(var, Action.SELECT)
-        for command in commands:
-            if command in actions:
-                action = actions[command]
+        for clause in clauses:
+            action = actions.get(clause.get("commandType"))
+            if action is not None:
                 self.demand_on(action, relation, var.get("location", 0), bounded=action is Action.INSERT)
+                if action is not Action.INSERT:
+                    self.implied.row_changes(action, relation, var.get("location", 0), _set_columns(clause))
         self.children("MergeStmt", body, ("withClause", "relation"))
         self._ctes = outer
 
@@ -281,13 +316,16 @@ class Analyser:
         if len(fields) > 1:
             for field in fields[1:]:
                 if "String" in field:
-                    self.calls.note_attribute(field["String"]["sval"], body.get("location", 0), of_row=True)
+                    name = field["String"]["sval"]
+                    self.calls.note_attribute(name, body.get("location", 0), of_row=True)
+                    self.implied.note_type([name], body.get("location", 0))
 
     def _indirection(self, body: Node) -> None:
         self.children("A_Indirection", body)
         for step in body["indirection"]:
             if "String" in step:
                 self.calls.note_attribute(step["String"]["sval"], 0, of_row=False)
+                self.implied.note_type([step["String"]["sval"]], 0)
 
     def _range_function(self, body: Node) -> None:
         self.calls.note_function_in_from()
@@ -303,9 +341,33 @@ class Analyser:
                 ObjectName(ObjectKind.CHANNEL, None, channel),
                 location=body.get("location", 0),
             )
-        elif not self.calls.sets_harmlessly(words, arguments):
-            self.calls.call(words, body.get("location", 0), arguments=len(arguments))
+        else:
+            if words[-1] == "set_config" and self._is_set(words, arguments, body.get("location", 0)):
+                self.children("FuncCall", body)
+                return
+            inputs = len(arguments) + (len(body.get("agg_order", ())) if body.get("agg_within_group") else 0)
+            self.calls.call(words, body.get("location", 0), inputs)
+            if len(arguments) == 1:
+                self.implied.note_type(words, body.get("location", 0))  # `name(x)` may be a cast
         self.children("FuncCall", body)
+
+    def _is_set(self, words: list[str], arguments: list[Node], location: int) -> bool:
+        """Note a call of set_config as the SET that it is, where the name of the setting can be told."""
+        if len(arguments) != 3 or not all(map(is_builtin, self.names.overloads(words))):
+            return False
+        match arguments[0]:
+            case {"A_Const": {"sval": {"sval": str(name)}}}:
+                pass
+            case {"ColumnRef": {"fields": [{"String": {"sval": "name"}}]}} if self._setting is not None:
+                name = self._setting
+            case _:
+                return False
+        session.call_of_set_config(self, name, location)
+        return True
+
+    def _type_name(self, body: Node) -> None:
+        self.implied.note_type(parts(body.get("names", ())), max(body.get("location", 0), 0))
+        self.children("TypeName", body)
 
     def _expression(self, body: Node) -> None:
         if self.calls.any_operators:
@@ -331,6 +393,7 @@ class Analyser:
 
     def _parameter(self, body: Node) -> None:
         self._parameters = max(self._parameters, body.get("number", 0))
+        self.implied.note_parameter()
 
 
 _BEHIND_BETWEEN: Final = {
@@ -352,6 +415,7 @@ _HANDLERS: Final[dict[str, Callable[[Analyser, Node], None]]] = {
     "ColumnRef": Analyser._column_ref,
     "A_Indirection": Analyser._indirection,
     "FuncCall": Analyser._func_call,
+    "TypeName": Analyser._type_name,
     "A_Expr": Analyser._expression,
     "JoinExpr": lambda self, body: self._implied_equality(
         "JoinExpr", "isNatural" if body.get("isNatural") else "usingClause", body
@@ -365,6 +429,11 @@ _HANDLERS: Final[dict[str, Callable[[Analyser, Node], None]]] = {
     **definitions.HANDLERS,
     **alterations.HANDLERS,
 }
+
+
+def _set_columns(body: Node) -> list[str]:
+    """The columns that a SET clause names."""
+    return [item["ResTarget"].get("name", "") for item in body.get("targetList", ())]
 
 
 def _unknown_node(name: str, body: Node) -> NotAnalysableError:

@@ -1,6 +1,6 @@
 """What a statement calls: functions in every notation, and user-defined operators, as demands.
 
-No types are inferred: every overload that a name could mean counts, and the strictest decides.
+No types are inferred: every overload that takes as many arguments counts, and the strictest decides.
 """
 
 from __future__ import annotations
@@ -9,11 +9,17 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from policy.catalog import Function, Volatility
-from policy.functions import NEEDS_A_RULE, is_harmless_volatile, refusal_of_function
+from policy.functions import (
+    NAMES_A_TYPE,
+    NEEDS_A_RULE,
+    is_builtin,
+    is_harmless,
+    is_risky,
+    refusal_of_function,
+)
 from policy.model import Action, ObjectKind, ObjectName
-from policy.names import FIRST_USER_OID, SYSTEM_SCHEMAS, Names
+from policy.names import Names
 from policy.parse import Node, NotAnalysableError
-from policy.settings import refusal_of_setting
 
 _ROW_TYPES = ("record", "anyelement", "anynonarray", "anycompatible", "anycompatiblenonarray", "any")
 
@@ -22,7 +28,14 @@ class _Demand(Protocol):
     """`Analyser.demand`."""
 
     def __call__(
-        self, action: Action, name: ObjectName, *, oid: int | None = None, location: int = 0, builtin: bool = False
+        self,
+        action: Action,
+        name: ObjectName,
+        *,
+        oid: int | None = None,
+        location: int = 0,
+        builtin: bool = False,
+        via: str | None = None,
     ) -> None: ...
 
 
@@ -35,7 +48,9 @@ class Calls:
         self._effects = effects
         self._attributes: dict[tuple[str, int, bool], None] = {}
         self._scalar_rows = False
+        self._behind: set[int] = set()
         self.any_operators = bool(names.catalog.operators)
+        self.results: set[int] = set()  # the types that user functions return
 
     def note_attribute(self, name: str, location: int, *, of_row: bool) -> None:
         """`x.name` (of_row) or `(x).name` was seen: `settle` decides whether it may be a call."""
@@ -47,25 +62,12 @@ class Calls:
 
     def notified(self, words: list[str], arguments: Sequence[Node]) -> str | None:
         """The channel of a pg_notify whose channel can be read off."""
-        if words[-1] != "pg_notify" or len(arguments) != 2 or not all(map(_is_builtin, self._names.overloads(words))):
+        if words[-1] != "pg_notify" or len(arguments) != 2 or not all(map(is_builtin, self._names.overloads(words))):
             return None
         return _constant(arguments[0])
 
-    def sets_harmlessly(self, words: list[str], arguments: Sequence[Node]) -> bool:
-        """Whether this is a `set_config` that SET may say too: drivers write it that way.
-
-        A search path is left to SET: functions that the same statement calls later would already be under it.
-        """
-        if words[-1] != "set_config" or len(arguments) != 3 or not all(map(_is_builtin, self._names.overloads(words))):
-            return False
-        setting = _constant(arguments[0])
-        if setting is None or setting.lower() == "search_path" or refusal_of_setting(setting) is not None:
-            return False
-        self._effects["session"] = True
-        return True
-
     def call(self, words: list[str] | tuple[str, ...], location: int, arguments: int | None = None) -> None:
-        """Note the demands of calling a function of this name: every overload it could mean counts.
+        """Note the demands of calling a function of this name with this many arguments (None: not known).
 
         Raises NotAnalysableError for built-ins that are never called, and for unknown functions.
         """
@@ -79,44 +81,67 @@ class Calls:
             raise NotAnalysableError(
                 "function.unknown", f"function {'.'.join(words)}() does not exist", location=location
             )
+        found = [f for f in found if f.takes(arguments)] or found
+        if len(words) == 1 and any(map(is_builtin, found)):
+            found = [f for f in found if not _is_overload_of_extension(f)]
+        if words[-1] in NAMES_A_TYPE:
+            for made in self._names.catalog.types.values():
+                self.behind(made.code, f"`{words[-1]}`", location)
         seen: set[str] = set()
         for function in found:
             if function.schema not in seen:
                 seen.add(function.schema)
-                self._call_one([f for f in found if f.schema == function.schema], location)
+                self._call_one([f for f in found if f.schema == function.schema], location, None)
 
-    def _call_one(self, overloads: list[Function], location: int) -> None:
+    def behind(self, oids: Sequence[int], via: str, location: int = 0) -> None:
+        """Note the calls of functions that the text does not name; `via` says what calls them.
+
+        Raises NotAnalysableError for one that is never called, and for one that the snapshot does not hold.
+        """
+        for oid in oids:
+            if oid in self._behind:
+                continue
+            self._behind.add(oid)
+            function = self._names.catalog.function(oid)
+            if function is None:
+                raise NotAnalysableError(
+                    "function.unknown", f"{via} calls a function that cannot be found", location=location
+                )
+            if not is_harmless(function):
+                self._call_one([function], location, via)
+
+    def _call_one(self, overloads: list[Function], location: int, via: str | None) -> None:
         first = overloads[0]
         name = ObjectName(ObjectKind.FUNCTION, first.schema, first.name)
-        builtin = all(map(_is_builtin, overloads))
-        risky = any(_is_risky(f) for f in overloads)
+        builtin = all(map(is_builtin, overloads))
+        risky = any(map(is_risky, overloads))
         if builtin:
             reason = refusal_of_function(first.name)
             if reason is None and risky and first.name not in NEEDS_A_RULE:
                 reason = "is volatile, and nobody has found it harmless"
             if reason:
-                raise NotAnalysableError(
-                    "function.refused", f"`{name}` is never called here: it {reason}", location=location
-                )
-        elif risky:
-            self._effects["search_path"] = True  # its body may SET
+                calls = f"{via} calls `{name}`, which is never called here" if via else f"`{name}` is never called here"
+                raise NotAnalysableError("function.refused", f"{calls}: it {reason}", location=location)
+        else:
+            self.results.update(oid for function in overloads for oid in function.results)
+            self._effects["search_path"] = True  # its body may SET, whatever volatility it claims
         if risky:
             self._effects["writes"] = True
-        harmless = builtin and first.name not in NEEDS_A_RULE
         self._demand(
             Action.CALL,
             name,
             oid=first.oid if len(overloads) == 1 else None,
             location=location,
-            builtin=harmless,
+            builtin=builtin and first.name not in NEEDS_A_RULE,
+            via=via,
         )
+        for function in overloads:
+            self.behind(function.support, f"the aggregate `{name}`", location)
 
     def operator(self, words: list[str] | tuple[str, ...], location: int) -> None:
         """A user-defined operator is a call of what stands behind it."""
         if self.any_operators:
-            for schema in self._names.user_operators(words):
-                name = ObjectName(ObjectKind.FUNCTION, schema, words[-1])
-                self._demand(Action.CALL, name, location=location)
+            self.behind(self._names.user_operators(words), f"the operator `{'.'.join(words)}`", location)
 
     def settle(self) -> None:
         """`x.name` calls a function `name(x)` where x has no such column (PostgreSQL: ParseFuncOrColumn).
@@ -126,11 +151,13 @@ class Calls:
         """
         for name, location, of_row in self._attributes:
             for function in self._names.overloads((name,)):
-                if _is_builtin(function):
-                    if refusal_of_function(name) or name in NEEDS_A_RULE or _is_risky(function):
-                        self.call((name,), location)
+                if not function.takes(1):
+                    continue
+                if is_builtin(function):
+                    if not is_harmless(function):
+                        self.call((name,), location, 1)
                 elif not of_row or self._scalar_rows or self._takes_row(function):
-                    self.call((function.schema, name), location)
+                    self.call((function.schema, name), location, 1)
 
     def _takes_row(self, function: Function) -> bool:
         """Whether the first argument could be a row; the others may have defaults."""
@@ -141,14 +168,9 @@ class Calls:
         )
 
 
-def _is_builtin(function: Function) -> bool:
-    return function.schema in SYSTEM_SCHEMAS and function.oid < FIRST_USER_OID
-
-
-def _is_risky(function: Function) -> bool:
-    if function.volatility is not Volatility.VOLATILE:
-        return False
-    return not (_is_builtin(function) and is_harmless_volatile(function.name))
+def _is_overload_of_extension(function: Function) -> bool:
+    """An extension's overload of a built-in, such as `sum(vector)`: what it adds is the type, not the deed."""
+    return function.extension and function.volatility is not Volatility.VOLATILE
 
 
 def _constant(node: Node) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import Flag, StrEnum, auto
 
 
 class RelationKind(StrEnum):
@@ -36,13 +36,44 @@ class Column:
     origin: tuple[int, int] | None = None
 
 
+class Event(Flag):
+    """When code that hangs on a relation runs."""
+
+    READ = auto()
+    INSERT = auto()
+    UPDATE = auto()
+    DELETE = auto()
+    TRUNCATE = auto()
+    BUILD = auto()  # ALTER, REFRESH, REINDEX, ANALYZE and the like
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """A function that runs on these events without a statement naming it. `by` says why, such as "the trigger `t`"."""
+
+    function: int  # pg_proc.oid
+    on: Event
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignKey:
+    """A foreign key, seen from the relation it points to: what happens to the referencing rows."""
+
+    referencing: int  # pg_class.oid
+    key: frozenset[int]  # attribute numbers of the referenced columns
+    on_update: str  # pg_constraint.confupdtype: a (nothing), r (restrict), c (cascade), n (null), d (default)
+    on_delete: str
+
+
 @dataclass(frozen=True, slots=True)
 class Relation:
     """A row of `pg_class` and what hangs on it.
 
     `family` is the OIDs of the relations whose rows this one shares by inheritance or partitioning
     (parents and children, all levels, itself included). `reads` is the OIDs of relations that a view's
-    or rule's query depends on directly.
+    or rule's query depends on directly. `children` is the OIDs of its direct partitions and heirs. `code` holds
+    what runs unseen: user functions, and built-in ones that are not harmless.
     """
 
     oid: int
@@ -55,6 +86,10 @@ class Relation:
     rules: bool = False  # rewrite rules other than a view's own
     triggers: bool = False  # user triggers
     comment: str | None = None
+    children: frozenset[int] = frozenset()
+    code: tuple[Code, ...] = ()
+    row_type: int = 0  # pg_class.reltype
+    referenced_by: tuple[ForeignKey, ...] = ()
 
     @property
     def qualified(self) -> str:
@@ -81,6 +116,37 @@ class Function:
     volatility: Volatility
     language: str
     arguments: str = ""  # pg_get_function_identity_arguments
+    extension: bool = False  # brought by an extension
+    least: int = 0  # arguments that a call must give
+    most: int | None = None  # arguments that a call may give; None: any number
+    results: tuple[int, ...] = ()  # a user function's result types, by OID; OUT parameters in place of `record`
+    support: tuple[int, ...] = ()  # an aggregate's own functions (pg_aggregate), by OID
+
+    def takes(self, arguments: int | None) -> bool:
+        """Whether a call with this many arguments could mean it (None: not known)."""
+        return arguments is None or (self.least <= arguments and (self.most is None or arguments <= self.most))
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """A user-defined cast that calls a function; the types by OID."""
+
+    source: int
+    target: int
+    function: int
+
+
+@dataclass(frozen=True, slots=True)
+class Type:
+    """A user-defined type, row types of relations included, that runs code or has casts that do.
+
+    `parts` is the OIDs of the types it is made of, all levels, itself included. `code` is the functions that
+    making a value of it calls: CHECKs of domains, functions of ranges.
+    """
+
+    oid: int
+    parts: frozenset[int]
+    code: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -92,12 +158,20 @@ class Catalog:
     relations: dict[int, Relation]
     functions: dict[tuple[str, str], tuple[Function, ...]]  # by (schema, name)
     schemas: frozenset[str]
-    operators: frozenset[tuple[str, str]] = frozenset()  # (schema, name) of user-defined operators
+    # The functions behind user-defined operators, by (schema, name) of the operator.
+    operators: dict[tuple[str, str], tuple[int, ...]] = field(default_factory=dict)
+    casts: tuple[Cast, ...] = ()
+    types: dict[tuple[str, str], Type] = field(default_factory=dict)  # user-defined, by (schema, name)
     _names: dict[tuple[str, str], Relation] = field(init=False, repr=False)
+    _functions: dict[int, Function] = field(init=False, repr=False)
+    _types: dict[int, Type] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         names = {(r.schema, r.name): r for r in self.relations.values()}
         object.__setattr__(self, "_names", names)
+        functions = {f.oid: f for overloads in self.functions.values() for f in overloads}
+        object.__setattr__(self, "_functions", functions)
+        object.__setattr__(self, "_types", {t.oid: t for t in self.types.values()})
 
     def relation(self, schema: str, name: str) -> Relation | None:
         """The relation of exactly this name, or None."""
@@ -113,6 +187,24 @@ class Catalog:
     def overloads(self, schema: str, name: str) -> tuple[Function, ...]:
         """Every function of exactly this name."""
         return self.functions.get((schema, name), ())
+
+    def function(self, oid: int) -> Function | None:
+        """The function of this OID, or None."""
+        return self._functions.get(oid)
+
+    def type(self, oid: int) -> Type | None:
+        """The user-defined type of this OID; None where it runs no code and has no casts."""
+        return self._types.get(oid)
+
+    def heirs(self, relation: Relation) -> list[Relation]:
+        """The relation and all of its partitions and heirs, every level."""
+        found, seen = [relation], {relation.oid}
+        for one in found:
+            for oid in one.children - seen:
+                seen.add(oid)
+                if child := self.relations.get(oid):
+                    found.append(child)
+        return found
 
     def closure(self, oids: Iterable[int]) -> frozenset[int]:
         """These relations and all that they read, views opened up and families included."""

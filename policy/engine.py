@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 from policy.analyse import analyse
@@ -23,6 +25,8 @@ from policy.reading import Reading
 from policy.rewrite import rewrite
 from policy.rules import Judgement, Policy, judge
 
+_LARGE_TEXT_BYTES = 64 * 1024
+
 __all__ = ["NotAnalysableError", "decide", "split"]
 
 
@@ -32,6 +36,24 @@ def decide(policy: Policy, principal: Principal, facts: Facts, text: bytes) -> D
     Every refusal is a value: what cannot be analysed, what no rule allows, what cannot be masked soundly,
     and a failure of this code itself (code `internal`).
     """
+    with _without_collector(len(text)):
+        return _decide(policy, principal, facts, text)
+
+
+@contextmanager
+def _without_collector(size: int) -> Iterator[None]:
+    """For a large text: trees have no cycles, and looking for some would take half of the time."""
+    if size < _LARGE_TEXT_BYTES or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def _decide(policy: Policy, principal: Principal, facts: Facts, text: bytes) -> Decision:
     analysis: Analysis | None = None
     try:
         reading = analyse(facts, text)

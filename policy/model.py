@@ -91,7 +91,8 @@ class Demand:
 
     `oid` is the object's OID where it exists. `location` is a byte offset into the client's text.
     `builtin` marks a function that the curated lists call harmless: the default policy allows it.
-    `bounded` is False for an UPDATE or DELETE that reaches every row.
+    `bounded` is False for an UPDATE or DELETE that reaches every row. `via` says what makes the statement need
+    it where the text does not name it, such as "the trigger `t` of `public.orders`".
     """
 
     action: Action
@@ -100,6 +101,7 @@ class Demand:
     location: int = 0
     builtin: bool = False
     bounded: bool = True
+    via: str | None = None
 
     def __str__(self) -> str:
         return f"{self.action.value} {self.object}"

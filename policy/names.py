@@ -5,13 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
-from policy.catalog import Catalog, Function, Relation
-from policy.functions import refusal_of_catalog
+from policy.catalog import Catalog, Function, Relation, Type
+from policy.functions import FIRST_USER_OID, SECRET_COLUMNS, SYSTEM_SCHEMAS, refusal_of_catalog
 from policy.parse import Node, NotAnalysableError
-
-# Objects below it come with the server (access/transam.h, FirstNormalObjectId).
-FIRST_USER_OID = 16384
-SYSTEM_SCHEMAS = frozenset(("pg_catalog", "information_schema"))
 
 
 def quote(name: str) -> str:
@@ -95,7 +91,10 @@ class Names:
         while todo:
             one = todo.pop()
             if is_system(one):
-                if reason := refusal_of_catalog(one.name):
+                reason = refusal_of_catalog(one.name)
+                if one is not relation and one.name in SECRET_COLUMNS:
+                    reason = "it holds credentials"
+                if reason:
                     behind = "" if one is relation else f", which `{relation.qualified}` reads,"
                     raise NotAnalysableError(
                         "catalog.refused",
@@ -115,13 +114,21 @@ class Names:
             return [f for schema in self.path for f in functions.get((schema, words[0]), ())]
         return list(self.catalog.overloads(words[0], words[1]))
 
-    def user_operators(self, words: Sequence[str]) -> list[str]:
-        """The schemas of user-defined operators that an operator name could mean."""
+    def user_operators(self, words: Sequence[str]) -> list[int]:
+        """The functions behind the user-defined operators that an operator name could mean."""
         operators = self.catalog.operators
         if not operators:
             return []
         schemas = self.path if len(words) == 1 else (words[0],)
-        return [schema for schema in schemas if (schema, words[-1]) in operators]
+        return [oid for schema in schemas for oid in operators.get((schema, words[-1]), ())]
+
+    def types(self, words: Sequence[str]) -> list[Type]:
+        """The user-defined types with code or casts that a type's name could mean."""
+        types = self.catalog.types
+        if not types:
+            return []
+        schemas = self.path if len(words) == 1 else (words[-2],)
+        return [types[key] for key in ((schema, words[-1]) for schema in schemas) if key in types]
 
     def creation_schema(self, schema: str | None, location: int = 0) -> str:
         """The schema in which a CREATE with this (maybe missing) schema name makes its object."""

@@ -1,9 +1,9 @@
 """The gate: PostgreSQL's own grammar. The only importer of the SQL parser; text in, tree or refusal out.
 
 Facts about libpg_query that this module answers for: it truncates at NUL, overflows the C stack on deep
-expressions, is quadratic in nested comments, and reads a comment inside a look-ahead pair
-(`NOT /* x */ IN`) as a syntax error. Comments are therefore blanked, and the blanked bytes are what is
-analysed and what is forwarded.
+expressions, is quadratic in nested comments and in long runs of operator characters (`/**//**/…`), makes a
+tree of 75 MB from 1 MB of `1+1+…`, and reads a comment inside a look-ahead pair (`NOT /* x */ IN`) as a
+syntax error. Comments are therefore blanked, and the blanked bytes are what is analysed and what is forwarded.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import re
 import threading
 from collections.abc import Callable
-from ctypes import string_at
+from ctypes import c_size_t, c_void_p, string_at
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,19 +25,29 @@ Node = dict[str, Any]
 
 MAX_TEXT_BYTES = 1024 * 1024
 MAX_COMMENT_DEPTH = 64
+MAX_OPERATOR_RUN = 256  # PostgreSQL's own limit of an operator is 63
+MAX_TREE_BYTES = 7 * 1024 * 1024  # of the tree as JSON; in Python it takes about 15 times as much
+MAX_SCAN_BYTES = 7 * 1024 * 1024  # of the scanner's answer, some 14 for each token; the parser needs 300 for each
 
 # A C stack of 8 MB dies at about 139 KB of `1+1+…`, a thread's 1 MB at far less; 16 KB is safe on any.
 _BIG_TEXT_BYTES = 16 * 1024
 _BIG_STACK_BYTES = 512 * 1024 * 1024  # virtual: only touched pages count
+_MANY_TOKENS_BYTES = 256 * 1024
 _STACK_SIZE_LOCK = threading.Lock()
+
+_strlen = lib["strlen"]  # the C library's, through the parser's: a tree is measured before it is copied
+_strlen.argtypes, _strlen.restype = (c_void_p,), c_size_t
 
 _COMMENT_TOKENS = (275, 276)  # SQL_COMMENT, C_COMMENT of libpg_query's Token
 _BLANK = re.compile(rb"[^\n\r]")
 _SPACE = b" \t\n\r\f\v"
 
-# Only to bound the nesting of comments before the parser sees them; never decides what a token is.
+_OPERATOR_RUN = re.compile(rb"[~!@#^&|`?+\-*/<>=%%]{%d}" % (MAX_OPERATOR_RUN + 1))
+# Only to bound what the scanner would be slow on, before it sees it; never decides what a token is.
 _OUTSIDE_COMMENT = re.compile(
-    rb"/\*|--[^\n\r]*|(?<![\w$\x80-\xff])[eE]'(?:[^'\\]|\\.|'')*+'|'[^']*+'|\"[^\"]*+\""
+    rb"--[^\n\r]*|(?P<run>"
+    + _OPERATOR_RUN.pattern
+    + rb")|/\*|(?<![\w$\x80-\xff])[eE]'(?:[^'\\]|\\.|'')*+'|'[^']*+'|\"[^\"]*+\""
     rb"|\$(?P<tag>(?:[A-Za-z_\x80-\xff][\w\x80-\xff]*)?)\$.*?\$(?P=tag)\$",
     re.DOTALL,
 )
@@ -81,10 +91,12 @@ def base_text(text: bytes, limit: int = MAX_TEXT_BYTES) -> bytes:
         raise NotAnalysableError(
             "text.encoding", "the text is not valid UTF-8", cure="Send it as UTF-8.", location=error.start
         ) from None
+    if text.count(b"/*") > MAX_COMMENT_DEPTH or _OPERATOR_RUN.search(text):
+        _check_runs_and_comments(text)
+    if len(text) > _MANY_TOKENS_BYTES and len(_run(_scan, text)) > MAX_SCAN_BYTES:
+        raise _too_large()
     if b"/*" not in text and b"--" not in text:
         return text
-    if text.count(b"/*") > MAX_COMMENT_DEPTH:
-        _cap_comment_depth(text)
     blanked = bytearray(text)
     for token in tokens(text):
         if token.kind in _COMMENT_TOKENS:
@@ -97,8 +109,9 @@ def statements(base: bytes) -> list[tuple[int, int, Node]]:
 
     Raises NotAnalysableError: `syntax` with PostgreSQL's own message, or `text.deep`.
     """
+    tree = _run(_parse_json, base)
     try:
-        stmts = json.loads(_run(_parse_json, base))["stmts"]
+        stmts = json.loads(tree)["stmts"]
     except RecursionError:
         raise _too_deep() from None
     return [(*_trim(base, raw), raw["stmt"]) for raw in stmts if "stmt" in raw]
@@ -129,8 +142,10 @@ def _parse_json(text: bytes) -> bytes:
     try:
         if result.error:
             raise _syntax_error(result.error.contents, text)
-        tree: bytes = result.parse_tree
-        return tree
+        tree = c_void_p.from_buffer(result).value  # its first field, not yet copied
+        if (length := _strlen(tree)) > MAX_TREE_BYTES:
+            raise _too_large()
+        return string_at(tree or 0, length)
     finally:
         lib.pg_query_free_parse_result(result)
 
@@ -188,6 +203,14 @@ def _too_deep() -> NotAnalysableError:
     )
 
 
+def _too_large() -> NotAnalysableError:
+    return NotAnalysableError(
+        "text.large",
+        "the statement has too many parts to be analysed",
+        cure="Split it, pass the values as one array parameter, or load bulk data with COPY FROM STDIN.",
+    )
+
+
 def _trim(base: bytes, raw: Node) -> tuple[int, int]:
     """A RawStmt's range without the white space around it (`stmt_len` 0: up to the end)."""
     start = raw.get("stmt_location", 0)
@@ -197,7 +220,8 @@ def _trim(base: bytes, raw: Node) -> tuple[int, int]:
     return start + len(whole) - len(whole.lstrip(_SPACE)), start + len(whole.rstrip(_SPACE))
 
 
-def _cap_comment_depth(text: bytes) -> None:
+def _check_runs_and_comments(text: bytes) -> None:
+    """Raise NotAnalysableError for comments nested too deep and for endless operators."""
     depth = at = 0
     while found := (_INSIDE_COMMENT if depth else _OUTSIDE_COMMENT).search(text, at):
         at = found.end()
@@ -206,6 +230,13 @@ def _cap_comment_depth(text: bytes) -> None:
             depth += 1
         elif depth and mark == b"*/":
             depth -= 1
+        elif not depth and found["run"]:
+            raise NotAnalysableError(
+                "text.operators",
+                f"more than {MAX_OPERATOR_RUN} operator characters stand in a row",
+                cure="Put spaces between operators and comments.",
+                location=found.start(),
+            )
         if depth > MAX_COMMENT_DEPTH:
             raise NotAnalysableError(
                 "text.comments",

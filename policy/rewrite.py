@@ -6,6 +6,7 @@ Everything else of the text stays as the client wrote it. INVARIANT: the result 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -104,8 +105,8 @@ def _select(relation: Relation, columns: Masked, *, only: bool) -> str:
 
 def _site(base: bytes, scanned: list[Token], reference: Reference) -> _Site:
     """Where a reference stands: `[TABLE] [ONLY] [(] [schema.] name [)] [*]`."""
-    at = next((i for i, token in enumerate(scanned) if token.start == reference.location), None)
-    if at is None:
+    at = bisect_left(scanned, reference.location, key=lambda token: token.start)
+    if at == len(scanned) or scanned[at].start != reference.location:
         raise _lost(reference)
     words = 2 if "schemaname" in reference.var else 1
     first, last = at, at

@@ -172,7 +172,8 @@ def _reason(principal: Principal, rules: list[Rule], matching: list[Rule], deman
 
 def _spoken(demand: Demand) -> str:
     every = "" if demand.bounded else " without saying which rows"
-    return f"{demand.action.value} `{demand.object}`{every}"
+    behind = f", which {demand.via} needs" if demand.via else ""
+    return f"{demand.action.value} `{demand.object}`{every}{behind}"
 
 
 def _cure(rules: Iterable[Rule], demand: Demand) -> str:

@@ -179,6 +179,36 @@ def _set(walk: Analyser, body: Node) -> None:
     walk.children("VariableSetStmt", body)
 
 
+def call_of_set_config(walk: Analyser, name: str, location: int) -> None:
+    """`set_config` with a known name: the effects of SET. Raises NotAnalysableError as SET does."""
+    reason = refusal_of_setting(name)  # client_encoding is not on its list
+    if reason:
+        raise NotAnalysableError(
+            "setting.refused", f"the setting `{name}` may not be changed here: {reason}", location=location
+        )
+    walk.effects["session"] = True
+    walk.effects["search_path"] = True
+
+
+def setting_asked_for(walk: Analyser, select: Node) -> str | None:
+    """The `x` of `SELECT … FROM pg_settings WHERE name = 'x'`, where nothing else is in FROM; as pg_dump asks."""
+    match select:
+        case {
+            "fromClause": [{"RangeVar": var}],
+            "whereClause": {
+                "A_Expr": {
+                    "kind": "AEXPR_OP",
+                    "name": [{"String": {"sval": "="}}],
+                    "lexpr": {"ColumnRef": {"fields": [{"String": {"sval": "name"}}]}},
+                    "rexpr": {"A_Const": {"sval": {"sval": str(name)}}},
+                }
+            },
+        } if "alias" not in var and not walk.names.user_operators(("=",)):
+            found = walk.names.find(var)
+            return name if found is not None and is_system(found) and found.name == "pg_settings" else None
+    return None
+
+
 def _check_encoding(body: Node) -> None:
     values = [a.get("A_Const", {}).get("sval", {}).get("sval", "") for a in body.get("args", ())]
     if body["kind"] == "VAR_SET_VALUE" and [v.lower().replace("-", "") for v in values] != ["utf8"]:

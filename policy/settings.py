@@ -31,6 +31,8 @@ _ALLOWED: Final[frozenset[str]] = frozenset(
         "default_transaction_deferrable", "synchronous_commit",
         # Words and forms of full-text search and GIN.
         "default_text_search_config", "gin_fuzzy_search_limit", "array_nulls",
+        # As pg_dump sets them. `row_security` off makes an error of what it would filter, and shows nothing more.
+        "row_security", "synchronize_seqscans", "restrict_nonsystem_relation_kind",
     )
 )  # fmt: skip
 
@@ -40,7 +42,6 @@ _REFUSED: Final = {
     "standard_conforming_strings": "it changes how text is read after it was analysed",
     "backslash_quote": "it changes how text is read after it was analysed",
     "escape_string_warning": "it changes how text is read after it was analysed",
-    "row_security": "it changes which rows are visible",
     "session_replication_role": "it switches triggers and foreign keys off",
     "default_transaction_read_only": "the gateway sets it",
     "transaction_read_only": "the gateway sets it",

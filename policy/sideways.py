@@ -7,12 +7,13 @@ row or all columns. What cannot name a value cannot ask about it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Final
 
 from policy.catalog import Relation
 from policy.masking import Masked, Masking
 from policy.parse import Node, NotAnalysableError
 from policy.reading import Reading, Reference, Role
+from policy.tree import Tree, nodes, row_name
 
 _WRITES: Final = frozenset(("InsertStmt", "UpdateStmt", "DeleteStmt", "MergeStmt"))
 _STORES: Final = frozenset(("InsertStmt", "UpdateStmt", "MergeStmt"))
@@ -54,6 +55,9 @@ def check_structure(reading: Reading, anyone: Masking) -> None:
 
 def check(reading: Reading, masked: Sequence[tuple[Reference, Masked]]) -> None:
     """Refuse what masks by rewriting cannot answer for. Raises NotAnalysableError `mask.…`."""
+    if not masked:
+        return
+    tree = Tree(reading.tree)
     for reference, columns in masked:
         if reference.sampled:
             raise _refused(
@@ -62,22 +66,21 @@ def check(reading: Reading, masked: Sequence[tuple[Reference, Masked]]) -> None:
         if reference.role is Role.SOURCE:
             if reading.stores is not None:
                 raise _refused("mask.store", reference, f"this statement keeps what it reads: {reading.stores}")
-            _check_qualified(reading.tree, reference)
+            _check_qualified(tree, reference)
         elif reference.role in (Role.TARGET, Role.COPY_IN):
-            _check_write(reading, reference, columns)
+            _check_write(tree, reference, columns)
         elif reading.analysis.kind in _EVALUATES:
-            _check_unnamed(reading.tree, reference, columns)
-            _check_whole(reading.tree, reference)
+            _check_unnamed(tree, reference, columns)
+            _check_whole(tree, reference)
     sources = [(r, c) for r, c in masked if r.role is Role.SOURCE]
-    if sources and not _STORES.isdisjoint(_tags(reading.tree)):
+    if sources and not _STORES.isdisjoint(tree.tags):
         for reference, columns in sources:
-            _check_stored(reading.tree, reference, columns)
+            _check_stored(tree, reference, columns)
 
 
-def _check_write(reading: Reading, reference: Reference, columns: Masked) -> None:
+def _check_write(tree: Tree, reference: Reference, columns: Masked) -> None:
     names = _masked_names(reference.relation, columns)
-    tree = reading.tree
-    for written in _written(tree, reference):
+    for written in _written(tree.tree, reference):
         if written is None:
             raise _refused(
                 "mask.write",
@@ -91,40 +94,37 @@ def _check_write(reading: Reading, reference: Reference, columns: Masked) -> Non
     _check_whole(tree, reference)
 
 
-def _check_whole(tree: Node, reference: Reference) -> None:
+def _check_whole(tree: Tree, reference: Reference) -> None:
     """Nothing may stand for the whole raw row: a star, the relation's name, or `row.function`."""
-    if _holds_star(tree):
+    if tree.holds_star:
         raise _refused("mask.oracle", reference, "`*` stands for masked columns too", cure="Name the columns.")
-    if any("ReturningOption" in node for node in _nodes(tree)):
+    if "ReturningOption" in tree.tags:
         raise _refused("mask.oracle", reference, "it gives new names to whole rows")
-    rows = _ROW_NAMES | {_row_name(reference)}
+    rows = _ROW_NAMES | {row_name(reference.var)}
     own = {column.name for column in reference.relation.columns}
-    for words in _column_names(tree):
-        if len(words) == 1 and words[0] in rows:
-            raise _refused("mask.oracle", reference, f"`{words[0]}` could mean the whole row")
-        if len(words) == 2 and words[0] in rows and words[1] not in own:
-            # `row.name` without such a column calls the function `name` with the whole row.
-            raise _refused("mask.oracle", reference, f"`{words[0]}.{words[1]}` is none of its columns")
-        if words[:2] == [reference.relation.schema, reference.relation.name]:
-            raise _refused("mask.oracle", reference, "it names columns with the schema", cure="Use an alias.")
+    for row in sorted(rows):
+        for words in sorted(tree.columns.get(row, ())):
+            if len(words) == 1:
+                raise _refused("mask.oracle", reference, f"`{row}` could mean the whole row")
+            if len(words) == 2 and words[1] not in own:
+                # `row.name` without such a column calls the function `name` with the whole row.
+                raise _refused("mask.oracle", reference, f"`{row}.{words[1]}` is none of its columns")
+    full = (reference.relation.schema, reference.relation.name)
+    if full in tree.qualified or full in tree.columns.get(full[0], ()):
+        raise _refused("mask.oracle", reference, "it names columns with the schema", cure="Use an alias.")
 
 
-def _row_name(reference: Reference) -> str:
-    name: str = reference.var.get("alias", {}).get("aliasname", reference.var["relname"])
-    return name
-
-
-def _check_unnamed(tree: Node, reference: Reference, columns: Masked) -> None:
-    if named := _masked_names(reference.relation, columns) & set(_words(tree)):
+def _check_unnamed(tree: Tree, reference: Reference, columns: Masked) -> None:
+    if named := _masked_names(reference.relation, columns) & tree.words:
         raise _refused("mask.oracle", reference, f"it names the masked column `{min(named)}`")
 
 
-def _check_stored(tree: Node, reference: Reference, columns: Masked) -> None:
-    row = _row_name(reference)
+def _check_stored(tree: Tree, reference: Reference, columns: Masked) -> None:
+    row = row_name(reference.var)
     own = {column.name for column in reference.relation.columns}
-    named = _masked_names(reference.relation, columns) & set(_words(tree))
-    whole = any(w == [row] or (len(w) == 2 and w[0] == row and w[1] not in own) for w in _column_names(tree))
-    if named or whole or "colnames" in reference.var.get("alias", {}) or _holds_star(tree):
+    named = _masked_names(reference.relation, columns) & tree.words
+    whole = any(len(w) == 1 or (len(w) == 2 and w[1] not in own) for w in tree.columns.get(row, ()))
+    if named or whole or "colnames" in reference.var.get("alias", {}) or tree.holds_star:
         raise _refused(
             "mask.store",
             reference,
@@ -133,19 +133,15 @@ def _check_stored(tree: Node, reference: Reference, columns: Masked) -> None:
         )
 
 
-def _check_qualified(tree: Node, reference: Reference) -> None:
-    relation = reference.relation
-    for node in _nodes(tree):
-        fields = node["ColumnRef"]["fields"] if "ColumnRef" in node else ()
-        if len(fields) > 2:
-            words = [field.get("String", {}).get("sval") for field in fields[:2]]
-            if words == [relation.schema, relation.name]:
-                raise NotAnalysableError(
-                    "mask.qualified",
-                    f"columns of `{relation.qualified}`, which is masked, cannot be named with its schema",
-                    cure="Give it an alias and use that.",
-                    location=node["ColumnRef"].get("location"),
-                )
+def _check_qualified(tree: Tree, reference: Reference) -> None:
+    full = (reference.relation.schema, reference.relation.name)
+    if full in tree.qualified:
+        raise NotAnalysableError(
+            "mask.qualified",
+            f"columns of `{reference.relation.qualified}`, which is masked, cannot be named with its schema",
+            cure="Give it an alias and use that.",
+            location=tree.qualified[full],
+        )
 
 
 def _refused(code: str, reference: Reference, why: str, cure: str | None = None) -> NotAnalysableError:
@@ -163,7 +159,7 @@ def _masked_names(relation: Relation, columns: Masked) -> set[str]:
 
 def _written(tree: Node, reference: Reference) -> Iterator[list[str] | None]:
     """The columns that each write to this very target names; None where it names none."""
-    for node in _nodes(tree):
+    for node in nodes(tree):
         for tag, body in node.items():
             if tag == "MergeWhenClause" and body.get("commandType") == "CMD_INSERT" and "targetList" not in body:
                 yield None if "values" in body else []
@@ -177,45 +173,5 @@ def _written(tree: Node, reference: Reference) -> Iterator[list[str] | None]:
                 yield [c["ResTarget"]["name"] for c in body["targetList"]]
 
 
-def _nodes(value: Any) -> Iterator[Node]:
-    """Every dict of the tree."""
-    todo = [value]
-    while todo:
-        one = todo.pop()
-        if isinstance(one, dict):
-            yield one
-            todo.extend(one.values())
-        elif isinstance(one, list):
-            todo.extend(one)
-
-
-def _tags(tree: Node) -> set[str]:
-    return {key for node in _nodes(tree) for key in node if key in _WRITES}
-
-
 def _subtypes(tree: Node) -> set[str]:
-    return {node["subtype"] for node in _nodes(tree) if "subtype" in node}
-
-
-def _words(tree: Node) -> Iterator[str]:
-    """Every word of the tree that could be a name: all strings but constants."""
-    todo: list[Any] = [tree]
-    while todo:
-        one = todo.pop()
-        if isinstance(one, str):
-            yield one
-        elif isinstance(one, list):
-            todo.extend(one)
-        elif isinstance(one, dict):
-            todo.extend(value for key, value in one.items() if key != "A_Const")
-
-
-def _column_names(tree: Node) -> Iterator[list[str]]:
-    """The words of every column reference; a star ends one early."""
-    for node in _nodes(tree):
-        if "ColumnRef" in node:
-            yield [field["String"]["sval"] for field in node["ColumnRef"]["fields"] if "String" in field]
-
-
-def _holds_star(tree: Node) -> bool:
-    return any("A_Star" in node for node in _nodes(tree))
+    return {node["subtype"] for node in nodes(tree) if "subtype" in node}

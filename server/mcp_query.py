@@ -147,7 +147,7 @@ def not_at_this_door(decision: Decision) -> str | None:
         return "transaction control has no meaning here: each call is a transaction of its own"
     if effects.copy_in or effects.copy_out:
         return "COPY streams data, which an MCP call cannot"
-    if effects.session or effects.search_path or effects.prepares or effects.executes:
+    if effects.session or effects.prepares or effects.executes:
         return "the statement leaves something behind in its session, and each call has a clean one"
     return None
 

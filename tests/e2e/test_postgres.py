@@ -6,7 +6,6 @@ import os
 import shutil
 import socket
 import stat
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,17 +14,7 @@ import pytest
 
 from server import postgres as module
 from server.postgres import SUPERUSER, Postgres, PostgresError, binaries
-
-
-def found_binaries() -> list[Path]:
-    """The embedded package's folder, and every other one that can be found."""
-    folders = [binaries(), *sorted(Path("/usr/lib/postgresql").glob("*/bin"))]
-    # Where PG_BIN is set, `binaries` names that one; else the embedded one.
-    if pg_config := shutil.which("pg_config"):
-        said = subprocess.run([pg_config, "--bindir"], capture_output=True, text=True, check=True)
-        folders.append(Path(said.stdout.strip()))
-    servers = [folder.resolve() for folder in folders if (folder / "postgres").exists()]
-    return list(dict.fromkeys(servers))
+from tests.servers import found_binaries
 
 
 @pytest.fixture(scope="module", params=found_binaries(), ids=lambda folder: f"{folder.parent.name}")

@@ -49,7 +49,7 @@ def dump(catalog: Catalog) -> str:
     return "{" + ",\n".join(lines) + "}\n"
 
 
-def read(text: str, operators: frozenset[tuple[str, str]] = frozenset()) -> Catalog:
+def read(text: str) -> Catalog:
     """The snapshot that `dump` wrote."""
     data: dict[str, Any] = json.loads(text)
     relations = {}
@@ -81,7 +81,6 @@ def read(text: str, operators: frozenset[tuple[str, str]] = frozenset()) -> Cata
         relations=relations,
         functions=functions,
         schemas=frozenset(data["schemas"]),
-        operators=operators,
     )
 
 

@@ -11,13 +11,15 @@ REFUSED: list[tuple[str, bytes, str, int | None]] = [
     ("bytes that are not UTF-8", b"SELECT '\xff'", "text.encoding", 8),
     ("an overlong form of a quote", b"SELECT \xc0\xa7", "text.encoding", 7),
     ("a text over the limit", b"SELECT " + b"1" * MAX_TEXT_BYTES, "text.long", None),
-    ("comments nested 65 deep", b"/*" * 65 + b"*/" * 65 + b" SELECT 1", "text.comments", 128),
+    ("comments nested 65 deep", b"/* " * 65 + b"*/ " * 65 + b" SELECT 1", "text.comments", 192),
     (
         "such comments behind an escaped quote",
-        rb"SELECT E'\'', " + b"/*" * 65 + b"*/" * 65 + b"1",
+        rb"SELECT E'\'', " + b"/* " * 65 + b"*/ " * 65 + b"1",
         "text.comments",
         None,
     ),
+    ("operators without end", b"SELECT 1 " + b"+-" * 200 + b"1", "text.operators", 9),
+    ("the same behind a quote in a comment", b"SELECT 1 /* ' */ " + b"/**/" * 100, "text.operators", 17),
     ("an unterminated string", b"SELECT 'abc", "syntax", 7),
     ("an unterminated comment", b"SELECT 1 /* x", "syntax", 9),
     ("a syntax error behind wide characters", "SELECT 'é€😀' FROM FROM".encode(), "syntax", 24),
@@ -47,6 +49,11 @@ BLANKED = [
 @pytest.mark.parametrize(("text", "expected"), BLANKED)
 def test_comments_become_spaces_and_nothing_else_changes(text: bytes, expected: bytes) -> None:
     assert base_text(text) == expected
+    assert len(base_text(text)) == len(text)
+
+
+@pytest.mark.parametrize("text", [b"SELECT '" + b"=" * 500 + b"'", b"--" + b"-" * 500 + b"\nSELECT 1"])
+def test_operator_characters_in_literals_and_line_comments_are_no_operators(text: bytes) -> None:
     assert len(base_text(text)) == len(text)
 
 
@@ -102,7 +109,7 @@ def test_a_syntax_error_anywhere_is_an_error_of_the_whole_string() -> None:
     ids=["sum", "parentheses", "not", "minus", "array", "subquery", "union", "case"],
 )
 def test_deep_nesting_is_answered_and_never_kills_the_process(text: bytes) -> None:
-    assert _code(text) in (None, "text.deep", "syntax")
+    assert _code(text) in (None, "text.deep", "text.large", "syntax")
 
 
 def _code(text: bytes) -> str | None:

@@ -1,0 +1,62 @@
+"""Questions to a parse tree as a whole: which words, which columns, which stars."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from policy.parse import Node
+
+
+class Tree:
+    """What the checks ask of one tree, gathered in one walk: a statement may name a thousand relations."""
+
+    def __init__(self, tree: Node) -> None:
+        self.tree = tree
+        self.words = frozenset(_words(tree))
+        self.tags: set[str] = set()
+        # Column references by their first word; by their first two, where there are more, with the place.
+        self.columns: dict[str, set[tuple[str, ...]]] = {}
+        self.qualified: dict[tuple[str, str], int | None] = {}
+        for node in nodes(tree):
+            self.tags.update(node)
+            if "ColumnRef" not in node:
+                continue
+            fields = node["ColumnRef"]["fields"]
+            words = tuple(field["String"]["sval"] for field in fields if "String" in field)  # a star ends one early
+            if words:
+                self.columns.setdefault(words[0], set()).add(words)
+            if len(fields) > 2 and len(words) > 1:
+                self.qualified.setdefault((words[0], words[1]), node["ColumnRef"].get("location"))
+        self.holds_star = "A_Star" in self.tags
+
+
+def row_name(var: Node) -> str:
+    """The name under which a RangeVar's row is known."""
+    name: str = var.get("alias", {}).get("aliasname", var["relname"])
+    return name
+
+
+def nodes(value: Any) -> Iterator[Node]:
+    """Every dict of the tree."""
+    todo = [value]
+    while todo:
+        one = todo.pop()
+        if isinstance(one, dict):
+            yield one
+            todo.extend(one.values())
+        elif isinstance(one, list):
+            todo.extend(one)
+
+
+def _words(tree: Node) -> Iterator[str]:
+    """Every word of the tree that could be a name: all strings but constants."""
+    todo: list[Any] = [tree]
+    while todo:
+        one = todo.pop()
+        if isinstance(one, str):
+            yield one
+        elif isinstance(one, list):
+            todo.extend(one)
+        elif isinstance(one, dict):
+            todo.extend(value for key, value in one.items() if key != "A_Const")
