@@ -199,6 +199,7 @@ HANDLERS: Final[dict[str, Handler]] = {
     "AlterSeqStmt": _alter_sequence,
     "AlterEnumStmt": _alter_named("AlterEnumStmt", "typeName", ObjectKind.TYPE),
     "AlterDomainStmt": _alter_named("AlterDomainStmt", "typeName", ObjectKind.TYPE),
+    "AlterStatsStmt": _alter_named("AlterStatsStmt", "defnames", ObjectKind.OTHER),
     "AlterFunctionStmt": _alter_function,
     "RenameStmt": _rename("RenameStmt"),
     "AlterObjectSchemaStmt": _rename("AlterObjectSchemaStmt"),
