@@ -70,6 +70,12 @@ def _index(walk: Analyser, body: Node) -> None:
 
 
 def _schema(walk: Analyser, body: Node) -> None:
+    if "schemaElts" in body:
+        raise NotAnalysableError(
+            "statement.refused",
+            "CREATE SCHEMA with objects in it is always refused: each is decided on its own",
+            cure="Create the schema first, then what goes in it.",
+        )
     changes(walk)
     walk.effects["search_path"] = True
     name = body.get("schemaname") or body.get("authrole", {}).get("rolename", "")
@@ -133,6 +139,8 @@ def _on_table(tag: str, field: str) -> Handler:
 
 def _statistics(walk: Analyser, body: Node) -> None:
     for item in body["relations"]:
+        if "RangeVar" not in item:
+            raise NotAnalysableError("statement.refused", "CREATE STATISTICS works on tables only")
         existing(walk, Action.ALTER, item["RangeVar"])
     walk.children("CreateStatsStmt", body, ("relations",))
 

@@ -78,8 +78,9 @@ def _asked(server: Postgres, file: Path) -> list[bytes]:
     for line in lines:
         if start := _STATEMENT.match(line):
             found.append(start[1])
-        elif line.startswith("\t") and found:
-            found[-1] += "\n" + line[1:]
+        elif line.startswith("\t"):
+            if found and found[-1]:
+                found[-1] += "\n" + line[1:]
         elif found and found[-1]:
             found.append("")
     return list(dict.fromkeys(text.encode("utf-8", "surrogateescape") for text in found if text))
