@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
-from policy.catalog import Relation
+from policy.catalog import Relation, RelationKind
 from policy.model import Action, ObjectKind, ObjectName
 from policy.names import is_system, parts
 from policy.objects import (
@@ -19,12 +19,18 @@ from policy.objects import (
     outside_snapshot,
     words_of,
 )
-from policy.parse import Node
+from policy.parse import Node, NotAnalysableError
 from policy.reading import Role
 
 if TYPE_CHECKING:
     from policy.analyse import Analyser
 
+_NEVER_RENAMED: Final = {
+    "OBJECT_SCHEMA": "policies and masks know what lies in it by its name",
+    "OBJECT_ROLE": "roles are managed outside of the gateway",
+    "OBJECT_DATABASE": "it administers the whole server",
+    "OBJECT_TABLESPACE": "it administers the whole server",
+}
 _DATABASE = ObjectName(ObjectKind.OTHER, None, "database")
 
 
@@ -91,6 +97,9 @@ def _rename(tag: str) -> Handler:
 
     def note(walk: Analyser, body: Node) -> None:
         object_type = body.get("renameType") or body["objectType"]
+        if tag == "RenameStmt" and (why := _NEVER_RENAMED.get(object_type)):
+            spoken = object_type.removeprefix("OBJECT_")
+            raise NotAnalysableError("statement.refused", f"ALTER {spoken} … RENAME is always refused: {why}")
         found: list[Relation] = []
         if "relation" in body:
             if object_type == "OBJECT_INDEX":
@@ -106,8 +115,6 @@ def _rename(tag: str) -> Handler:
                     create(walk, ObjectKind.RELATION, relation.schema, new)
                 elif new := body.get("newschema"):
                     create(walk, ObjectKind.RELATION, new, relation.name)
-        if object_type == "OBJECT_SCHEMA":
-            walk.effects["search_path"] = True
         walk.children(tag, body, ("relation", "object"))
 
     return note
@@ -165,17 +172,24 @@ def _grant(walk: Analyser, body: Node) -> None:
 def _maintain(walk: Analyser, var: Node | None, tag: str, body: Node, without: tuple[str, ...]) -> None:
     walk.effects["writes"] = True
     if var is None:
-        walk.demand(Action.MAINTAIN, _DATABASE)
+        _maintain_database(walk)
     else:
         walk.refer(var, Role.STRUCTURE, Action.MAINTAIN)
     walk.children(tag, body, without)
+
+
+def _maintain_database(walk: Analyser) -> None:
+    walk.demand(Action.MAINTAIN, _DATABASE)
+    for relation in walk.facts.catalog.relations.values():
+        if relation.code and relation.kind not in (RelationKind.VIEW, RelationKind.MATERIALIZED_VIEW):
+            walk.implied.on(Action.MAINTAIN, relation, 0)
 
 
 def _vacuum(walk: Analyser, body: Node) -> None:
     for item in body.get("rels", ()):
         _maintain(walk, item["VacuumRelation"].get("relation"), "VacuumRelation", item["VacuumRelation"], ("relation",))
     if not body.get("rels"):
-        walk.demand(Action.MAINTAIN, _DATABASE)
+        _maintain_database(walk)
     walk.effects["writes"] = True
     walk.children("VacuumStmt", body, ("rels",))
 
@@ -199,6 +213,7 @@ HANDLERS: Final[dict[str, Handler]] = {
     "AlterSeqStmt": _alter_sequence,
     "AlterEnumStmt": _alter_named("AlterEnumStmt", "typeName", ObjectKind.TYPE),
     "AlterDomainStmt": _alter_named("AlterDomainStmt", "typeName", ObjectKind.TYPE),
+    "AlterStatsStmt": _alter_named("AlterStatsStmt", "defnames", ObjectKind.OTHER),
     "AlterFunctionStmt": _alter_function,
     "RenameStmt": _rename("RenameStmt"),
     "AlterObjectSchemaStmt": _rename("AlterObjectSchemaStmt"),

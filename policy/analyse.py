@@ -68,7 +68,7 @@ class Analyser:
     def read(self, base: bytes, tree: Node) -> Reading:
         """Walk a whole statement."""
         [(tag, body)] = tree.items()
-        session.check_allowed(tag)
+        session.check_allowed(tag, body)
         self.visit(tag, body)
         secrets.check(self.names, tree, self.references)
         self.calls.settle()

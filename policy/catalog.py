@@ -165,12 +165,14 @@ class Catalog:
     _names: dict[tuple[str, str], Relation] = field(init=False, repr=False)
     _functions: dict[int, Function] = field(init=False, repr=False)
     _types: dict[int, Type] = field(init=False, repr=False)
+    _closures: dict[int, frozenset[int]] = field(init=False, repr=False)  # of what was asked for, by OID
 
     def __post_init__(self) -> None:
         names = {(r.schema, r.name): r for r in self.relations.values()}
         object.__setattr__(self, "_names", names)
         functions = {f.oid: f for overloads in self.functions.values() for f in overloads}
         object.__setattr__(self, "_functions", functions)
+        object.__setattr__(self, "_closures", {})
         object.__setattr__(self, "_types", {t.oid: t for t in self.types.values()})
 
     def relation(self, schema: str, name: str) -> Relation | None:
@@ -208,14 +210,19 @@ class Catalog:
 
     def closure(self, oids: Iterable[int]) -> frozenset[int]:
         """These relations and all that they read, views opened up and families included."""
+        return frozenset().union(*map(self._closure_of, oids))
+
+    def _closure_of(self, oid: int) -> frozenset[int]:
+        if (known := self._closures.get(oid)) is not None:
+            return known
         seen: set[int] = set()
-        todo = list(oids)
+        todo = [oid]
         while todo:
-            oid = todo.pop()
-            if oid in seen:
+            one = todo.pop()
+            if one in seen:
                 continue
-            seen.add(oid)
-            if relation := self.relations.get(oid):
+            seen.add(one)
+            if relation := self.relations.get(one):
                 todo.extend(relation.reads - seen)
                 todo.extend(relation.family - seen)
-        return frozenset(seen)
+        return self._closures.setdefault(oid, frozenset(seen))

@@ -14,7 +14,7 @@ from policy.objects import (
     create_relation,
     existing,
 )
-from policy.parse import Node
+from policy.parse import Node, NotAnalysableError
 from policy.reading import Role
 
 if TYPE_CHECKING:
@@ -70,6 +70,12 @@ def _index(walk: Analyser, body: Node) -> None:
 
 
 def _schema(walk: Analyser, body: Node) -> None:
+    if "schemaElts" in body:
+        raise NotAnalysableError(
+            "statement.refused",
+            "CREATE SCHEMA with objects in it is always refused: each is decided on its own",
+            cure="Create the schema first, then what goes in it.",
+        )
     changes(walk)
     walk.effects["search_path"] = True
     name = body.get("schemaname") or body.get("authrole", {}).get("rolename", "")
@@ -97,6 +103,18 @@ def _create_named(tag: str, field: str, kind: ObjectKind) -> Handler:
     return note
 
 
+def _range(walk: Analyser, body: Node) -> None:
+    for element in (item["DefElem"] for item in body["params"]):
+        if element["defname"] in ("canonical", "subtype_diff", "subtype_opclass"):
+            raise NotAnalysableError(
+                "statement.refused",
+                f"a range type with `{element['defname']}` is always refused: its values call functions unseen",
+            )
+    words = parts(body["typeName"])
+    create(walk, ObjectKind.TYPE, words[-2] if len(words) > 1 else None, words[-1])
+    walk.children("CreateRangeStmt", body)
+
+
 def _function(walk: Analyser, body: Node) -> None:
     check_function_options(body.get("options", ()))
     words = parts(body["funcname"])
@@ -121,6 +139,8 @@ def _on_table(tag: str, field: str) -> Handler:
 
 def _statistics(walk: Analyser, body: Node) -> None:
     for item in body["relations"]:
+        if "RangeVar" not in item:
+            raise NotAnalysableError("statement.refused", "CREATE STATISTICS works on tables only")
         existing(walk, Action.ALTER, item["RangeVar"])
     walk.children("CreateStatsStmt", body, ("relations",))
 
@@ -147,6 +167,7 @@ HANDLERS: Final[dict[str, Handler]] = {
     "CompositeTypeStmt": _composite,
     "CreateEnumStmt": _create_named("CreateEnumStmt", "typeName", ObjectKind.TYPE),
     "CreateDomainStmt": _create_named("CreateDomainStmt", "domainname", ObjectKind.TYPE),
+    "CreateRangeStmt": _range,
     "CreateFunctionStmt": _function,
     "CreateTrigStmt": _trigger,
     "CreatePolicyStmt": _on_table("CreatePolicyStmt", "table"),

@@ -36,14 +36,16 @@ def decide(policy: Policy, principal: Principal, facts: Facts, text: bytes) -> D
     Every refusal is a value: what cannot be analysed, what no rule allows, what cannot be masked soundly,
     and a failure of this code itself (code `internal`).
     """
-    with _without_collector(len(text)):
+    if len(text) < _LARGE_TEXT_BYTES:
+        return _decide(policy, principal, facts, text)
+    with _without_collector():
         return _decide(policy, principal, facts, text)
 
 
 @contextmanager
-def _without_collector(size: int) -> Iterator[None]:
+def _without_collector() -> Iterator[None]:
     """For a large text: trees have no cycles, and looking for some would take half of the time."""
-    if size < _LARGE_TEXT_BYTES or not gc.isenabled():
+    if not gc.isenabled():
         yield
         return
     gc.disable()

@@ -119,6 +119,7 @@ DeclareCursorStmt: portalname. options. query
 FetchStmt: direction. howMany. portalname. ismove. direction_keyword.
 ClosePortalStmt: portalname.
 CopyStmt: relation:RangeVar query attlist= is_from. is_program. filename. options whereClause
+ConstraintsSetStmt: constraints deferred.
 ListenStmt: conditionname.
 UnlistenStmt: conditionname.
 NotifyStmt: conditionname. payload.
@@ -168,6 +169,8 @@ columns= whenClause transitionRels deferrable. initdeferred. constrrel:RangeVar
 TriggerTransition: name. isNew. isTable.
 CreatePolicyStmt: policy_name. table:RangeVar cmd_name. permissive. roles qual with_check
 AlterPolicyStmt: policy_name. table:RangeVar roles qual with_check
+CreateRangeStmt: typeName= params
+AlterStatsStmt: defnames= stxstattarget missing_ok.
 CreateStatsStmt: defnames= stat_types= exprs relations if_not_exists.
 StatsElem: name. expr
 DropStmt: objects removeType. behavior. missing_ok. concurrent.

@@ -23,6 +23,7 @@ _EVENTS: Final = {
     Action.MAINTAIN: Event.BUILD,
 }
 _WRITES: Final = Event.INSERT | Event.UPDATE | Event.DELETE | Event.TRUNCATE
+_OF_QUERY: Final = {RelationKind.VIEW: Event.READ | _WRITES, RelationKind.MATERIALIZED_VIEW: Event.BUILD}
 _RECORD: Final = 2249  # pg_type.oid of `record`: columns of any type
 
 DemandOn = Callable[[Action, Relation, int, bool], None]
@@ -61,10 +62,11 @@ class Implied:
             for code in one.code:
                 if code.on & event:
                     self._calls.behind((code.function,), f"{code.by} of `{one.qualified}`", location)
-            if one.kind is RelationKind.VIEW:
+            # A view stands for what it reads, a materialised one while it is refreshed.
+            if event & _OF_QUERY.get(one.kind, Event(0)):
                 for oid in one.reads:
                     if below := self._catalog.relations.get(oid):
-                        self._run(below, event | Event.READ, location)
+                        self._run(below, event & _WRITES | Event.READ, location)
 
     def row_changes(self, action: Action, relation: Relation, location: int, changed: Iterable[str] | None) -> None:
         """What foreign keys do to other relations when rows of this one are deleted or updated.

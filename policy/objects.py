@@ -103,6 +103,8 @@ def words_of(item: Node) -> list[str]:
     """The name in any of the forms that DropStmt.objects and CommentStmt.object take."""
     [(tag, body)] = item.items()
     match tag:
+        case "Float" | "Integer":
+            raise NotAnalysableError("statement.refused", "large objects are always refused: no rule describes them")
         case "String":
             return [body["sval"]]
         case "List":

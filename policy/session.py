@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _ROLES = "roles are managed outside of the gateway"
 _FILES = "it gives the server access to files, programs or other servers"
 _CODE = "it runs code that cannot be analysed"
+_SEARCH = "it changes what text search finds, which no rule describes"
 _SERVER = "it administers the whole server"
 
 # Always refused, each with its reason.
@@ -71,9 +72,14 @@ _REFUSED: Final[dict[str, str]] = {
     "CreateOpClassStmt": "it changes what other statements mean after they were analysed",
     "CreateOpFamilyStmt": "it changes what other statements mean after they were analysed",
     "AlterOpFamilyStmt": "it changes what other statements mean after they were analysed",
-    "DefineStmt": "it defines operators, aggregates or types from functions that cannot be analysed",
+    "DefineStmt": "it makes other statements call functions that they do not name",
     "AlterOperatorStmt": "it changes what other statements mean after they were analysed",
     "SecLabelStmt": _ROLES,
+    "AlterCollationStmt": _SERVER,
+    "AlterTypeStmt": "it changes the code behind a type",
+    "AlterObjectDependsStmt": "it changes what a later DROP takes along",
+    "AlterTSDictionaryStmt": _SEARCH,
+    "AlterTSConfigurationStmt": _SEARCH,
 }  # fmt: skip
 
 _SPOKEN: Final = {
@@ -83,12 +89,30 @@ _SPOKEN: Final = {
     "CheckPointStmt": "CHECKPOINT",
     "RuleStmt": "CREATE RULE",
     "SecLabelStmt": "SECURITY LABEL",
-    "DefineStmt": "CREATE OPERATOR, AGGREGATE or TYPE",
+    "AlterObjectDependsStmt": "ALTER … DEPENDS ON EXTENSION",
+    "AlterTSDictionaryStmt": "ALTER TEXT SEARCH DICTIONARY",
+    "AlterTSConfigurationStmt": "ALTER TEXT SEARCH CONFIGURATION",
+    "AlterTypeStmt": "ALTER TYPE … SET",
 }
 
 
-def check_allowed(tag: str) -> None:
+# CREATE of these, which the grammar calls DefineStmt; of the others it is about code.
+_DEFINED: Final = {
+    "OBJECT_COLLATION": "it changes how text compares, which no rule describes",
+    "OBJECT_TSPARSER": _SEARCH,
+    "OBJECT_TSDICTIONARY": _SEARCH,
+    "OBJECT_TSTEMPLATE": _SEARCH,
+    "OBJECT_TSCONFIGURATION": _SEARCH,
+}
+
+
+def check_allowed(tag: str, body: Node) -> None:
     """Raise NotAnalysableError for a statement kind that is always refused."""
+    if tag == "DefineStmt":
+        kind = body["kind"]
+        word = kind.removeprefix("OBJECT_").replace("TS", "TEXT SEARCH ", 1) if kind in _DEFINED else kind[7:]
+        why = _DEFINED.get(kind, _REFUSED[tag])
+        raise NotAnalysableError("statement.refused", f"CREATE {word} is always refused: {why}")
     if reason := _REFUSED.get(tag):
         spoken = _SPOKEN.get(tag) or _words(tag.removesuffix("Stmt"))
         raise NotAnalysableError("statement.refused", f"{spoken} is always refused: {reason}")
@@ -298,6 +322,11 @@ def _channel(action: Action) -> Callable[[Analyser, Node], None]:
     return note
 
 
+def _set_constraints(walk: Analyser, body: Node) -> None:
+    walk.effects["session"] = True  # when constraints are checked; what that runs, the writes have demanded
+    walk.children("ConstraintsSetStmt", body, ("constraints",))
+
+
 def _unlisten(walk: Analyser, body: Node) -> None:
     walk.effects["session"] = True
     walk.children("UnlistenStmt", body)
@@ -328,5 +357,6 @@ HANDLERS: Final[dict[str, Callable[[Analyser, Node], None]]] = {
     "ListenStmt": _channel(Action.LISTEN),
     "NotifyStmt": _channel(Action.NOTIFY),
     "UnlistenStmt": _unlisten,
+    "ConstraintsSetStmt": _set_constraints,
     "LockStmt": _lock,
 }

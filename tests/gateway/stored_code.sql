@@ -52,6 +52,7 @@ CREATE VIEW nested_view AS SELECT n FROM calls_view;
 CREATE VIEW reads_files AS SELECT pg_catalog.pg_read_file('PG_VERSION') AS text;
 CREATE VIEW draws AS SELECT nextval('plain_id_seq') AS n;
 CREATE MATERIALIZED VIEW calls_matview AS SELECT f_matview(id) AS n FROM plain;
+CREATE MATERIALIZED VIEW nested_matview AS SELECT n FROM nested_view;
 CREATE VIEW simple_view AS SELECT id FROM triggered;
 CREATE VIEW instead_view AS SELECT id FROM plain;
 CREATE TRIGGER i INSTEAD OF INSERT ON instead_view FOR EACH ROW EXECUTE FUNCTION f_instead();
