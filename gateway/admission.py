@@ -154,7 +154,7 @@ class Gateway:
 
     def _decide(self, session: Session, text: bytes, catalog: Catalog) -> Decision:
         policy, principal = self.policies.current, session.principal
-        facts = Facts(session.connection.name, catalog, session.search_path, session.prepared)
+        facts = Facts(session.connection.name, catalog, session.search_path, session.prepared, self.policies.mask_key)
         if len(text) > _CACHEABLE_TEXT_BYTES or session.prepared:
             return decide(policy, principal, facts, text)
         key = (text, policy.hash, catalog.epoch, session.search_path, session.connection.name, principal)
@@ -381,7 +381,7 @@ class Gateway:
             "instance": self.instance,
         }
         if rewrite is not None and rewrite.splices:
-            body["rewritten"] = rewrite.sql.decode("utf-8")
+            body["rewritten"] = rewrite.shown
         if approval is not None:
             body["approval"] = approval
         return _draft(Kind.INTENT, session, **body)

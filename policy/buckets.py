@@ -22,6 +22,7 @@ NUMBERS: Final = frozenset((*_INTEGERS, *_FLOATS, _NUMERIC))
 MOMENTS: Final = frozenset((DATE, TIMESTAMP, TIMESTAMPTZ))
 
 _LARGEST_BIGINT: Final = 2**63 - 1
+_YEARS: Final = (-4000, 290_000)
 
 
 class Unit(StrEnum):
@@ -66,8 +67,8 @@ def number_bucket(raw: str, type_oid: int, size: Decimal) -> str | None:
 
 def day_bucket(raw: str, type_oid: int, days: int) -> str:
     """The first day of the value's run of `days` days; runs are counted from Monday, 3 January 2000."""
-    start = f"pg_catalog.date_bin(CAST('{days} days' AS pg_catalog.interval), %s, pg_catalog.make_timestamp(2000, 1, 3, 0, 0, 0))"
-    return _in_utc(raw, type_oid, start)
+    width = f"CAST('{days} days' AS pg_catalog.interval)"
+    return _in_utc(raw, type_oid, f"pg_catalog.date_bin({width}, %s, pg_catalog.make_timestamp(2000, 1, 3, 0, 0, 0))")
 
 
 def truncated(raw: str, type_oid: int, unit: Unit) -> str:
@@ -76,20 +77,16 @@ def truncated(raw: str, type_oid: int, unit: Unit) -> str:
 
 
 def _in_utc(raw: str, type_oid: int, cut: str) -> str:
-    """`cut` on the value as a timestamp, where it is in reach; the result is of the value's type."""
+    """`cut` on the value as a timestamp, where it is in reach; the result casts to the value's type."""
     if type_oid == DATE:
-        bounds = ("pg_catalog.make_date(-4000, 1, 1)", "pg_catalog.make_date(290000, 1, 1)")
+        low, high = (f"pg_catalog.make_date({year}, 1, 1)" for year in _YEARS)
         value = cut % f"CAST({raw} AS pg_catalog.timestamp)"
     else:
-        plain = f"pg_catalog.timezone('UTC', {raw})" if type_oid == TIMESTAMPTZ else raw
-        bounds = (
-            "pg_catalog.make_timestamp(-4000, 1, 1, 0, 0, 0)",
-            "pg_catalog.make_timestamp(290000, 1, 1, 0, 0, 0)",
-        )
-        value = cut % plain
-        if type_oid == TIMESTAMPTZ:
-            value = f"pg_catalog.timezone('UTC', {value})"
-            bounds = tuple(f"pg_catalog.timezone('UTC', {bound})" for bound in bounds)  # type: ignore[assignment]
-    low, high = bounds
+        low, high = (f"pg_catalog.make_timestamp({year}, 1, 1, 0, 0, 0)" for year in _YEARS)
+        value = cut % raw
+    if type_oid == TIMESTAMPTZ:
+        low, high = (f"pg_catalog.timezone('UTC', {bound})" for bound in (low, high))
+        plain = f"pg_catalog.timezone('UTC', {raw})"
+        value = f"pg_catalog.timezone('UTC', {cut % plain})"
     within = f"{raw} OPERATOR(pg_catalog.>=) {low} AND {raw} OPERATOR(pg_catalog.<) {high}"
     return f"CASE WHEN {within} THEN {value} END"

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from policy.catalog import Catalog, Column, Relation, RelationKind
-from policy.masks import Mask, MaskKind, UnmaskableError, expression
+from policy.masks import Keys, Mask, MaskKind, UnmaskableError, expression
 from policy.names import is_system, nearest
+from policy.pseudonyms import MaskKey
 from policy.rules import Policy, Rule
 
 
@@ -35,15 +36,16 @@ class Problem:
         return f"{place}; {self.cure}" if self.cure else place
 
 
-def check(policy: Policy, catalog: Catalog | None = None) -> list[Problem]:
+def check(policy: Policy, catalog: Catalog | None = None, mask_key: MaskKey | None = None) -> list[Problem]:
     """Everything wrong with a policy that loaded, by place; without a catalog only what the file itself shows."""
+    keys = mask_key.subkey if mask_key is not None else None
     problems = list(_void_rules(policy))
     if catalog is not None:
-        problems += (problem for mask in policy.masks for problem in _mask_problems(policy, mask, catalog))
+        problems += (problem for mask in policy.masks for problem in _mask_problems(policy, mask, catalog, keys))
     return sorted(problems, key=lambda p: (p.line, p.column, p.text))
 
 
-def _mask_problems(policy: Policy, mask: Mask, catalog: Catalog) -> Iterator[Problem]:
+def _mask_problems(policy: Policy, mask: Mask, catalog: Catalog, keys: Keys) -> Iterator[Problem]:
     line, column = mask.place
     found = list(_matching(mask, catalog))
     if not found:
@@ -70,7 +72,7 @@ def _mask_problems(policy: Policy, mask: Mask, catalog: Catalog) -> Iterator[Pro
                 )
             continue
         try:
-            expression(mask, one)
+            expression((mask,), one, keys)
         except UnmaskableError as error:
             yield Problem(Severity.ERROR, policy.source, line, column, f"`{relation.qualified}`: {error}")
 

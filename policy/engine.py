@@ -67,10 +67,15 @@ def _verdict(policy: Policy, principal: Principal, facts: Facts, reading: Readin
     if not policy.masks:
         return _allowed(judgement, Rewrite(reading.analysis.text))
     try:
-        rewritten = rewrite(reading, Masking(policy, principal, facts.catalog), Masking(policy, None, facts.catalog))
+        rewritten = _rewritten(policy, principal, facts, reading)
     except NotAnalysableError as error:
         return Verdict(Effect.DENY, (error.reason, *judgement.reasons))
     return _allowed(judgement, rewritten)
+
+
+def _rewritten(policy: Policy, principal: Principal, facts: Facts, reading: Reading) -> Rewrite:
+    masking, anyone = Masking(policy, principal, facts.catalog), Masking(policy, None, facts.catalog)
+    return rewrite(reading, masking, anyone, facts.mask_key)
 
 
 def _allowed(judgement: Judgement, rewritten: Rewrite) -> Verdict:
@@ -115,13 +120,21 @@ def _decide_execute(policy: Policy, principal: Principal, facts: Facts, reading:
         )
         return _decision(policy, facts, Verdict(Effect.DENY, (stale, *reasons)), merged)
     if analysis.relations and (then.origins or policy.masks):
-        outer = rewrite(reading, Masking(policy, principal, facts.catalog), Masking(policy, None, facts.catalog))
+        outer = _rewritten(policy, principal, facts, reading)
     else:
         outer = Rewrite(analysis.text)
+    if analysis.kind == "ExplainStmt" and then.secrets:
+        shows = _refusal(
+            "mask.explain",
+            f'the plan of "{name}" would show how its pseudonyms are made',
+            "EXPLAIN the statement itself, without EXECUTE.",
+        )
+        return _decision(policy, facts, Verdict(Effect.DENY, (shows, *reasons)), merged)
     combined = replace(
         outer,
         masked=tuple(dict.fromkeys((*outer.masked, *then.masked))),
         origins=outer.origins | then.origins,
+        secrets=outer.secrets | then.secrets,
     )
     terms = _unique((*again.verdict.terms, *own.terms))
     return _decision(policy, facts, Verdict(effect, reasons, combined, terms), merged)

@@ -27,4 +27,4 @@ def _lines(decision: Decision) -> Iterator[str]:
         for column in verdict.rewrite.masked:
             yield f"masked: {column} by {column.kind}  [{column.rule}]"
         if verdict.rewrite.splices:
-            yield f"runs: {verdict.rewrite.sql.decode('utf-8')}"
+            yield f"runs: {verdict.rewrite.shown}"

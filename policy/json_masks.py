@@ -23,11 +23,12 @@ def at_path(document: str, path: Sequence[str], leaf: Leaf, depth: int = 0) -> s
     # One object and an array of objects go the same way: the former as an array of one, taken out again.
     alias = f'"level{depth}"'
     item = f'{alias}."value"'
+    null = "CAST('null' AS pg_catalog.jsonb)"
     is_array = f"pg_catalog.jsonb_typeof({document}) OPERATOR(pg_catalog.=) 'array'"
     key = f"CAST({literal(path[0])} AS pg_catalog.text)"
     inside = at_path(f"({item} OPERATOR(pg_catalog.->) {key})", path[1:], leaf, depth + 1)
     changed = (
-        f"CASE WHEN pg_catalog.jsonb_typeof({item}) OPERATOR(pg_catalog.=) 'array' THEN CAST('null' AS pg_catalog.jsonb) "
+        f"CASE WHEN pg_catalog.jsonb_typeof({item}) OPERATOR(pg_catalog.=) 'array' THEN {null} "
         f"WHEN {item} OPERATOR(pg_catalog.?) {key} "
         f"AND pg_catalog.jsonb_typeof({item}) OPERATOR(pg_catalog.=) 'object' "
         f"THEN pg_catalog.jsonb_set({item}, ARRAY[{key}], {inside}) ELSE {item} END"
@@ -37,7 +38,7 @@ def at_path(document: str, path: Sequence[str], leaf: Leaf, depth: int = 0) -> s
     return (
         f"CASE WHEN {document} IS NOT NULL THEN (SELECT CASE WHEN {is_array} "  # noqa: S608 - names are quoted
         f"THEN COALESCE({together}, CAST('[]' AS pg_catalog.jsonb)) ELSE {together} OPERATOR(pg_catalog.->) 0 END "
-        f"FROM pg_catalog.jsonb_array_elements({items}) WITH ORDINALITY AS {alias} (\"value\", \"place\")) END"
+        f'FROM pg_catalog.jsonb_array_elements({items}) WITH ORDINALITY AS {alias} ("value", "place")) END'
     )
 
 

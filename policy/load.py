@@ -7,15 +7,17 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from policy.buckets import Unit
 from policy.document import Document, parse_document, validate
 from policy.masks import Mask, MaskKind
 from policy.model import Action, ApprovalTerms, Effect, PrincipalKind
-from policy.patterns import Pattern, PatternError, parse_pattern
+from policy.patterns import Pattern, PatternError, parse_path_pattern, parse_pattern
 from policy.rules import Policy, Rule, Selector, Who
 
 __all__ = ["Policy", "load_policy", "policy_schema"]
@@ -116,6 +118,43 @@ class PartialMaskFile(_Model):
     partial: PartialFile
 
 
+class HashFile(_Model):
+    """Whose pseudonyms are equal for equal values."""
+
+    pool: Annotated[str, Field(min_length=1, max_length=80)] = "default"
+
+
+class HashMaskFile(_Model):
+    """`{hash: {pool: people}}`."""
+
+    hash: HashFile
+
+
+class RangeFile(_Model):
+    """How wide a bucket is: `size` for numbers, `days` for dates and moments."""
+
+    size: Annotated[Decimal, Field(gt=0, le=10**18, decimal_places=9)] | None = None
+    days: Annotated[int, Field(ge=1, le=36_525)] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> RangeFile:
+        if (self.size is None) is (self.days is None):
+            raise ValueError("a range has buckets of a `size` (numbers) or of `days` (dates); give one of them")
+        return self
+
+
+class RangeMaskFile(_Model):
+    """`{range: {size: 10}}`, `{range: {days: 7}}`."""
+
+    range: RangeFile
+
+
+class TruncateMaskFile(_Model):
+    """`{truncate: month}`."""
+
+    truncate: Unit
+
+
 class ExemptFile(_Model):
     """Who sees the column as it is: members of any of the groups, or any of the users."""
 
@@ -126,8 +165,18 @@ class ExemptFile(_Model):
 class MaskFile(_Model):
     """One mask for columns by pattern."""
 
-    columns: Annotated[Names, Field(description="patterns schema.relation.column")]
-    with_: Annotated[Literal["null", "redact", "clear"] | PartialMaskFile | None, Field(alias="with")]
+    columns: Annotated[
+        Names, Field(description="patterns schema.relation.column, keys of a jsonb column may follow: .key.key")
+    ]
+    with_: Annotated[
+        Literal["null", "redact", "hash", "clear"]
+        | PartialMaskFile
+        | HashMaskFile
+        | RangeMaskFile
+        | TruncateMaskFile
+        | None,
+        Field(alias="with"),
+    ]
     unless: ExemptFile | None = None
 
 
@@ -245,23 +294,52 @@ def _as_who(who: WhoFile | None) -> Who | None:
 
 def _as_masks(document: Document, entry: MaskFile, index: int, label: str) -> list[Mask]:
     path = ("masks", index)
-    keep_first = keep_last = 0
-    if isinstance(entry.with_, PartialMaskFile):
-        kind = MaskKind.PARTIAL
-        keep_first, keep_last = entry.with_.partial.keep_first, entry.with_.partial.keep_last
-    else:
-        kind = MaskKind(entry.with_ or "null")  # a bare `null` in YAML
     exempt = entry.unless or ExemptFile(groups=None, users=None)
-    return [
-        Mask(
-            columns=_pattern(document, (*path, "columns", i), text, 3, "schema.relation.column"),
-            kind=kind,
-            keep_first=keep_first,
-            keep_last=keep_last,
-            exempt_groups=frozenset(exempt.groups or ()),
-            exempt_users=frozenset(exempt.users or ()),
-            label=label,
-            place=document.locate((*path, "columns", i)),
+    masks = []
+    for i, text in enumerate(entry.columns):
+        columns, keys = _column_pattern(document, (*path, "columns", i), text)
+        masks.append(
+            Mask(
+                columns=columns,
+                path=keys,
+                **_how(entry),
+                exempt_groups=frozenset(exempt.groups or ()),
+                exempt_users=frozenset(exempt.users or ()),
+                label=label,
+                place=document.locate((*path, "columns", i)),
+            )
         )
-        for i, text in enumerate(entry.columns)
-    ]
+        if keys and masks[-1].kind not in (MaskKind.NULL, MaskKind.REDACT, MaskKind.PARTIAL, MaskKind.HASH):
+            raise document.error(
+                (*path, "with"),
+                f"`{masks[-1].kind.value}` cannot mask a value inside jsonb",
+                "use `null`, `redact`, `partial` or `hash`",
+            )
+    return masks
+
+
+def _how(entry: MaskFile) -> dict[str, Any]:
+    """The fields of a Mask that `with` says."""
+    match entry.with_:
+        case PartialMaskFile(partial=how):
+            return {"kind": MaskKind.PARTIAL, "keep_first": how.keep_first, "keep_last": how.keep_last}
+        case HashMaskFile(hash=how):
+            return {"kind": MaskKind.HASH, "pool": how.pool}
+        case RangeMaskFile(range=how):
+            return {"kind": MaskKind.RANGE, "size": how.size, "days": how.days}
+        case TruncateMaskFile(truncate=unit):
+            return {"kind": MaskKind.TRUNCATE, "unit": unit}
+        case "hash":
+            return {"kind": MaskKind.HASH, "pool": HashFile().pool}
+        case kind:
+            return {"kind": MaskKind(kind or "null")}  # a bare `null` in YAML
+
+
+def _column_pattern(document: Document, path: Sequence[str | int], text: str) -> tuple[Pattern, tuple[str, ...]]:
+    form = "schema.relation.column"
+    try:
+        return parse_path_pattern(text, 3, form)
+    except PatternError as error:
+        raise document.error(
+            path, str(error), f"write it like `{form}`, with keys of a jsonb column after it if need be"
+        ) from None

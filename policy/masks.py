@@ -7,7 +7,7 @@ not used.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import Enum
@@ -21,6 +21,9 @@ from policy.patterns import Pattern
 from policy.pseudonyms import Subkey, digest, token
 
 REDACTED: Final = "[redacted]"
+
+# The key of each pool of pseudonyms; None where no key is configured.
+Keys = Callable[[str], Subkey] | None
 
 # pg_type OIDs (catalog/pg_type.dat): they never change.
 _JSON: Final = 114
@@ -37,8 +40,6 @@ _BIGINT: Final = 20
 # (one chance in 10^18 for a pair); with fewer, joins would begin to lie.
 _TOKEN_LENGTH: Final = 22
 _SHORTEST_TOKEN: Final = 10
-# atttypmod of char and varchar counts the four bytes of the length word too.
-_VARHDRSZ: Final = 4
 
 
 class MaskKind(Enum):
@@ -90,21 +91,30 @@ class UnmaskableError(Exception):
     """This kind of mask cannot produce the column's type; the text says which could."""
 
 
-def expression(masks: Sequence[Mask], column: Column, key: Subkey | None = None) -> str:
+def expression(masks: Sequence[Mask], column: Column, keys: Keys = None) -> str:
     """SQL for the masked value, cast to the column's type and collation. Raises UnmaskableError.
 
     `masks` is one mask of the column as a whole, or several of paths inside it. NULL stays NULL, but that
-    `redact` puts its constant there too. Elements of arrays are masked one by one. `key` is for `hash`.
+    `redact` puts its constant there too. Elements of arrays are masked one by one. `keys` are for `hash`.
     """
     first = masks[0]
     if first.path:
         value = quote(column.name)
         for mask in masks:
-            value = _inside(mask, column, value, key)
+            value = _inside(mask, column, value, keys)
     else:
-        value = _whole(first, column, key)
+        value = _whole(first, column, keys)
     collate = f" COLLATE {column.collation}" if column.collation else ""
     return f"CAST({value} AS {column.type}){collate}"
+
+
+def _key(mask: Mask, column: Column, keys: Keys) -> Subkey:
+    if keys is None:
+        raise UnmaskableError(
+            f"a `hash` mask on `{column.name}` needs a key, and none is configured; "
+            "set `mask_key_file` or `mask_key_env` in the configuration"
+        )
+    return keys(mask.pool)
 
 
 def needs_key(masks: Sequence[Mask]) -> bool:
@@ -112,7 +122,7 @@ def needs_key(masks: Sequence[Mask]) -> bool:
     return any(mask.kind is MaskKind.HASH for mask in masks)
 
 
-def _whole(mask: Mask, column: Column, key: Subkey | None) -> str:
+def _whole(mask: Mask, column: Column, keys: Keys) -> str:
     if mask.kind is MaskKind.NULL:
         if column.domain is not None and column.domain.not_null:
             raise _unmaskable(mask, column, f"`{column.type}` is a domain that refuses NULL; change the domain")
@@ -123,19 +133,20 @@ def _whole(mask: Mask, column: Column, key: Subkey | None) -> str:
         )
     raw = quote(column.name)
     if column.element:
-        element = _scalar(mask, column, column.element, f'{_ELEMENT}."value"', key)
+        element = _scalar(mask, column, column.element, f'{_ELEMENT}."value"', keys)
         elements = f'pg_catalog.unnest({raw}) WITH ORDINALITY AS {_ELEMENT} ("value", "place")'
         array = f'ARRAY(SELECT {element} FROM {elements} ORDER BY {_ELEMENT}."place")'  # noqa: S608 - names are quoted
         return f"CASE WHEN {raw} IS NOT NULL THEN {array} END"
-    return _scalar(mask, column, column.base_oid, raw, key)
+    return _scalar(mask, column, column.base_oid, raw, keys)
 
 
 _ELEMENT: Final = '"element"'
 
 
-def _scalar(mask: Mask, column: Column, type_oid: int, raw: str, key: Subkey | None) -> str:
+def _scalar(mask: Mask, column: Column, type_oid: int, raw: str, keys: Keys) -> str:
     """SQL of a value that casts to a type: of the column itself, or of an array's element."""
-    text = f"CAST({raw} AS pg_catalog.text)"
+    # The text form of a bytea depends on a setting; its digits do not.
+    text = f"pg_catalog.encode({raw}, 'hex')" if type_oid == _BYTEA else f"CAST({raw} AS pg_catalog.text)"
     match mask.kind:
         case MaskKind.REDACT if type_oid in _TEXT_TYPES:
             return f"CAST('{REDACTED}' AS pg_catalog.text)"
@@ -144,7 +155,7 @@ def _scalar(mask: Mask, column: Column, type_oid: int, raw: str, key: Subkey | N
         case MaskKind.PARTIAL if type_oid in _TEXT_TYPES:
             return _partial(text, mask.keep_first, mask.keep_last)
         case MaskKind.HASH:
-            if (made := _pseudonym(mask, column, type_oid, text, key)) is not None:
+            if (made := _pseudonym(mask, column, type_oid, text, keys)) is not None:
                 return made
         case MaskKind.RANGE if mask.size is not None and type_oid in NUMBERS:
             if (bucket := number_bucket(raw, type_oid, mask.size)) is not None:
@@ -159,7 +170,7 @@ def _scalar(mask: Mask, column: Column, type_oid: int, raw: str, key: Subkey | N
     raise _unmaskable(mask, column, f"it is `{column.type}`; use {_possible(type_oid)}")
 
 
-def _pseudonym(mask: Mask, column: Column, type_oid: int, text: str, key: Subkey | None) -> str | None:
+def _pseudonym(mask: Mask, column: Column, type_oid: int, text: str, keys: Keys) -> str | None:
     if type_oid in _BOUNDED_TEXTS and 0 <= column.width < _SHORTEST_TOKEN:
         raise _unmaskable(
             mask,
@@ -170,18 +181,14 @@ def _pseudonym(mask: Mask, column: Column, type_oid: int, text: str, key: Subkey
     known = type_oid in _TEXT_TYPES or type_oid in (_JSONB, _UUID, _BYTEA, _BIGINT)
     if not known:
         return None
-    if key is None:
-        raise UnmaskableError(
-            f"a `hash` mask on `{column.name}` needs a key, and none is configured; "
-            "set `mask_key_file` or `mask_key_env` in the configuration"
-        )
+    key = _key(mask, column, keys)
     hexadecimal = f"pg_catalog.encode({digest(key, text)}, 'hex')"
     if type_oid == _JSONB:
         return f"pg_catalog.to_jsonb({token(key, text, _TOKEN_LENGTH)})"
     if type_oid == _UUID:
         return f'CAST(pg_catalog."left"({hexadecimal}, 32) AS pg_catalog.uuid)'
     if type_oid == _BYTEA:
-        return digest(key, f"pg_catalog.encode({quote(column.name)}, 'hex')") if not column.element else None
+        return digest(key, text)
     if type_oid == _BIGINT:
         # 60 bits, so that none is negative.
         bits = f"'x0' OPERATOR(pg_catalog.||) pg_catalog.\"left\"({hexadecimal}, 15)"
@@ -190,7 +197,7 @@ def _pseudonym(mask: Mask, column: Column, type_oid: int, text: str, key: Subkey
     return token(key, text, length)
 
 
-def _inside(mask: Mask, column: Column, document: str, key: Subkey | None) -> str:
+def _inside(mask: Mask, column: Column, document: str, keys: Keys) -> str:
     """SQL for the document with one path masked."""
     if column.base_oid != _JSONB or column.element:
         possible = "mask the column as a whole" if column.base_oid != _JSON else "make it jsonb, or use `null`"
@@ -209,11 +216,12 @@ def _inside(mask: Mask, column: Column, document: str, key: Subkey | None) -> st
                 document, mask.path, lambda v: of_scalar(v, lambda text: _partial(text, first, last), hidden)
             )
         case MaskKind.HASH:
-            if key is None:
-                _pseudonym(mask, column, _JSONB, document, None)
-            else:
-                made = lambda text: token(key, text, _TOKEN_LENGTH)  # noqa: E731 - closes over the key
-                return at_path(document, mask.path, lambda v: of_scalar(v, made, hidden))
+            key = _key(mask, column, keys)
+            return at_path(
+                document, mask.path, lambda v: of_scalar(v, lambda text: token(key, text, _TOKEN_LENGTH), hidden)
+            )
+        case _:
+            pass
     raise _unmaskable(mask, column, "inside jsonb only `null`, `redact`, `partial` and `hash` are possible; use one")
 
 

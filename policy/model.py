@@ -8,6 +8,7 @@ from datetime import timedelta
 from enum import IntEnum, StrEnum
 
 from policy.catalog import Catalog
+from policy.pseudonyms import MaskKey
 
 
 class PrincipalKind(StrEnum):
@@ -204,9 +205,10 @@ class MaskedColumn:
     column: str
     kind: str
     rule: str
+    path: tuple[str, ...] = ()  # of the value inside the column, where not all of it is masked
 
     def __str__(self) -> str:
-        return f"{self.relation}.{self.column}"
+        return ".".join((self.relation, self.column, *self.path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,12 +217,25 @@ class Rewrite:
 
     `origins` are the (relation OID, attribute number) pairs whose raw values the rewrite hides; one of
     them, or a whole row (attribute 0) of their relations, in a RowDescription means that it failed.
+    `secrets` are the bytes of `sql` that only the server may see: whoever shows the text shows `shown`.
     """
 
     sql: bytes
     splices: tuple[Splice, ...] = ()
     masked: tuple[MaskedColumn, ...] = ()
     origins: frozenset[tuple[int, int]] = frozenset()
+    secrets: frozenset[bytes] = field(default=frozenset(), repr=False)
+
+    @property
+    def shown(self) -> str:
+        """The text that runs, without its secrets: for the audit and for people."""
+        return self.without_secrets(self.sql.decode("utf-8"))
+
+    def without_secrets(self, text: str) -> str:
+        """Any text, with the secrets in it blacked out."""
+        for secret in self.secrets:
+            text = text.replace(secret.decode("ascii"), "…key…")
+        return text
 
     def original_offset(self, offset: int) -> int | None:
         """The client's byte offset of a byte of `sql`; None inside generated text."""
@@ -260,10 +275,12 @@ class Facts:
     """What a decision depends on besides policy, principal and text.
 
     `search_path` is the upstream's own `current_schemas(true)`. `prepared` maps the names of the
-    session's SQL-level prepared statements to what they were decided as.
+    session's SQL-level prepared statements to what they were decided as. `mask_key` is the configured
+    secret of `hash` masks, None where there is none: such masks then refuse.
     """
 
     connection: str
     catalog: Catalog
     search_path: tuple[str, ...]
     prepared: Mapping[str, Decision] = field(default_factory=dict)
+    mask_key: MaskKey | None = None

@@ -13,6 +13,7 @@ from policy.catalog import Relation
 from policy.masking import Masked, Masking
 from policy.parse import Node, NotAnalysableError
 from policy.reading import Reading, Reference, Role
+from policy.session import is_on, options
 
 _WRITES: Final = frozenset(("InsertStmt", "UpdateStmt", "DeleteStmt", "MergeStmt"))
 _STORES: Final = frozenset(("InsertStmt", "UpdateStmt", "MergeStmt"))
@@ -72,6 +73,36 @@ def check(reading: Reading, masked: Sequence[tuple[Reference, Masked]]) -> None:
     if sources and not _STORES.isdisjoint(_tags(reading.tree)):
         for reference, columns in sources:
             _check_stored(reading.tree, reference, columns)
+
+
+def check_keyed(reading: Reading, keyed: Sequence[tuple[Reference, Masked]]) -> None:
+    """Refuse what would show the key of `hash` masks, or make an oracle of a key that is none.
+
+    Raises NotAnalysableError `mask.explain`, `mask.store`.
+    """
+    sources = [(r, c) for r, c in keyed if r.role in (Role.SOURCE, Role.COPY_OUT)]
+    if not sources:
+        return
+    if reading.analysis.kind == "ExplainStmt" and is_analyzed(reading.tree):
+        raise _refused(
+            "mask.explain",
+            sources[0][0],
+            "EXPLAIN ANALYZE would show how its pseudonyms are made",
+            cure="Use EXPLAIN without ANALYZE.",
+        )
+    if writes(reading.tree):
+        for reference, columns in sources:
+            _check_stored(reading.tree, reference, columns)
+
+
+def is_analyzed(tree: Node) -> bool:
+    """Whether an EXPLAIN runs its statement. Whatever is not plainly off counts as on."""
+    return is_on(options(tree["ExplainStmt"]).get("analyze", {"Boolean": {}}))
+
+
+def writes(tree: Node) -> bool:
+    """Whether the statement holds an INSERT, UPDATE, DELETE or MERGE."""
+    return not _WRITES.isdisjoint(_tags(tree))
 
 
 def _check_write(reading: Reading, reference: Reference, columns: Masked) -> None:

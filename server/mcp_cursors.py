@@ -345,7 +345,12 @@ class Portal:
         self._buffer.extend(page.rows)
         self._fetched += len(page.rows)
         self._suspended, self.tag = page.suspended, whole_tag(page.tag, len(page.rows), self._fetched)
-        self.notices += [f"{n.get('S', 'NOTICE')}: {n.get('M', '')}" for n in page.notices]
+        # Lines of the server's log may quote the text that ran, which is not the client's.
+        self.notices += [
+            f"{n.get('S', 'NOTICE')}: {n.get('M', '')}"
+            for n in page.notices
+            if not n.get("V", "").startswith(("LOG", "DEBUG"))
+        ]
 
     def _count(self, rows: list[Row], size: int) -> None:
         self._rows += len(rows)

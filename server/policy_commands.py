@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -23,6 +24,7 @@ from policy.check import check as check_against
 from policy.engine import decide
 from policy.load import Policy, policy_schema
 from policy.model import Decision, Effect, Facts, Principal, PrincipalKind
+from policy.pseudonyms import MaskKey
 from server.config import Config, load_config
 from wire.upstream import Factory
 
@@ -57,13 +59,13 @@ def check(context: click.Context, file: Path | None, config_path: Path) -> None:
     loaded, _ = read_policy(config.policy_path)
     worst = 0
     for connection in config.connections:
-        worst = max(worst, _report(connection.name, loaded, _facts_of(connection).catalog))
+        worst = max(worst, _report(connection.name, loaded, _facts_of(connection).catalog, config.mask_key))
     context.exit(worst)
 
 
-def _report(name: str, loaded: Policy, catalog: Catalog | None) -> int:
+def _report(name: str, loaded: Policy, catalog: Catalog | None, mask_key: MaskKey | None = None) -> int:
     """Print what is wrong; 1 if any of it is an error."""
-    problems = check_against(loaded, catalog)
+    problems = check_against(loaded, catalog, mask_key)
     for problem in problems:
         click.echo(str(problem))
     errors = sum(problem.severity is Severity.ERROR for problem in problems)
@@ -90,7 +92,7 @@ def explain(
     loaded, _ = read_policy(config.policy_path)
     kind = PrincipalKind.AGENT if agent else PrincipalKind.HUMAN
     principal = Principal(subject, "", kind, frozenset(groups))
-    facts = _facts_of(_named(config, connection))
+    facts = replace(_facts_of(_named(config, connection)), mask_key=config.mask_key)
     _show(decide(loaded, principal, facts, sql.encode()))
 
 
@@ -146,4 +148,4 @@ def _show(decision: Decision) -> None:
         console.print(f"approval {terms.quorum} of {who}, within {terms.expires}", markup=False)
     if verdict.rewrite is not None and verdict.rewrite.splices:
         console.print("runs as", style="bold")
-        console.print(verdict.rewrite.sql.decode(), markup=False, soft_wrap=True)
+        console.print(verdict.rewrite.shown, markup=False, soft_wrap=True)

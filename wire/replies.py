@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 from gateway.model import Outcome, Status
 from policy.model import Effects
 from wire import sqlstate
-from wire.backend import CommandComplete, ErrorResponse, ParameterStatus, ReadyForQuery, RowDescription
+from wire.backend import CommandComplete, ErrorResponse, NoticeResponse, ParameterStatus, ReadyForQuery, RowDescription
 from wire.codec import Frame, Rows
 from wire.fields import ProtocolError
-from wire.reports import Report, as_client_sees
+from wire.reports import Report, as_client_sees, is_log_line
 from wire.session import Event, Phase, Portal, Prepared, Undo, WireSession
 from wire.texts import Forwarded
 
@@ -193,7 +193,9 @@ class Replies:
         Raises ProtocolError for what the protocol does not allow here, and InvariantError.
         """
         tag = frame.tag
-        if tag in (_NOTICE, _PARAMETER, _NOTIFICATION):
+        if tag == _NOTICE:
+            return self._noticed(frame)
+        if tag in (_PARAMETER, _NOTIFICATION):
             return frame.raw
         if tag == _ERROR:
             return self._failed(frame)
@@ -257,6 +259,14 @@ class Replies:
         self._release()
         if self.status == "I" and not self.dirty:
             self.session.transaction_over()
+
+    def _noticed(self, frame: Frame) -> bytes:
+        fields = NoticeResponse.decode(frame.body).fields
+        if is_log_line(fields):
+            return b""
+        text = self._queue[0].text if self._queue else None
+        seen = as_client_sees(fields, text)
+        return frame.raw if seen == fields else NoticeResponse(seen).encode()
 
     # -- errors ---------------------------------------------------------------------------------------
 
