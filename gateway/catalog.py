@@ -46,7 +46,7 @@ SELECT c.oid, n.nspname, c.relname, c.relkind, c.relhastriggers,
 # Columns of user relations; the server's own are never masked.
 _COLUMNS = f"""
 SELECT a.attrelid, a.attnum, a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), a.atttypid,
-       CASE WHEN a.attcollation <> t.typcollation
+       CASE WHEN a.attcollation <> 0 AND (a.attcollation <> t.typcollation OR a.attcollation <> 100)
             THEN pg_catalog.quote_ident(cn.nspname) || '.' || pg_catalog.quote_ident(co.collname) END,
        CASE WHEN t.typcategory = 'A' THEN t.typelem ELSE 0 END, a.atttypmod
   FROM pg_catalog.pg_attribute a

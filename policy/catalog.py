@@ -37,7 +37,7 @@ class Domain:
 class Column:
     """A live column. `type` is `format_type(atttypid, atttypmod)`, ready for a cast.
 
-    `collation` is the qualified, quoted collation where it is not the type's own, else None.
+    `collation` is the qualified, quoted collation where it is not the database's default, else None.
     `origin` is, for a column of a view, the (relation OID, attribute number) that the server's own
     Describe of the view's query names, or None where the column is derived. `item` is the type OID of an
     array's elements, else 0; `modifier` is `pg_attribute.atttypmod`; `domain` is set where the type is one.
