@@ -112,22 +112,10 @@ class PartialFile(_Model):
     keep_last: Annotated[int, Field(ge=0, le=100)] = 0
 
 
-class PartialMaskFile(_Model):
-    """`{partial: {keep_last: 4}}`."""
-
-    partial: PartialFile
-
-
 class HashFile(_Model):
     """Whose pseudonyms are equal for equal values."""
 
     pool: Annotated[str, Field(min_length=1, max_length=80)] = "default"
-
-
-class HashMaskFile(_Model):
-    """`{hash: {pool: people}}`."""
-
-    hash: HashFile
 
 
 class RangeFile(_Model):
@@ -143,16 +131,19 @@ class RangeFile(_Model):
         return self
 
 
-class RangeMaskFile(_Model):
-    """`{range: {size: 10}}`, `{range: {days: 7}}`."""
+class KindFile(_Model):
+    """A kind of mask with its terms: `{partial: {keep_last: 4}}`, `{truncate: month}`. Exactly one key."""
 
-    range: RangeFile
+    partial: PartialFile | None = None
+    hash: HashFile | None = None
+    range: RangeFile | None = None
+    truncate: Unit | None = None
 
-
-class TruncateMaskFile(_Model):
-    """`{truncate: month}`."""
-
-    truncate: Unit
+    @model_validator(mode="after")
+    def _one_kind(self) -> KindFile:
+        if len(self.model_fields_set) != 1 or None in (getattr(self, name) for name in self.model_fields_set):
+            raise ValueError("a mask has one kind; give one of partial, hash, range and truncate")
+        return self
 
 
 class ExemptFile(_Model):
@@ -168,15 +159,7 @@ class MaskFile(_Model):
     columns: Annotated[
         Names, Field(description="patterns schema.relation.column, keys of a jsonb column may follow: .key.key")
     ]
-    with_: Annotated[
-        Literal["null", "redact", "hash", "clear"]
-        | PartialMaskFile
-        | HashMaskFile
-        | RangeMaskFile
-        | TruncateMaskFile
-        | None,
-        Field(alias="with"),
-    ]
+    with_: Annotated[Literal["null", "redact", "hash", "clear"] | KindFile | None, Field(alias="with")]
     unless: ExemptFile | None = None
 
 
@@ -321,13 +304,13 @@ def _as_masks(document: Document, entry: MaskFile, index: int, label: str) -> li
 def _how(entry: MaskFile) -> dict[str, Any]:
     """The fields of a Mask that `with` says."""
     match entry.with_:
-        case PartialMaskFile(partial=how):
-            return {"kind": MaskKind.PARTIAL, "keep_first": how.keep_first, "keep_last": how.keep_last}
-        case HashMaskFile(hash=how):
-            return {"kind": MaskKind.HASH, "pool": how.pool}
-        case RangeMaskFile(range=how):
-            return {"kind": MaskKind.RANGE, "size": how.size, "days": how.days}
-        case TruncateMaskFile(truncate=unit):
+        case KindFile(partial=PartialFile() as partial):
+            return {"kind": MaskKind.PARTIAL, "keep_first": partial.keep_first, "keep_last": partial.keep_last}
+        case KindFile(hash=HashFile() as hashed):
+            return {"kind": MaskKind.HASH, "pool": hashed.pool}
+        case KindFile(range=RangeFile() as buckets):
+            return {"kind": MaskKind.RANGE, "size": buckets.size, "days": buckets.days}
+        case KindFile(truncate=Unit() as unit):
             return {"kind": MaskKind.TRUNCATE, "unit": unit}
         case "hash":
             return {"kind": MaskKind.HASH, "pool": HashFile().pool}
