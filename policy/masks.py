@@ -99,9 +99,11 @@ def expression(masks: Sequence[Mask], column: Column, keys: Keys = None) -> str:
     """
     first = masks[0]
     if first.path:
-        value = quote(column.name)
-        for mask in masks:
-            value = _inside(mask, column, value, keys)
+        value = _inside(first, column, quote(column.name), keys)
+        for mask in masks[1:]:
+            # A value of its own each time: written out, the expression would grow with a power of their number.
+            document = _inside(mask, column, '"document"."value"', keys)
+            value = f'(SELECT {document} FROM (SELECT {value} AS "value" OFFSET 0) AS "document")'  # noqa: S608 - ours
     else:
         value = _whole(first, column, keys)
     collate = f" COLLATE {column.collation}" if column.collation else ""

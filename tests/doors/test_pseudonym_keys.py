@@ -48,6 +48,8 @@ def test_psql_is_never_sent_a_key(talkative: Stack, level: str) -> None:
         done = talkative.psql("devin", None, "-c", f"SET client_min_messages = {level}", *arguments)
         said = done.stdout + done.stderr
         assert not any(key in said for key in keys(talkative)), statement
+        assert "LOG:" not in said
+        assert "DEBUG:" not in said
     assert not any(key in str(talkative.audit("SELECT body FROM entries")) for key in keys(talkative))
     assert "…key…" in str(talkative.audit("SELECT body FROM entries"))
 
