@@ -399,6 +399,7 @@ class Gateway:
             sqlstate=outcome.sqlstate,
             message=outcome.message,
             masked=[str(m) for m in grant.rewrite.masked],
+            filtered=list(grant.rewrite.filtered),
             digest=outcome.digest,
             instance=self.instance,
         )

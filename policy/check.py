@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from policy.catalog import Catalog, Column, Relation, RelationKind
+from policy.filters import RowFilter
 from policy.masks import Keys, Mask, MaskKind, UnmaskableError, expression
 from policy.names import is_system, nearest
 from policy.pseudonyms import MaskKey
@@ -42,6 +43,7 @@ def check(policy: Policy, catalog: Catalog | None = None, mask_key: MaskKey | No
     problems = list(_void_rules(policy))
     if catalog is not None:
         problems += (problem for mask in policy.masks for problem in _mask_problems(policy, mask, catalog, keys))
+        problems += (p for row_filter, _ in policy.rows for p in _filter_problems(policy, row_filter, catalog))
     return sorted(problems, key=lambda p: (p.line, p.column, p.text))
 
 
@@ -75,6 +77,45 @@ def _mask_problems(policy: Policy, mask: Mask, catalog: Catalog, keys: Keys) -> 
             expression((mask,), one, keys)
         except UnmaskableError as error:
             yield Problem(Severity.ERROR, policy.source, line, column, f"`{relation.qualified}`: {error}")
+
+
+def _filter_problems(policy: Policy, row_filter: RowFilter, catalog: Catalog) -> Iterator[Problem]:
+    line, column = row_filter.place
+    user = [relation for relation in catalog.relations.values() if not is_system(relation)]
+    found = [relation for relation in user if row_filter.relations.matches((relation.schema, relation.name))]
+    if not found:
+        near = nearest(row_filter.relations.text, [relation.qualified for relation in user])
+        yield Problem(
+            Severity.WARNING,
+            policy.source,
+            line,
+            column,
+            f"no relation matches `{row_filter.relations.text}`",
+            f"did you mean `{near}`?" if near else None,
+        )
+    for relation in found:
+        names = [one.name for one in relation.columns]
+        for missing in sorted(row_filter.condition.columns - set(names)):
+            near = nearest(missing, names)
+            yield Problem(
+                Severity.ERROR,
+                policy.source,
+                line,
+                column,
+                f"the filter names `{missing}`, which is no column of `{relation.qualified}`",
+                f"did you mean `{near}`?" if near else f"its columns: {', '.join(names)}",
+            )
+    for schema, name in sorted(row_filter.condition.relations):
+        if catalog.relation(schema, name) is None:
+            near = nearest(f"{schema}.{name}", [relation.qualified for relation in user])
+            yield Problem(
+                Severity.ERROR,
+                policy.source,
+                line,
+                column,
+                f"the filter reads `{schema}.{name}`, which does not exist",
+                f"did you mean `{near}`?" if near else None,
+            )
 
 
 def _matching(mask: Mask, catalog: Catalog) -> Iterator[tuple[Relation, Column]]:

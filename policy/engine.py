@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from policy.analyse import analyse
+from policy.filtering import Filtering
 from policy.masking import Masking
 from policy.model import (
     Analysis,
@@ -64,7 +65,7 @@ def _verdict(policy: Policy, principal: Principal, facts: Facts, reading: Readin
     judgement = judge(policy, principal, facts.connection, reading.analysis.demands)
     if judgement.effect is Effect.DENY:
         return Verdict(Effect.DENY, judgement.reasons)
-    if not policy.masks:
+    if not policy.masks and not policy.rows:
         return _allowed(judgement, Rewrite(reading.analysis.text))
     try:
         rewritten = _rewritten(policy, principal, facts, reading)
@@ -75,7 +76,7 @@ def _verdict(policy: Policy, principal: Principal, facts: Facts, reading: Readin
 
 def _rewritten(policy: Policy, principal: Principal, facts: Facts, reading: Reading) -> Rewrite:
     masking, anyone = Masking(policy, principal, facts.catalog), Masking(policy, None, facts.catalog)
-    return rewrite(reading, masking, anyone, facts.mask_key)
+    return rewrite(reading, masking, Filtering(policy, principal, facts), anyone, facts.mask_key)
 
 
 def _allowed(judgement: Judgement, rewritten: Rewrite) -> Verdict:
@@ -119,7 +120,7 @@ def _decide_execute(policy: Policy, principal: Principal, facts: Facts, reading:
             f"DEALLOCATE {name} and prepare it again.",
         )
         return _decision(policy, facts, Verdict(Effect.DENY, (stale, *reasons)), merged)
-    if analysis.relations and (then.origins or policy.masks):
+    if analysis.relations and (then.origins or policy.masks or policy.rows):
         outer = _rewritten(policy, principal, facts, reading)
     else:
         outer = Rewrite(analysis.text)
@@ -134,6 +135,7 @@ def _decide_execute(policy: Policy, principal: Principal, facts: Facts, reading:
         outer,
         masked=tuple(dict.fromkeys((*outer.masked, *then.masked))),
         origins=outer.origins | then.origins,
+        filtered=tuple(dict.fromkeys((*outer.filtered, *then.filtered))),
         secrets=outer.secrets | then.secrets,
     )
     terms = _unique((*again.verdict.terms, *own.terms))

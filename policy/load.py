@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from policy.buckets import Unit
 from policy.document import Document, parse_document, validate
+from policy.filters import FilterError, RowFilter, read_condition
 from policy.masks import Mask, MaskKind
 from policy.model import Action, ApprovalTerms, Effect, PrincipalKind
 from policy.patterns import Pattern, PatternError, parse_path_pattern, parse_pattern
@@ -163,12 +164,27 @@ class MaskFile(_Model):
     unless: ExemptFile | None = None
 
 
+class RowsFile(_Model):
+    """Of these relations only the rows that meet the condition are there; leave `who` out for everyone."""
+
+    relations: Annotated[Names, Field(description="patterns schema.name")]
+    filter: Annotated[
+        str,
+        Field(
+            max_length=10_000,
+            description="a condition in SQL; principal.subject, .email, .groups and .on_behalf_of are the asker's",
+        ),
+    ]
+    who: WhoFile | None = None
+
+
 class PolicyFile(_Model):
     """A policy."""
 
     version: Literal[1] = 1
     rules: list[RuleFile] = []
     masks: list[MaskFile] = []
+    rows: list[RowsFile] = []
 
 
 def load_policy(text: str, source: str) -> Policy:
@@ -194,7 +210,12 @@ def load_policy(text: str, source: str) -> Policy:
         for index, entry in enumerate(file.masks)
         for mask in _as_masks(document, entry, index, f"mask ({place}:{document.locate(('masks', index))[0]})")
     )
-    return Policy(hash=_digest(file), source=source, rules=tuple(rules), masks=masks)
+    filters = tuple(
+        (row_filter, _as_who(entry.who))
+        for index, entry in enumerate(file.rows)
+        for row_filter in _as_filters(document, entry, index, f"rows ({place}:{document.locate(('rows', index))[0]})")
+    )
+    return Policy(hash=_digest(file), source=source, rules=tuple(rules), masks=masks, rows=filters)
 
 
 def policy_schema() -> dict[str, Any]:
@@ -299,6 +320,20 @@ def _as_masks(document: Document, entry: MaskFile, index: int, label: str) -> li
                 "use `null`, `redact`, `partial` or `hash`",
             )
     return masks
+
+
+def _as_filters(document: Document, entry: RowsFile, index: int, label: str) -> list[RowFilter]:
+    path = ("rows", index)
+    try:
+        condition = read_condition(entry.filter)
+    except FilterError as error:
+        message, _, cure = str(error).partition("; ")
+        raise document.error((*path, "filter"), message, cure or None) from None
+    read = _reader(document, path)
+    return [
+        RowFilter(pattern, condition, label, document.locate((*path, "relations", i)))
+        for i, pattern in enumerate(read("relations", entry.relations, 2, "schema.relation"))
+    ]
 
 
 def _how(entry: MaskFile) -> dict[str, Any]:

@@ -217,6 +217,7 @@ class Rewrite:
 
     `origins` are the (relation OID, attribute number) pairs whose raw values the rewrite hides; one of
     them, or a whole row (attribute 0) of their relations, in a RowDescription means that it failed.
+    `filtered` names the relations of which only some rows are read, with the policy's entry.
     `secrets` are the bytes of `sql` that only the server may see: whoever shows the text shows `shown`.
     """
 
@@ -224,6 +225,7 @@ class Rewrite:
     splices: tuple[Splice, ...] = ()
     masked: tuple[MaskedColumn, ...] = ()
     origins: frozenset[tuple[int, int]] = frozenset()
+    filtered: tuple[str, ...] = ()
     secrets: frozenset[bytes] = field(default=frozenset(), repr=False)
 
     @property

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from policy import sideways
 from policy.catalog import Relation, RelationKind
+from policy.filtering import Filtering
 from policy.masking import Masked, Masking
 from policy.masks import Keys, UnmaskableError, expression, needs_key
 from policy.model import MaskedColumn, Rewrite, Splice
@@ -32,28 +33,33 @@ class _Site:
     after_table: bool  # the name follows the word TABLE, which the splice covers
 
 
-def rewrite(reading: Reading, masking: Masking, anyone: Masking, mask_key: MaskKey | None = None) -> Rewrite:
+def rewrite(
+    reading: Reading, masking: Masking, filtering: Filtering, anyone: Masking, mask_key: MaskKey | None = None
+) -> Rewrite:
     """The text that runs instead. `anyone` are the masks as if nobody were excused.
 
-    Raises NotAnalysableError (`mask.…`, `rewrite.unverified`) for what cannot be masked soundly.
+    Raises NotAnalysableError (`mask.…`, `rows.…`, `rewrite.unverified`) for what cannot be rewritten soundly.
     """
     base = reading.analysis.text
     if not reading.references:
         return Rewrite(base)
     sideways.check_structure(reading, anyone)
+    filtering.check(reading)
     masked = [(r, columns) for r in reading.references if (columns := masking.columns(r.relation))]
-    if not masked:
+    conditions = {id(r.var): condition for r in _read(reading) if (condition := filtering.condition(r.relation))}
+    if not masked and not conditions:
         return Rewrite(base, origins=_origins(reading, masking))
     sideways.check(reading, masked)
     keyring = _Keyring(reading, masked, mask_key)
     replacements: dict[int, Replacement] = {}
     splices: dict[int, Splice] = {}
     scanned: list[Token] | None = None
-    for reference, columns in masked:
-        if reference.role not in (Role.SOURCE, Role.COPY_OUT):
+    for reference in _read(reading):
+        columns, condition = masking.columns(reference.relation), conditions.get(id(reference.var))
+        if not columns and condition is None:
             continue
         scanned = tokens(base) if scanned is None else scanned
-        replacement, splice = _replace(base, scanned, reference, columns, keyring.keys)
+        replacement, splice = _replace(base, scanned, reference, _Veil(columns, condition, keyring.keys))
         replacements[id(reference.var)] = replacement
         splices[splice.start] = splice  # a shared subtree shows one place of the text twice
     ordered = tuple(splices[start] for start in sorted(splices))
@@ -62,6 +68,7 @@ def rewrite(reading: Reading, masking: Masking, anyone: Masking, mask_key: MaskK
         splices=ordered,
         masked=tuple(dict.fromkeys(_columns(masked))),
         origins=_origins(reading, masking),
+        filtered=tuple(dict.fromkeys(_filters(reading, filtering))),
         secrets=keyring.secrets,
     )
     verify(reading.tree, result.sql, replacements)
@@ -101,14 +108,21 @@ class _Keyring:
         return frozenset().union(*(key.secrets for key in self._used))
 
 
-def _replace(
-    base: bytes, scanned: list[Token], reference: Reference, columns: Masked, keys: Keys
-) -> tuple[Replacement, Splice]:
+@dataclass(frozen=True, slots=True)
+class _Veil:
+    """What stands between a statement and a relation: masks of columns, a condition on rows, or both."""
+
+    columns: Masked
+    condition: str | None
+    keys: Keys
+
+
+def _replace(base: bytes, scanned: list[Token], reference: Reference, veil: _Veil) -> tuple[Replacement, Splice]:
     relation, var = reference.relation, reference.var
     copying = reference.role is Role.COPY_OUT
     # COPY of a table leaves its children out, as ONLY does.
     only = relation.kind is RelationKind.TABLE if copying else "inh" not in var
-    select = _select(relation, columns, keys, only=only)
+    select = _select(relation, veil, only=only)
     site = _site(base, scanned, reference)
     alias = f" AS {quote(var['relname'])}"
     if copying:
@@ -125,19 +139,22 @@ def _replace(
     return Replacement(select, var.get("alias", implied)), Splice(site.start, site.end, text.encode())
 
 
-def _select(relation: Relation, columns: Masked, keys: Keys, *, only: bool) -> str:
+def _select(relation: Relation, veil: _Veil, *, only: bool) -> str:
     listed = []
     for column in relation.columns:
         name = quote(column.name)
-        masks = columns.get(column.number)
+        masks = veil.columns.get(column.number)
         try:
-            listed.append(f"{expression(masks, column, keys)} AS {name}" if masks else name)
+            listed.append(f"{expression(masks, column, veil.keys)} AS {name}" if masks else name)
         except UnmaskableError as error:
             raise NotAnalysableError(
                 "mask.impossible", str(error), cure="Whoever keeps the policy must change the mask."
             ) from None
-    source = f"{quote(relation.schema)}.{quote(relation.name)}"
-    return f"SELECT {', '.join(listed)} FROM {'ONLY ' if only else ''}{source}"  # noqa: S608 - names are quoted
+    source = f"{'ONLY ' if only else ''}{quote(relation.schema)}.{quote(relation.name)}"
+    # OFFSET is the barrier: PostgreSQL neither merges such a subquery with the query around it nor pushes
+    # conditions into it (subquery_is_pushdown_safe), so that nothing of the client's runs on a hidden row.
+    where = f" WHERE {veil.condition} OFFSET 0" if veil.condition is not None else ""
+    return f"SELECT {', '.join(listed)} FROM {source}{where}"  # noqa: S608 - names are quoted
 
 
 def _site(base: bytes, scanned: list[Token], reference: Reference) -> _Site:
@@ -206,6 +223,17 @@ def _apply(base: bytes, splices: tuple[Splice, ...]) -> bytes:
         pieces += [base[at : splice.start], splice.replacement]
         at = splice.end
     return b"".join([*pieces, base[at:]])
+
+
+def _read(reading: Reading) -> list[Reference]:
+    """The references that rows are read from."""
+    return [r for r in reading.references if r.role in (Role.SOURCE, Role.COPY_OUT)]
+
+
+def _filters(reading: Reading, filtering: Filtering) -> Iterator[str]:
+    for reference in _read(reading):
+        for row_filter in filtering.filters(reference.relation):
+            yield f"{reference.relation.qualified}: {row_filter.label}"
 
 
 def _columns(masked: list[tuple[Reference, Masked]]) -> Iterator[MaskedColumn]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from policy.filters import RowFilter
 from policy.masks import Mask
 from policy.model import Action, ApprovalTerms, Demand, Effect, ObjectKind, ObjectName, Principal, PrincipalKind, Reason
 from policy.patterns import Pattern
@@ -110,6 +111,7 @@ class Policy:
     source: str
     rules: tuple[Rule, ...]
     masks: tuple[Mask, ...]
+    rows: tuple[tuple[RowFilter, Who | None], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from policy.session import is_on, options
 _WRITES: Final = frozenset(("InsertStmt", "UpdateStmt", "DeleteStmt", "MergeStmt"))
 _STORES: Final = frozenset(("InsertStmt", "UpdateStmt", "MergeStmt"))
 # Definitions whose expressions PostgreSQL evaluates on raw rows.
-_EVALUATES: Final = frozenset(
+EVALUATES: Final = frozenset(
     (
         "AlterTableStmt",
         "IndexStmt",
@@ -39,9 +39,7 @@ def check_structure(reading: Reading, anyone: Masking) -> None:
 
     Raises NotAnalysableError `mask.rename`.
     """
-    kind = reading.analysis.kind
-    moves = kind in _MOVES or (kind == "AlterTableStmt" and not _DETACHES.isdisjoint(_subtypes(reading.tree)))
-    if not moves:
+    if not moves(reading):
         return
     for reference in reading.references:
         if anyone.columns(reference.relation):
@@ -51,6 +49,12 @@ def check_structure(reading: Reading, anyone: Masking) -> None:
                 cure="Change the policy first.",
                 location=reference.location,
             )
+
+
+def moves(reading: Reading) -> bool:
+    """Whether the statement gives a relation another name or schema, or takes it out of its family."""
+    kind = reading.analysis.kind
+    return kind in _MOVES or (kind == "AlterTableStmt" and not _DETACHES.isdisjoint(_subtypes(reading.tree)))
 
 
 def check(reading: Reading, masked: Sequence[tuple[Reference, Masked]]) -> None:
@@ -63,10 +67,10 @@ def check(reading: Reading, masked: Sequence[tuple[Reference, Masked]]) -> None:
         if reference.role is Role.SOURCE:
             if reading.stores is not None:
                 raise _refused("mask.store", reference, f"this statement keeps what it reads: {reading.stores}")
-            _check_qualified(reading.tree, reference)
+            check_qualified(reading.tree, reference, "mask.qualified", "which is masked")
         elif reference.role in (Role.TARGET, Role.COPY_IN):
             _check_write(reading, reference, columns)
-        elif reading.analysis.kind in _EVALUATES:
+        elif reading.analysis.kind in EVALUATES:
             _check_unnamed(reading.tree, reference, columns)
             _check_whole(reading.tree, reference)
     sources = [(r, c) for r, c in masked if r.role is Role.SOURCE]
@@ -164,7 +168,8 @@ def _check_stored(tree: Node, reference: Reference, columns: Masked) -> None:
         )
 
 
-def _check_qualified(tree: Node, reference: Reference) -> None:
+def check_qualified(tree: Node, reference: Reference, code: str, why: str) -> None:
+    """Refuse columns that are named with the schema: a subquery stands in the relation's place."""
     relation = reference.relation
     for node in _nodes(tree):
         fields = node["ColumnRef"]["fields"] if "ColumnRef" in node else ()
@@ -172,8 +177,8 @@ def _check_qualified(tree: Node, reference: Reference) -> None:
             words = [field.get("String", {}).get("sval") for field in fields[:2]]
             if words == [relation.schema, relation.name]:
                 raise NotAnalysableError(
-                    "mask.qualified",
-                    f"columns of `{relation.qualified}`, which is masked, cannot be named with its schema",
+                    code,
+                    f"columns of `{relation.qualified}`, {why}, cannot be named with its schema",
                     cure="Give it an alias and use that.",
                     location=node["ColumnRef"].get("location"),
                 )
