@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from policy.catalog import Catalog, Column, Relation, RelationKind
+from policy.conditions import implies
 from policy.filters import RowFilter
 from policy.masks import Keys, Mask, MaskKind, UnmaskableError, expression
 from policy.names import is_system, nearest
@@ -147,7 +148,7 @@ def _covers(wide: Rule, narrow: Rule) -> bool:
         return False
     if wide.connections and wide.connections != narrow.connections:
         return False
-    if wide.bounded is not None and wide.bounded is not narrow.bounded:
+    if not implies(narrow.when, wide.when):
         return False
     if not narrow.actions <= wide.actions:
         return False

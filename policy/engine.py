@@ -23,6 +23,7 @@ from policy.parse import NotAnalysableError, base_text, split
 from policy.reading import Reading
 from policy.rewrite import rewrite
 from policy.rules import Judgement, Policy, judge
+from policy.sideways import is_countable
 
 __all__ = ["NotAnalysableError", "decide", "split"]
 
@@ -34,6 +35,7 @@ def decide(policy: Policy, principal: Principal, facts: Facts, text: bytes) -> D
     and a failure of this code itself (code `internal`).
     """
     analysis: Analysis | None = None
+    counts = False
     try:
         reading = analyse(facts, text)
         if reading is None:
@@ -42,7 +44,11 @@ def decide(policy: Policy, principal: Principal, facts: Facts, text: bytes) -> D
         analysis = reading.analysis
         if analysis.effects.executes is not None:
             return _decide_execute(policy, principal, facts, reading)
-        verdict = _verdict(policy, principal, facts, reading)
+        if (countable := is_countable(reading)) is False:
+            # Nobody will be told how many rows it changed: any number.
+            facts = replace(facts, circumstances=replace(facts.circumstances, rows=None))
+        verdict, counts = _verdict(policy, principal, facts, reading)
+        counts = counts and countable
     except NotAnalysableError as error:
         verdict = Verdict(Effect.DENY, (error.reason,))
     except Exception as error:
@@ -58,20 +64,21 @@ def decide(policy: Policy, principal: Principal, facts: Facts, text: bytes) -> D
                 ),
             ),
         )
-    return _decision(policy, facts, verdict, analysis)
+    return replace(_decision(policy, facts, verdict, analysis), counts=counts)
 
 
-def _verdict(policy: Policy, principal: Principal, facts: Facts, reading: Reading) -> Verdict:
-    judgement = judge(policy, principal, facts.connection, reading.analysis.demands)
+def _verdict(policy: Policy, principal: Principal, facts: Facts, reading: Reading) -> tuple[Verdict, bool]:
+    """The verdict, and whether a condition on the number of rows was asked for it."""
+    judgement = judge(policy, principal, facts.connection, reading.analysis.demands, facts.circumstances)
     if judgement.effect is Effect.DENY:
-        return Verdict(Effect.DENY, judgement.reasons)
+        return Verdict(Effect.DENY, judgement.reasons), judgement.counts
     if not policy.masks and not policy.rows:
-        return _allowed(judgement, Rewrite(reading.analysis.text))
+        return _allowed(judgement, Rewrite(reading.analysis.text)), judgement.counts
     try:
         rewritten = _rewritten(policy, principal, facts, reading)
     except NotAnalysableError as error:
-        return Verdict(Effect.DENY, (error.reason, *judgement.reasons))
-    return _allowed(judgement, rewritten)
+        return Verdict(Effect.DENY, (error.reason, *judgement.reasons)), judgement.counts
+    return _allowed(judgement, rewritten), judgement.counts
 
 
 def _rewritten(policy: Policy, principal: Principal, facts: Facts, reading: Reading) -> Rewrite:
@@ -95,8 +102,9 @@ def _decide_execute(policy: Policy, principal: Principal, facts: Facts, reading:
     if prepared is None or prepared.analysis is None or prepared.verdict.rewrite is None:
         refusal = _refusal("prepared.unknown", f'prepared statement "{name}" does not exist', "PREPARE it first.")
         return _decision(policy, facts, Verdict(Effect.DENY, (refusal,)), analysis)
-    again = decide(policy, principal, replace(facts, prepared={}), prepared.analysis.text)
-    own = judge(policy, principal, facts.connection, analysis.demands)
+    uncounted = replace(facts.circumstances, rows=None)
+    again = decide(policy, principal, replace(facts, prepared={}, circumstances=uncounted), prepared.analysis.text)
+    own = judge(policy, principal, facts.connection, analysis.demands, facts.circumstances)
     inner = again.analysis or prepared.analysis
     merged = replace(
         analysis,

@@ -6,14 +6,16 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
-from datetime import timedelta
+from datetime import time, timedelta
 from decimal import Decimal
 from pathlib import PurePath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from policy.buckets import Unit
+from policy.conditions import ALWAYS, When, Window
 from policy.document import Document, parse_document, validate
 from policy.filters import FilterError, RowFilter, read_condition
 from policy.masks import Mask, MaskKind
@@ -24,6 +26,9 @@ from policy.rules import Policy, Rule, Selector, Who
 __all__ = ["Policy", "load_policy", "policy_schema"]
 
 _DURATION = re.compile(r"(\d+)\s*([smhd])")
+_CLOCK = r"^([01]\d|2[0-3]):[0-5]\d$"
+_DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+_COUNTED: Final = frozenset((Action.INSERT, Action.UPDATE, Action.DELETE))
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
@@ -59,10 +64,39 @@ class WhoFile(_Model):
         return self
 
 
+class WindowFile(_Model):
+    """Times of the week, such as `{from: "08:00", to: "18:00", days: [mon, tue], timezone: Europe/Berlin}`."""
+
+    from_: Annotated[str, Field(alias="from", pattern=_CLOCK)]
+    to: Annotated[str, Field(pattern=_CLOCK, description="excluded; not after `from`: on the day after")]
+    days: Annotated[list[Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]], Field(min_length=1)] = list(_DAYS)
+    timezone: str = "UTC"
+
+    @field_validator("timezone")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        try:
+            ZoneInfo(name)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError(f"`{name}` is no time zone; write one like Europe/Berlin or UTC") from None
+        return name
+
+
 class WhenFile(_Model):
-    """Conditions on a demand."""
+    """Conditions, all of which must hold."""
 
     bounded: bool | None = Field(None, description="whether an UPDATE or DELETE pins the rows that it means")
+    rows_at_most: Annotated[int, Field(ge=0)] | None = Field(None, description="rows that a write changes")
+    rows_over: Annotated[int, Field(ge=0)] | None = Field(None, description="the complement of rows_at_most")
+    time: WindowFile | None = None
+    doors: Annotated[list[Literal["mcp", "wire"]], Field(min_length=1)] | None = None
+    any_of: Annotated[list[WhenFile], Field(min_length=1)] | None = Field(None, description="one of these must hold")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> WhenFile:
+        if not self.model_fields_set:
+            raise ValueError("`when` holds no condition; leave it out, or give one")
+        return self
 
 
 class ApproversFile(_Model):
@@ -99,6 +133,11 @@ class RuleFile(_Model):
     @model_validator(mode="after")
     def _approval_fits(self) -> RuleFile:
         said = {"approvers", "quorum", "expires", "owner_may_approve"} & self.model_fields_set
+        if self.when is not None and _as_when(self.when).counts_rows and not set(self.actions) <= _COUNTED:
+            raise ValueError(
+                "`rows_at_most` and `rows_over` count the rows that a write changes; "
+                "give them to rules whose actions are insert, update and delete only"
+            )
         if self.effect == "approve" and self.approvers is None:
             raise ValueError("an approve rule must say who approves; add `approvers`")
         if self.effect != "approve" and said:
@@ -263,7 +302,7 @@ def _as_rule(document: Document, rule: RuleFile, index: int, label: str) -> Rule
         connections=read("connections", rule.connections or (), 1, "connection"),
         actions=actions,
         selectors=tuple(selectors),
-        bounded=rule.when.bounded if rule.when else None,
+        when=_as_when(rule.when),
         terms=terms,
         place=document.locate(path),
     )
@@ -334,6 +373,24 @@ def _as_filters(document: Document, entry: RowsFile, index: int, label: str) -> 
         RowFilter(pattern, condition, label, document.locate((*path, "relations", i)))
         for i, pattern in enumerate(read("relations", entry.relations, 2, "schema.relation"))
     ]
+
+
+def _as_when(when: WhenFile | None) -> When:
+    if when is None:
+        return ALWAYS
+    window = None
+    if when.time is not None:
+        start, end = (time.fromisoformat(text) for text in (when.time.from_, when.time.to))
+        days = frozenset(_DAYS.index(day) for day in when.time.days)
+        window = Window(start, end, days, ZoneInfo(when.time.timezone))
+    return When(
+        bounded=when.bounded,
+        rows_at_most=when.rows_at_most,
+        rows_over=when.rows_over,
+        window=window,
+        doors=frozenset(when.doors or ()),
+        any_of=tuple(_as_when(one) for one in when.any_of or ()),
+    )
 
 
 def _how(entry: MaskFile) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import IntEnum, StrEnum
 
 from policy.catalog import Catalog
@@ -264,12 +264,32 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What the engine returns for one statement. `analysis` is None where the text has none."""
+    """What the engine returns for one statement. `analysis` is None where the text has none.
+
+    `counts` says that the verdict depends on how many rows the statement changes, and that its command tag
+    will tell: whoever runs it decides again with an estimate before and with the count after.
+    """
 
     verdict: Verdict
     analysis: Analysis | None
     policy: str  # the policy's hash
     catalog: str  # the catalog's epoch
+    counts: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Circumstances:
+    """What conditions are asked about besides the demand; None where it is not known.
+
+    `rows` is how many rows the statement changes: the planner's estimate before it runs, the count after.
+    """
+
+    rows: int | None = None
+    now: datetime | None = None
+    door: str | None = None
+
+
+NOTHING_KNOWN = Circumstances()
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,3 +306,4 @@ class Facts:
     search_path: tuple[str, ...]
     prepared: Mapping[str, Decision] = field(default_factory=dict)
     mask_key: MaskKey | None = None
+    circumstances: Circumstances = NOTHING_KNOWN

@@ -7,9 +7,22 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from policy.conditions import When
 from policy.filters import RowFilter
 from policy.masks import Mask
-from policy.model import Action, ApprovalTerms, Demand, Effect, ObjectKind, ObjectName, Principal, PrincipalKind, Reason
+from policy.model import (
+    NOTHING_KNOWN,
+    Action,
+    ApprovalTerms,
+    Circumstances,
+    Demand,
+    Effect,
+    ObjectKind,
+    ObjectName,
+    Principal,
+    PrincipalKind,
+    Reason,
+)
 from policy.patterns import Pattern
 
 _BUILTIN_CATALOG: Final = "builtin: catalog-read"
@@ -73,7 +86,7 @@ class Rule:
     connections: tuple[Pattern, ...]
     actions: frozenset[Action]
     selectors: tuple[Selector, ...]
-    bounded: bool | None
+    when: When
     terms: ApprovalTerms | None
     place: tuple[int, int] = (1, 1)
 
@@ -83,11 +96,13 @@ class Rule:
             return False
         return not self.connections or any(p.matches((connection,)) for p in self.connections)
 
-    def matches(self, demand: Demand) -> bool:
-        """Whether the rule is about this demand."""
+    def matches(self, demand: Demand, circumstances: Circumstances = NOTHING_KNOWN) -> bool:
+        """Whether the rule is about this demand, and its conditions hold."""
+        return self.covers(demand) and self.when.holds(demand, circumstances, self.effect is not Effect.ALLOW)
+
+    def covers(self, demand: Demand) -> bool:
+        """Whether the rule is about this demand, whatever its conditions say."""
         if demand.action not in self.actions:
-            return False
-        if self.bounded is not None and self.bounded is not demand.bounded:
             return False
         if demand.builtin:
             # What PostgreSQL brings along is touched only by rules that spell its schema out.
@@ -99,8 +114,8 @@ class Rule:
         """What the rule is about, such as `select, explain public.*`."""
         actions = ", ".join(a.value for a in Action if a in self.actions) if len(self.actions) < len(Action) else "*"
         objects = ", ".join(p.text for s in self.selectors for p in s.patterns) or "anything"
-        condition = {None: "", True: " (bounded)", False: " (unbounded)"}[self.bounded]
-        return f"{actions} {objects}{condition}"
+        condition = str(self.when)
+        return f"{actions} {objects} ({condition})" if condition else f"{actions} {objects}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,21 +136,30 @@ class Judgement:
     effect: Effect
     reasons: tuple[Reason, ...]
     terms: tuple[ApprovalTerms, ...]
+    counts: bool = False  # a condition on the number of rows was asked
 
 
-def judge(policy: Policy, principal: Principal, connection: str, demands: Sequence[Demand]) -> Judgement:
+def judge(
+    policy: Policy,
+    principal: Principal,
+    connection: str,
+    demands: Sequence[Demand],
+    circumstances: Circumstances = NOTHING_KNOWN,
+) -> Judgement:
     """The strictest over all demands; none is an allow."""
     rules = [rule for rule in policy.rules if rule.concerns(principal, connection)]
     effect, reasons, terms = Effect.ALLOW, [], []
+    counting = [rule for rule in rules if rule.when.counts_rows]
     for demand in demands:
-        matching = [rule for rule in rules if rule.matches(demand)]
+        matching = [rule for rule in rules if rule.matches(demand, circumstances)]
         reason = _reason(principal, rules, matching, demand)
         reasons.append(reason)
         effect = max(effect, reason.effect)
         if reason.effect is Effect.APPROVE:
             terms += [rule.terms for rule in matching if rule.terms is not None]
     unique = sorted(dict.fromkeys(terms), key=lambda t: t.rule)
-    return Judgement(effect, tuple(reasons), tuple(unique))
+    counts = any(rule.covers(demand) for rule in counting for demand in demands)
+    return Judgement(effect, tuple(reasons), tuple(unique), counts)
 
 
 def _reason(principal: Principal, rules: list[Rule], matching: list[Rule], demand: Demand) -> Reason:

@@ -109,6 +109,12 @@ def writes(tree: Node) -> bool:
     return not _WRITES.isdisjoint(_tags(tree))
 
 
+def is_countable(reading: Reading) -> bool:
+    """Whether the command tag will say how many rows the statement has changed: it is one write, on its own."""
+    kind = reading.analysis.kind
+    return kind in _WRITES and sum(tag in _WRITES for node in _nodes(reading.tree) for tag in node) == 1
+
+
 def _check_write(reading: Reading, reference: Reference, columns: Masked) -> None:
     names = _masked_names(reference.relation, columns)
     tree = reading.tree

@@ -20,7 +20,17 @@ WRONG: list[tuple[str, str]] = [
     ("? [a]\n: 1", "p.yaml:1:3: a key must be a word"),
     (RULE + "    efect: deny", "p.yaml:5:5: unknown key `efect`; did you mean `effect`?"),
     (RULE + "    when: {bound: true}", "p.yaml:5:12: unknown key `bound`; did you mean `bounded`?"),
-    (RULE + "    when: {rows_at_most: 1}", "p.yaml:5:12: unknown key `rows_at_most`; known keys: bounded"),
+    (RULE + "    when: {}", "p.yaml:5:11: `when` holds no condition; leave it out, or give one"),
+    (RULE + "    when: {time: {from: '8:00', to: '18:00'}}", "p.yaml:5:25: `8:00`: string should match pattern"),
+    (
+        RULE + "    when: {time: {from: '08:00', to: '18:00', timezone: Mars/Olympus}}",
+        "p.yaml:5:57: `Mars/Olympus` is no time zone; write one like Europe/Berlin or UTC",
+    ),
+    (
+        RULE + "    when: {any_of: [{bounded: true}, {rows_at_most: 1}]}",
+        "p.yaml:2:5: `rows_at_most` and `rows_over` count the rows that a write changes; give them to rules",
+    ),
+    (RULE + "    when: {any_of: [{bound: true}]}", "p.yaml:5:22: unknown key `bound`; did you mean `bounded`?"),
     (RULE.replace("allow", "alow"), "p.yaml:3:13: `alow`: input should be 'allow', 'approve' or 'deny'"),
     (RULE.replace("select", "selct"), "p.yaml:4:15: `selct`"),
     (RULE.replace("allow", "approve"), "p.yaml:2:5: an approve rule must say who approves; add `approvers`"),
