@@ -20,12 +20,14 @@ from audit.entry import Draft, Kind
 from gateway import explain
 from gateway.approvals import Approvals, Pending, principal_body, rejection
 from gateway.connections import Connections
+from gateway.deciding import Decider
 from gateway.errors import (
     ApprovalPendingError,
     ApprovalRejectedError,
     AuditUnavailableError,
     CountersignError,
     RefusedError,
+    RowCountError,
     SessionEndedError,
     UpstreamUnavailableError,
 )
@@ -36,14 +38,18 @@ from gateway.recorder import Recorder
 from gateway.sessions import Sessions
 from gateway.upstream import Upstream, UpstreamError, UpstreamLostError
 from policy.catalog import Catalog
-from policy.engine import decide
-from policy.model import Analysis, ApprovalTerms, Decision, Effect, Facts, Reason, Rewrite, Transaction, Verdict
+from policy.model import (
+    Analysis,
+    ApprovalTerms,
+    Decision,
+    Effect,
+    Reason,
+    Rewrite,
+    Transaction,
+    Verdict,
+)
 
 _MINT = object()
-
-# Decisions kept per process; one is a few KB.
-_CACHE_ENTRIES = 4096
-_CACHEABLE_TEXT_BYTES = 16_384
 
 
 class Grant:
@@ -101,7 +107,7 @@ class Gateway:
         self.connections = connections
         self.sessions = sessions
         self.instance = instance
-        self._cache: dict[tuple[object, ...], Decision] = {}
+        self._decider = Decider(policies, connections)
 
     # -- sessions -------------------------------------------------------------------------------------
 
@@ -136,35 +142,17 @@ class Gateway:
 
     async def catalog(self, session: Session) -> Catalog:
         """The snapshot that this session's statements are decided against."""
-        return session.catalog or await self.connections.catalog(session.connection)
+        return await self._decider.catalog(session)
 
-    async def decide(self, session: Session, text: bytes) -> Decision:
-        """The verdict on one statement's text. Records nothing; runs nothing.
+    async def decide(
+        self, session: Session, text: bytes, parameters: Sequence[bytes | None] = (), *, runs: bool = True
+    ) -> Decision:
+        """The verdict on one statement's text; see `gateway.deciding.Decider.decide`."""
+        return await self._decider.decide(session, text, parameters, runs=runs)
 
-        Cached by exact bytes and everything else the verdict depends on, never by a fingerprint.
-        """
-        catalog = await self.catalog(session)
-        decision = self._decide(session, text, catalog)
-        if session.catalog is None and _names_something_unknown(decision):
-            # It may have been made elsewhere a moment ago: look again before saying that it is not there.
-            latest = await self.connections.latest(session.connection)
-            if latest.epoch != catalog.epoch:
-                decision = self._decide(session, text, latest)
-        return decision
-
-    def _decide(self, session: Session, text: bytes, catalog: Catalog) -> Decision:
-        policy, principal = self.policies.current, session.principal
-        facts = Facts(session.connection.name, catalog, session.search_path, session.prepared, self.policies.mask_key)
-        if len(text) > _CACHEABLE_TEXT_BYTES or session.prepared:
-            return decide(policy, principal, facts, text)
-        key = (text, policy.hash, catalog.epoch, session.search_path, session.connection.name, principal)
-        if (known := self._cache.get(key)) is not None:
-            return known
-        decision = decide(policy, principal, facts, text)
-        if len(self._cache) >= _CACHE_ENTRIES:
-            self._cache.pop(next(iter(self._cache)))
-        self._cache[key] = decision
-        return decision
+    def too_many(self, grant: Grant, rows: int) -> RowCountError | None:
+        """The error with which a counted statement must be rolled back; None where its grant covers the count."""
+        return self._decider.too_many(grant.statement, grant.decision, rows)
 
     # -- the path -------------------------------------------------------------------------------------
 
@@ -216,7 +204,7 @@ class Gateway:
         `unknown` where the upstream was lost, `cancelled`.
         """
         if decision is None:
-            decision = await self.decide(statement.session, statement.text)
+            decision = await self.decide(statement.session, statement.text, statement.parameters)
         [grant] = await self.begin([statement], [decision])
         async with self._settled(grant):
             yield grant
@@ -320,7 +308,7 @@ class Gateway:
             raise rejection(record)
         session = statement.session
         self._check_alive(session)
-        decision = await self.decide(session, statement.text)
+        decision = await self.decide(session, statement.text, statement.parameters)
         if decision.verdict.effect is Effect.DENY:
             raise await self._record_refusal([statement], [decision])
         await self.approvals.check_binding(record, statement, decision, await self.catalog(session))
@@ -448,10 +436,6 @@ def outcome_of(error: BaseException) -> Outcome:
         case CountersignError():
             return Outcome(Status.FAILED, sqlstate=error.sqlstate, message=error.text)
     return Outcome(Status.UNKNOWN, sqlstate="XX000", message=f"internal error: {type(error).__name__}")
-
-
-def _names_something_unknown(decision: Decision) -> bool:
-    return any(r.code in ("relation.unknown", "function.unknown") for r in decision.verdict.reasons)
 
 
 def new_statement_id() -> str:

@@ -254,7 +254,8 @@ def load_policy(text: str, source: str) -> Policy:
         for index, entry in enumerate(file.rows)
         for row_filter in _as_filters(document, entry, index, f"rows ({place}:{document.locate(('rows', index))[0]})")
     )
-    return Policy(hash=_digest(file), source=source, rules=tuple(rules), masks=masks, rows=filters)
+    windows = tuple(part.window for rule in rules for part in rule.when.parts() if part.window is not None)
+    return Policy(hash=_digest(file), source=source, rules=tuple(rules), masks=masks, rows=filters, windows=windows)
 
 
 def policy_schema() -> dict[str, Any]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final, Literal
 
-from policy.conditions import When
+from policy.conditions import When, Window
 from policy.filters import RowFilter
 from policy.masks import Mask
 from policy.model import (
@@ -127,6 +128,11 @@ class Policy:
     rules: tuple[Rule, ...]
     masks: tuple[Mask, ...]
     rows: tuple[tuple[RowFilter, Who | None], ...] = ()
+    windows: tuple[Window, ...] = ()  # of all rules' conditions
+
+    def moment(self, now: datetime) -> tuple[bool, ...]:
+        """What of a moment this policy's verdicts depend on: decisions of equal ones are equal."""
+        return tuple([window.holds(now) for window in self.windows])
 
 
 @dataclass(frozen=True, slots=True)

@@ -160,6 +160,8 @@ class Reading:
         types = await self._types.of(connection, grant.decision.catalog, upstream)
         limit = await self._asked()
         assert limit is not None, "a reading is made for a call that asks at once"
+        if grant.decision.counts:
+            await upstream.probe("BEGIN")
         await portal.open(grant, limit, lambda columns: self._check_origins(grant, columns))
         while True:
             rows = await portal.take(limit)
@@ -168,6 +170,8 @@ class Reading:
             tag = None if more else portal.tag
             piece = Piece(grant, portal.columns, types, rows, tag, more, portal.dropped, notices)
             if not more:
+                if grant.decision.counts:
+                    await self._commit(upstream, grant, portal)
                 grant.finish(portal.outcome())
                 return piece
             self._reply(piece)
@@ -181,6 +185,18 @@ class Reading:
                 grant.finish(portal.outcome())
                 return None
             limit = asked
+
+    async def _commit(self, upstream: Upstream, grant: Grant, portal: Portal) -> None:
+        """Make a counted write last, unless it changed more rows than it was allowed for: RowCountError."""
+        error = self._gateway.too_many(grant, rows_of(portal.tag))
+        if error is None:
+            await upstream.probe("COMMIT")
+            return
+        await upstream.probe("ROLLBACK")
+        grant.finish(
+            portal.outcome(Outcome(Status.FAILED, sqlstate=error.sqlstate, message=f"rolled back: {error.text}"))
+        )
+        raise error
 
     async def _asked(self) -> PageLimit | None:
         """What the next call asks for; None if none comes in time."""

@@ -131,7 +131,7 @@ class QueryTool:
 
     @asynccontextmanager
     async def _admitted(self, statement: Statement) -> AsyncIterator[Grant]:
-        decision = await self._gateway.decide(statement.session, statement.text)
+        decision = await self._gateway.decide(statement.session, statement.text, statement.parameters)
         if decision.verdict.effect is not Effect.DENY and (why := not_at_this_door(decision)):
             raise await self._gateway.refuse(statement, decision, why, _SESSION_CURE)
         async with self._gateway.admit(statement, decision) as grant:

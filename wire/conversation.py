@@ -17,34 +17,36 @@ from gateway.errors import CountersignError
 from gateway.model import Outcome, Session, Statement, Status
 from gateway.upstream import UpstreamError, UpstreamLostError
 from policy.engine import NotAnalysableError, split
-from policy.model import Decision, Effect, Transaction
+from policy.model import Decision, Effect
 from wire import backend, copy, frontend, reports, sqlstate
 from wire.backend import ParameterStatus
 from wire.client import ClientConnection, ClientGoneError
 from wire.codec import BackendStream, Received, Rows
+from wire.counted import POISON, CountedRuns
 from wire.fields import ProtocolError
 from wire.messages import BackendMessage
 from wire.parking import Parking
-from wire.replies import Delivery, InvariantError, Owed, Owes, Replies, changes_context, reported
+from wire.replies import (
+    Delivery,
+    InvariantError,
+    Owed,
+    Owes,
+    Replies,
+    changes_context,
+    ends_transaction,
+    may_change_context,
+    reported,
+)
 from wire.reports import RefusalError, Report
-from wire.session import RESERVED_NAME, Phase, Portal, Prepared, WireSession, check_name
+from wire.session import EndedError, Phase, Portal, Prepared, WireSession, check_name
 from wire.texts import forward_all, forward_one
 from wire.upstream import UpstreamSession
 
 log = logging.getLogger(__name__)
 
-# Made to fail by the server itself, so that its transaction fails as it would for a refusal of its own.
 _POISON = b"refused by the gateway"
 # How long a cancelled statement may take to answer before its outcome is given up as unknown.
 _CANCEL_SECONDS = 5.0
-
-
-class EndedError(Exception):
-    """The conversation is over; `report` is the FATAL to send, None where nobody listens."""
-
-    def __init__(self, report: Report | None) -> None:
-        super().__init__(report["M"] if report else "the client went away")
-        self.report = report
 
 
 class Conversation:
@@ -68,6 +70,7 @@ class Conversation:
         self._progress = asyncio.Event()
         self._over: EndedError | None = None
         self._parking = Parking(client, gateway)
+        self._counted = CountedRuns(client, upstream, self._replies, gateway, self._until_idle)
         self._cancelling: asyncio.Task[None] | None = None
         client.on_gone = self._client_gone
         client.on_writable = upstream.resume_reading
@@ -180,13 +183,7 @@ class Conversation:
                 case frontend.Sync():
                     await self._sync(before, received.raw)
                 case frontend.FunctionCall():
-                    raise RefusalError(
-                        reports.report(
-                            sqlstate.FEATURE_NOT_SUPPORTED,
-                            "the fast-path function call is always refused: it names no statement",
-                            hint="Call the function in a SELECT.",
-                        )
-                    )
+                    raise RefusalError(reports.FAST_PATH)
                 case _:
                     raise ProtocolError(f"unexpected {type(message).__name__} message")
         except RefusalError as refusal:
@@ -202,6 +199,9 @@ class Conversation:
             message.text, [(start, grant.rewrite) for start, grant in zip(starts, grants, strict=True)]
         )
         self._wire.simple_query()
+        if len(grants) == 1 and grants[0].decision.counts:
+            await self._counted.simple(grants[0], forwarded)
+            return
         self._replies.expect(
             Owed(
                 Owes.QUERY,
@@ -234,7 +234,14 @@ class Conversation:
                     "Send the statements one by one.",
                 )
             if analysis is not None:
-                moved = moved or changes_context(analysis.effects) or _ends_transaction(decision)
+                if decision.counts and len(ranges) > 1:
+                    decision = denial(
+                        decision,
+                        "statement.counted",
+                        "a statement whose rows are counted cannot be part of several in one message",
+                        "Send it on its own.",
+                    )
+                moved = moved or changes_context(analysis.effects) or ends_transaction(decision)
             statements.append(statement)
             decisions.append(decision)
         return statements, decisions, [start for start, _ in ranges]
@@ -244,7 +251,7 @@ class Conversation:
     async def _parse(self, message: frontend.Parse) -> None:
         check_name(message.name)
         await self._freshen()
-        decision = await self._gateway.decide(self._session, message.text)
+        decision = await self._gateway.decide(self._session, message.text, runs=False)
         if decision.verdict.effect is Effect.DENY:
             await self._begin(message.text, [Statement(self._session, message.text)], [decision], [0])
         rewrite = decision.verdict.rewrite
@@ -275,7 +282,7 @@ class Conversation:
         portal = self._wire.portal(message.portal)
         prepared, session = portal.prepared, self._session
         text = prepared.text.client
-        decision = await self._gateway.decide(session, text)
+        decision = await self._gateway.decide(session, text, portal.parameters)
         if decision.analysis is not None and decision.analysis.kind == "Empty":
             self._send(Owed(Owes.EXECUTE, text=prepared.text), raw)
             return
@@ -287,6 +294,13 @@ class Conversation:
                 "statement.outdated",
                 "what this prepared statement means or may show has changed since it was prepared",
                 "Prepare it again.",
+            )
+        if decision.counts and message.max_rows:
+            decision = denial(
+                decision,
+                "statement.counted",
+                "the rows of this statement are counted, so its result cannot be fetched in parts",
+                "Fetch all of it at once.",
             )
         statement = Statement(session, text, portal.parameters)
         [grant] = await self._begin(text, [statement], [decision], [0])
@@ -301,9 +315,17 @@ class Conversation:
                 )
             )
         self._send(
-            Owed(Owes.EXECUTE, text=prepared.text, deliveries=(Delivery(grant),), origins=grant.rewrite.origins),
+            Owed(
+                Owes.EXECUTE,
+                text=prepared.text,
+                deliveries=(Delivery(grant),),
+                origins=grant.rewrite.origins,
+                withhold=decision.counts,
+            ),
             raw,
         )
+        if decision.counts:
+            await self._counted.settle(grant)
         if decision.analysis is not None and decision.analysis.effects.copy_in:
             # Only the server's word says whether the client's next messages are COPY data.
             self._upstream.write(frontend.Flush().encode())
@@ -358,7 +380,7 @@ class Conversation:
 
     async def _freshen(self) -> None:
         """Make sure that what was sent before has taken effect in what the next decision is made on."""
-        if any(_matters(delivery) for delivery in self._replies.unsettled()):
+        if any(may_change_context(delivery) for delivery in self._replies.unsettled()):
             await self._drain()
         if self._session.stale and not self._replies.aborted:
             await self._drain()
@@ -386,8 +408,7 @@ class Conversation:
             return  # the batch had failed already, and the client has heard why
         simple = isinstance(message, frontend.Query | frontend.FunctionCall)
         if not simple:
-            poison = frontend.Parse(RESERVED_NAME, _POISON).encode() + frontend.Flush().encode()
-            self._send(Owed(Owes.POISON, substitute=report), poison)
+            self._send(Owed(Owes.POISON, substitute=report), POISON)
             await self._until_idle()
         elif before is Phase.BATCH or self._replies.status == "T":
             self._replies.expect(Owed(Owes.QUERY, substitute=report))
@@ -466,13 +487,7 @@ class Conversation:
         if error.grant is not None:
             self._gateway.invariant_violated(error.grant, error.detail)
         self._replies.abandon(Status.FAILED, sqlstate.DATA_CORRUPTED, error.detail)
-        self.end(
-            reports.fatal(
-                sqlstate.DATA_CORRUPTED,
-                "the gateway failed to mask a column and delivered nothing",
-                hint="Report this with the session and the time: it is a bug in the gateway.",
-            )
-        )
+        self.end(reports.NOT_MASKED)
 
     def _settle(self, grant: Grant, outcome: Outcome) -> None:
         self._gateway.settle(grant, outcome)
@@ -483,13 +498,3 @@ class Conversation:
             self._wire.statements.clear()
         elif gone is not None:
             self._wire.statements.pop(gone, None)
-
-
-def _matters(delivery: Delivery) -> bool:
-    """Whether a statement that still runs may change what the next one's names mean."""
-    return changes_context(delivery.effects) or delivery.effects.transaction is not None
-
-
-def _ends_transaction(decision: Decision) -> bool:
-    transaction = decision.analysis.effects.transaction if decision.analysis else None
-    return transaction in (Transaction.COMMIT, Transaction.ROLLBACK)

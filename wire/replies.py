@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from gateway.model import Outcome, Status
-from policy.model import Effects
+from policy.model import Decision, Effects, Transaction
 from wire import sqlstate
 from wire.backend import CommandComplete, ErrorResponse, NoticeResponse, ParameterStatus, ReadyForQuery, RowDescription
 from wire.codec import Frame, Rows
@@ -69,7 +69,7 @@ ANSWERS: Mapping[Owes, Mapping[bytes, Step]] = {
 _STEPS = {owes: {ord(tag): step for tag, step in of.items()} for owes, of in ANSWERS.items()}
 
 _ERROR, _NOTICE, _PARAMETER, _NOTIFICATION = b"ENSA"
-_DESCRIPTION, _COPY_IN, _COMPLETE, _READY = b"TGCZ"
+_DESCRIPTION, _NO_DATA, _COPY_IN, _COMPLETE, _READY = b"TnGCZ"
 
 
 class InvariantError(Exception):
@@ -134,6 +134,8 @@ class Owed:
     substitute: Report | None = None
     origins: Origins = frozenset()
     hidden: bool = False
+    rows_only: bool = False  # of a Describe that the client did not send: NoData is hidden
+    withhold: bool = False  # the completion waits for `take_withheld`
     next: int = 0  # which delivery the next answer belongs to
 
     @property
@@ -155,6 +157,7 @@ class Replies:
     status: str = "I"  # of the last ReadyForQuery
     dirty: bool = False  # something was sent since: the server may have an implicit transaction open
     copying: bool = False  # the server waits for COPY data
+    _withheld: tuple[bytes, int] | None = None
     _queue: deque[Owed] = field(default_factory=deque)
     _held: list[tuple[Delivery, Outcome]] = field(default_factory=list)
     _transaction_ran: bool = False
@@ -216,7 +219,13 @@ class Replies:
             self._queue.popleft()
         if tag == _READY:
             self._ready(frame)
-        return b"" if owed.hidden else frame.raw
+        unseen = owed.hidden or (owed.rows_only and tag == _NO_DATA) or (owed.withhold and tag == _COMPLETE)
+        return b"" if unseen else frame.raw
+
+    def take_withheld(self) -> tuple[bytes, int] | None:
+        """The completion that was withheld, and its row count; None if there is none."""
+        withheld, self._withheld = self._withheld, None
+        return withheld
 
     def copy_ended(self) -> None:
         """The client's end of the COPY data was sent on."""
@@ -242,6 +251,10 @@ class Replies:
         if frame.tag == _COMPLETE:
             complete = CommandComplete.decode(frame.body)
             outcome = delivery.outcome(Status.COMPLETED, tag=complete.tag, rows=complete.rows)
+            if owed.withhold:
+                self._withheld = (frame.raw, complete.rows or 0)
+                self._held.append((delivery, outcome))
+                return
         else:
             outcome = delivery.outcome(Status.COMPLETED)
         effects = delivery.effects
@@ -336,6 +349,17 @@ class Replies:
 def changes_context(effects: Effects) -> bool:
     """Whether later statements of the session may be decided differently once this one has run."""
     return effects.search_path or effects.catalog or effects.prepares is not None or effects.deallocates is not None
+
+
+def may_change_context(delivery: Delivery) -> bool:
+    """Whether a statement that still runs may change what the next one's names mean."""
+    return changes_context(delivery.effects) or delivery.effects.transaction is not None
+
+
+def ends_transaction(decision: Decision) -> bool:
+    """Whether a statement ends the transaction that it runs in."""
+    transaction = decision.analysis.effects.transaction if decision.analysis else None
+    return transaction in (Transaction.COMMIT, Transaction.ROLLBACK)
 
 
 def reported(frame: Frame) -> ParameterStatus | None:

@@ -47,6 +47,18 @@ def fatal(code: str, text: str, *, detail: str | None = None, hint: str | None =
     return report(code, text, severity="FATAL", detail=detail, hint=hint)
 
 
+FAST_PATH: Report = report(
+    sqlstate.FEATURE_NOT_SUPPORTED,
+    "the fast-path function call is always refused: it names no statement",
+    hint="Call the function in a SELECT.",
+)
+NOT_MASKED: Report = fatal(
+    sqlstate.DATA_CORRUPTED,
+    "the gateway failed to mask a column and delivered nothing",
+    hint="Report this with the session and the time: it is a bug in the gateway.",
+)
+
+
 def of_error(error: CountersignError, *, severity: str = "ERROR") -> dict[str, str]:
     """The report of an error that concerns no place in a text."""
     return report(error.sqlstate, error.text, severity=severity, detail=error.detail, hint=error.cure)

@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 from policy.model import Decision
 from wire import copy, frontend, sqlstate
 from wire.fields import ProtocolError
-from wire.reports import RefusalError, report
+from wire.reports import RefusalError, Report, report
 from wire.texts import Forwarded
 
 # Names of ours in the upstream session. A client may not use them.
@@ -114,6 +114,14 @@ class Portal:
     prepared: Prepared
     parameters: tuple[bytes | None, ...]
     search_path: tuple[str, ...]
+
+
+class EndedError(Exception):
+    """The conversation is over; `report` is the FATAL to send, None where nobody listens."""
+
+    def __init__(self, report: Report | None) -> None:
+        super().__init__(report["M"] if report else "the client went away")
+        self.report = report
 
 
 T = TypeVar("T")
