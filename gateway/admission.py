@@ -32,12 +32,14 @@ from gateway.errors import (
     UpstreamUnavailableError,
 )
 from gateway.identity import VerifiedToken
+from gateway.metering import Meter
 from gateway.model import ClientInfo, Door, Outcome, Session, Statement, Status
 from gateway.policies import PolicyBook
 from gateway.recorder import Recorder
 from gateway.sessions import Sessions
 from gateway.upstream import Upstream, UpstreamError, UpstreamLostError
 from policy.catalog import Catalog
+from policy.limits import UNLIMITED, Limits
 from policy.model import (
     Analysis,
     ApprovalTerms,
@@ -59,14 +61,17 @@ class Grant:
     statement in the audit.
     """
 
-    __slots__ = ("decision", "id", "outcome", "parameters", "rewrite", "settled", "started", "statement")
+    __slots__ = ("decision", "id", "limits", "outcome", "parameters", "rewrite", "settled", "started", "statement")
 
-    def __init__(self, mint: object, id: str, statement: Statement, decision: Decision) -> None:
+    def __init__(
+        self, mint: object, id: str, statement: Statement, decision: Decision, limits: Limits = UNLIMITED
+    ) -> None:
         if mint is not _MINT or decision.verdict.rewrite is None:
             raise RuntimeError("a grant is made by gateway.admission only")
         self.id = id
         self.statement = statement
         self.decision = decision
+        self.limits = limits
         self.rewrite: Rewrite = decision.verdict.rewrite
         self.parameters = statement.parameters
         self.started = time.perf_counter()
@@ -108,6 +113,7 @@ class Gateway:
         self.sessions = sessions
         self.instance = instance
         self._decider = Decider(policies, connections)
+        self._meter = Meter()
 
     # -- sessions -------------------------------------------------------------------------------------
 
@@ -175,6 +181,8 @@ class Gateway:
         worst = max((d.verdict.effect for d in decisions), default=Effect.ALLOW)
         if worst is Effect.DENY:
             raise await self._record_refusal(statements, decisions)
+        if statements and (refusal := self._over_limit(statements[0].session, len(statements))):
+            raise await self._record_refusal(statements, [denial(d, *refusal) for d in decisions])
         if worst is Effect.APPROVE:
             if len(statements) != 1:
                 text = "a statement that needs approval cannot be part of several in one message"
@@ -183,7 +191,8 @@ class Gateway:
             return [await self._begin_approved(statements[0], decisions[0], on_pending)]
         ids = [new_statement_id() for _ in statements]
         await self.recorder.record(*(self._intent(*of) for of in zip(ids, statements, decisions, strict=True)))
-        return [Grant(_MINT, *of) for of in zip(ids, statements, decisions, strict=True)]
+        limits = self._limits(statements[0].session) if statements else UNLIMITED
+        return [Grant(_MINT, *of, limits) for of in zip(ids, statements, decisions, strict=True)]
 
     def settle(self, grant: Grant, outcome: Outcome) -> None:
         """Queue the outcome, in order, without waiting; if it cannot be written the session ends."""
@@ -242,6 +251,14 @@ class Gateway:
         self.recorder.post(draft, failed=lambda error: self.sessions.end(session, str(error)))
 
     # -- inside ---------------------------------------------------------------------------------------
+
+    def _over_limit(self, session: Session, statements: int) -> tuple[str, str, str] | None:
+        limits = self.policies.current.limits_of(session.principal, session.connection.name)
+        return self._meter.refusal(session.principal, limits, statements, time.monotonic())
+
+    def _limits(self, session: Session) -> Limits:
+        limits = self.policies.current.limits_of(session.principal, session.connection.name)
+        return self._meter.left(session.principal, limits)
 
     def _check_alive(self, session: Session) -> None:
         if session.ended is None and datetime.now(UTC) >= session.expires:
@@ -320,7 +337,7 @@ class Gateway:
             )
         except Conflict:
             raise rejection(await self.approvals.get(record.id)) from None
-        return Grant(_MINT, statement_id, statement, decision)
+        return Grant(_MINT, statement_id, statement, decision, self._limits(session))
 
     @asynccontextmanager
     async def _settled(self, grant: Grant) -> AsyncIterator[Grant]:
@@ -395,6 +412,7 @@ class Gateway:
     def _note_effects(self, grant: Grant, outcome: Outcome) -> None:
         """Keep the session's books after a statement: what may have changed is asked for again."""
         grant.settled = True
+        self._meter.add_rows(grant.statement.session.principal, outcome.rows)
         session, analysis = grant.statement.session, grant.decision.analysis
         if analysis is None or outcome.status is Status.SKIPPED:
             return

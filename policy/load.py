@@ -18,10 +18,11 @@ from policy.buckets import Unit
 from policy.conditions import ALWAYS, When, Window
 from policy.document import Document, parse_document, validate
 from policy.filters import FilterError, RowFilter, read_condition
+from policy.limits import Limits
 from policy.masks import Mask, MaskKind
 from policy.model import Action, ApprovalTerms, Effect, PrincipalKind
 from policy.patterns import Pattern, PatternError, parse_path_pattern, parse_pattern
-from policy.rules import Policy, Rule, Selector, Who
+from policy.rules import LimitEntry, Policy, Rule, Selector, Who
 
 __all__ = ["Policy", "load_policy", "policy_schema"]
 
@@ -217,6 +218,24 @@ class RowsFile(_Model):
     who: WhoFile | None = None
 
 
+class LimitsFile(_Model):
+    """How much of what is allowed these principals may have; where several apply, the lowest counts."""
+
+    who: WhoFile | None = None
+    connections: Names | None = None
+    rows: Annotated[int, Field(ge=0)] | None = Field(None, description="rows of one statement's result")
+    bytes: Annotated[int, Field(ge=0)] | None = Field(None, description="bytes of values of one statement's result")
+    statement_timeout: Duration | None = Field(None, description="how long one statement may run")
+    statements_per_minute: Annotated[int, Field(ge=0)] | None = None
+    rows_per_day: Annotated[int, Field(ge=0)] | None = Field(None, description="rows delivered or changed, a UTC day")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> LimitsFile:
+        if not self.model_fields_set - {"who", "connections"}:
+            raise ValueError("the entry limits nothing; give rows, bytes, statement_timeout or another limit")
+        return self
+
+
 class PolicyFile(_Model):
     """A policy."""
 
@@ -224,6 +243,7 @@ class PolicyFile(_Model):
     rules: list[RuleFile] = []
     masks: list[MaskFile] = []
     rows: list[RowsFile] = []
+    limits: list[LimitsFile] = []
 
 
 def load_policy(text: str, source: str) -> Policy:
@@ -255,7 +275,15 @@ def load_policy(text: str, source: str) -> Policy:
         for row_filter in _as_filters(document, entry, index, f"rows ({place}:{document.locate(('rows', index))[0]})")
     )
     windows = tuple(part.window for rule in rules for part in rule.when.parts() if part.window is not None)
-    return Policy(hash=_digest(file), source=source, rules=tuple(rules), masks=masks, rows=filters, windows=windows)
+    return Policy(
+        hash=_digest(file),
+        source=source,
+        rules=tuple(rules),
+        masks=masks,
+        rows=filters,
+        windows=windows,
+        limits=_as_limits(document, file),
+    )
 
 
 def policy_schema() -> dict[str, Any]:
@@ -391,6 +419,23 @@ def _as_when(when: WhenFile | None) -> When:
         window=window,
         doors=frozenset(when.doors or ()),
         any_of=tuple(_as_when(one) for one in when.any_of or ()),
+    )
+
+
+def _as_limits(document: Document, file: PolicyFile) -> tuple[LimitEntry, ...]:
+    return tuple(
+        LimitEntry(
+            Limits(
+                rows=entry.rows,
+                size=entry.bytes,
+                timeout=entry.statement_timeout,
+                statements_per_minute=entry.statements_per_minute,
+                rows_per_day=entry.rows_per_day,
+            ),
+            _as_who(entry.who),
+            _reader(document, ("limits", index))("connections", entry.connections or (), 1, "connection"),
+        )
+        for index, entry in enumerate(file.limits)
     )
 
 

@@ -10,6 +10,7 @@ from typing import Final, Literal
 
 from policy.conditions import When, Window
 from policy.filters import RowFilter
+from policy.limits import Limits, strictest
 from policy.masks import Mask
 from policy.model import (
     NOTHING_KNOWN,
@@ -119,6 +120,21 @@ class Rule:
         return f"{actions} {objects} ({condition})" if condition else f"{actions} {objects}"
 
 
+@dataclass(frozen=True, slots=True)
+class LimitEntry:
+    """One entry of the file: limits, and whom they are for."""
+
+    limits: Limits
+    who: Who | None
+    connections: tuple[Pattern, ...]
+
+    def concerns(self, principal: Principal, connection: str) -> bool:
+        """Whether the limits are for this principal on this connection."""
+        if self.who is not None and not self.who.includes(principal):
+            return False
+        return not self.connections or any(p.matches((connection,)) for p in self.connections)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Policy:
     """A loaded policy. `hash` is the SHA-256 of what it says."""
@@ -129,6 +145,11 @@ class Policy:
     masks: tuple[Mask, ...]
     rows: tuple[tuple[RowFilter, Who | None], ...] = ()
     windows: tuple[Window, ...] = ()  # of all rules' conditions
+    limits: tuple[LimitEntry, ...] = ()
+
+    def limits_of(self, principal: Principal, connection: str) -> Limits:
+        """The strictest of all limits that are about this principal on this connection."""
+        return strictest(entry.limits for entry in self.limits if entry.concerns(principal, connection))
 
     def moment(self, now: datetime) -> tuple[bool, ...]:
         """What of a moment this policy's verdicts depend on: decisions of equal ones are equal."""

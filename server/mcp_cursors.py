@@ -18,9 +18,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gateway.admission import Gateway, Grant, outcome_of
-from gateway.errors import CountersignError, InvariantViolatedError, SessionEndedError
+from gateway.errors import CountersignError, InvariantViolatedError, LimitExceededError, SessionEndedError
 from gateway.model import Outcome, Session, Status
 from gateway.upstream import Page, ResultColumn, Upstream, UpstreamError
+from policy.limits import Limits
 from policy.model import Principal
 from server.mcp_failures import CallError, PostgresError
 from server.mcp_types import TypeBook
@@ -140,7 +141,7 @@ class Reading:
 
     async def _granted(self, upstream: Upstream) -> Piece | None:
         async with self._admit() as grant:
-            portal = Portal(upstream, writes=_writes(grant))
+            portal = Portal(upstream, grant.limits, writes=_writes(grant))
             try:
                 return await self._pages(upstream, grant, portal)
             except UpstreamError as error:
@@ -164,7 +165,11 @@ class Reading:
             await upstream.probe("BEGIN")
         await portal.open(grant, limit, lambda columns: self._check_origins(grant, columns))
         while True:
-            rows = await portal.take(limit)
+            try:
+                rows = await portal.take(limit)
+            except LimitExceededError as error:
+                grant.finish(portal.outcome(outcome_of(error)))
+                raise
             more = await portal.more()
             notices, portal.notices = tuple(portal.notices), []
             tag = None if more else portal.tag
@@ -263,14 +268,16 @@ class Reading:
 class Portal:
     """A granted statement's rows as they come: what was fetched but not yet taken waits in a buffer."""
 
-    def __init__(self, upstream: Upstream, *, writes: bool) -> None:
+    def __init__(self, upstream: Upstream, limits: Limits, *, writes: bool) -> None:
         self.columns: tuple[ResultColumn, ...] = ()
         self.tag: str | None = None
         self.notices: list[str] = []
         self.dropped = 0
         self._upstream = upstream
         self._writes = writes
+        self._limits = limits
         self._suspended = False
+        self._cancelling: asyncio.Future[None] | None = None  # kept, so that it is not forgotten halfway
         self._buffer: deque[Row] = deque()
         self._fetched = 0
         self._rows = 0
@@ -285,7 +292,7 @@ class Portal:
         self._add(page)
 
     async def take(self, limit: PageLimit) -> list[Row]:
-        """The next rows within the limit, at least one if there is any."""
+        """The next rows within the limit, at least one if there is any. Raises LimitExceededError by the policy."""
         rows: list[Row] = []
         size = 0
         while len(rows) < limit.rows:
@@ -296,6 +303,9 @@ class Portal:
                 break
             size += row_size
             rows.append(self._buffer.popleft())
+        why = self._limits.exceeded_by(self._rows + len(rows), self._size + size)
+        if why is not None and not self._writes:
+            raise LimitExceededError(why, cure="Ask for less: a narrower condition, an aggregate or a LIMIT.")
         self._count(rows, size)
         return rows
 
@@ -337,11 +347,21 @@ class Portal:
         """Wait for PostgreSQL. If we are cancelled meanwhile it is asked to stop, and heard to the end:
         what it had already done is then known."""
         running = asyncio.ensure_future(call)
+        late: asyncio.TimerHandle | None = None
+        if self._limits.timeout is not None:
+            late = asyncio.get_running_loop().call_later(self._limits.timeout.total_seconds(), self._cancel)
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
             await asyncio.shield(self._stop(running))
             raise
+        finally:
+            if late is not None:
+                late.cancel()
+
+    def _cancel(self) -> None:
+        """Ask PostgreSQL to stop what takes too long; it answers with an error of its own."""
+        self._cancelling = asyncio.ensure_future(self._upstream.cancel())
 
     async def _stop(self, running: asyncio.Future[Page]) -> None:
         await self._upstream.cancel()

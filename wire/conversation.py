@@ -24,9 +24,11 @@ from wire.client import ClientConnection, ClientGoneError
 from wire.codec import BackendStream, Received, Rows
 from wire.counted import POISON, CountedRuns
 from wire.fields import ProtocolError
+from wire.limiting import Limiter
 from wire.messages import BackendMessage
 from wire.parking import Parking
 from wire.replies import (
+    CutError,
     Delivery,
     InvariantError,
     Owed,
@@ -44,8 +46,7 @@ from wire.upstream import UpstreamSession
 
 log = logging.getLogger(__name__)
 
-_POISON = b"refused by the gateway"
-# How long a cancelled statement may take to answer before its outcome is given up as unknown.
+# How long a cancelled statement may take before its outcome is given up as unknown.
 _CANCEL_SECONDS = 5.0
 
 
@@ -71,6 +72,7 @@ class Conversation:
         self._over: EndedError | None = None
         self._parking = Parking(client, gateway)
         self._counted = CountedRuns(client, upstream, self._replies, gateway, self._until_idle)
+        self._limiter = Limiter(self._replies, self.cancel)
         self._cancelling: asyncio.Task[None] | None = None
         client.on_gone = self._client_gone
         client.on_writable = upstream.resume_reading
@@ -307,13 +309,7 @@ class Conversation:
         if grant.sql != prepared.text.sql:
             # The approval took its time, and the policy changed meanwhile: what was approved is not what runs.
             self._settle(grant, Outcome(Status.FAILED, message="the rewrite changed while it waited"))
-            raise RefusalError(
-                reports.report(
-                    sqlstate.FEATURE_NOT_SUPPORTED,
-                    "the policy changed while the statement waited",
-                    hint="Prepare it again.",
-                )
-            )
+            raise RefusalError(reports.CHANGED)
         self._send(
             Owed(
                 Owes.EXECUTE,
@@ -369,7 +365,7 @@ class Conversation:
     ) -> list[Grant]:
         """Grants. Raises RefusalError; a failing audit ends the session."""
         try:
-            return await self._parking.begin(
+            grants = await self._parking.begin(
                 text, statements, decisions, starts, in_transaction=self._replies.status == "T"
             )
         except asyncio.CancelledError:
@@ -377,6 +373,8 @@ class Conversation:
             if self._client.gone:
                 raise ClientGoneError from None
             raise
+        self._limiter.time(grants)
+        return grants
 
     async def _freshen(self) -> None:
         """Make sure that what was sent before has taken effect in what the next decision is made on."""
@@ -412,7 +410,7 @@ class Conversation:
             await self._until_idle()
         elif before is Phase.BATCH or self._replies.status == "T":
             self._replies.expect(Owed(Owes.QUERY, substitute=report))
-            self._upstream.write(frontend.Query(_POISON).encode())
+            self._upstream.write(frontend.Query(b"refused by the gateway").encode())
             self._upstream.batch_open = False
             await self._until_idle()
         else:
@@ -452,14 +450,16 @@ class Conversation:
         try:
             for piece in self._stream.feed(chunk):
                 if isinstance(piece, Rows):
-                    self._replies.rows(piece)
-                    out.append(piece.data)
+                    if self._limiter.passes(piece):
+                        out.append(piece.data)
                     continue
                 if (setting := reported(piece)) is not None:
                     self._upstream.note_parameter(setting.name, setting.value)
                 out.append(self._replies.received(piece))
         except InvariantError as error:
             self._violated(error)
+        except CutError as error:
+            self.end(error.report)
         except ProtocolError as error:
             log.error("the upstream of `%s`: %s", self._session.connection.name, error)
             self.end(reports.fatal(sqlstate.CONNECTION_FAILURE, f"the server was not understood: {error}"))

@@ -14,13 +14,14 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from gateway.errors import LimitExceededError
 from gateway.model import Outcome, Status
 from policy.model import Decision, Effects, Transaction
 from wire import sqlstate
 from wire.backend import CommandComplete, ErrorResponse, NoticeResponse, ParameterStatus, ReadyForQuery, RowDescription
 from wire.codec import Frame, Rows
 from wire.fields import ProtocolError
-from wire.reports import Report, as_client_sees, is_log_line
+from wire.reports import Report, as_client_sees, is_log_line, of_error
 from wire.session import Event, Phase, Portal, Prepared, Undo, WireSession
 from wire.texts import Forwarded
 
@@ -70,6 +71,14 @@ _STEPS = {owes: {ord(tag): step for tag, step in of.items()} for owes, of in ANS
 
 _ERROR, _NOTICE, _PARAMETER, _NOTIFICATION = b"ENSA"
 _DESCRIPTION, _NO_DATA, _COPY_IN, _COMPLETE, _READY = b"TnGCZ"
+
+
+class CutError(Exception):
+    """A result was too large, and the conversation cannot go on after it; `report` says so."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__(report["M"])
+        self.report = {**report, "S": "FATAL", "V": "FATAL"}
 
 
 class InvariantError(Exception):
@@ -135,6 +144,7 @@ class Owed:
     origins: Origins = frozenset()
     hidden: bool = False
     rows_only: bool = False  # of a Describe that the client did not send: NoData is hidden
+    cut: bool = False  # its result was too large: the rest of it is hidden, and `substitute` ends it
     withhold: bool = False  # the completion waits for `take_withheld`
     next: int = 0  # which delivery the next answer belongs to
 
@@ -183,12 +193,24 @@ class Replies:
 
     # -- answers --------------------------------------------------------------------------------------
 
-    def rows(self, piece: Rows) -> None:
-        """Rows or COPY data were received. Raises ProtocolError where nobody asked."""
-        current = self._queue[0].current if self._queue else None
-        if current is None:
+    def rows(self, piece: Rows) -> bool:
+        """Rows or COPY data were received: whether the client gets them, or they exceed what it may have.
+
+        Raises ProtocolError where nobody asked, LimitExceededError the first time that they are too many.
+        """
+        owed = self._queue[0] if self._queue else None
+        current = owed.current if owed else None
+        if owed is None or current is None:
             raise ProtocolError("the server sent rows that nobody asked for")
+        if owed.cut:
+            return False
+        why = current.grant.limits.exceeded_by(current.rows + piece.messages, current.size + piece.size)
+        if why is not None and not current.effects.writes and not self.copying:
+            error = LimitExceededError(why, cure="Ask for less: a narrower condition, an aggregate or a LIMIT.")
+            owed.cut, owed.substitute = True, of_error(error)
+            raise error
         current.add(piece)
+        return True
 
     def received(self, frame: Frame) -> bytes:
         """Any other message was received; returns what the client is to get for it.
@@ -213,6 +235,10 @@ class Replies:
         elif tag == _COPY_IN:
             self.copying = True
             self.session.happened(Event.COPY_IN)
+        if owed.cut and tag == _READY:
+            owed.hidden = False
+        elif owed.cut:
+            return self._ended_early(owed, step)
         if step in (Step.RESULT, Step.LAST_RESULT):
             self._completed(owed, frame)
         if step in (Step.DONE, Step.LAST_RESULT):
@@ -221,6 +247,24 @@ class Replies:
             self._ready(frame)
         unseen = owed.hidden or (owed.rows_only and tag == _NO_DATA) or (owed.withhold and tag == _COMPLETE)
         return b"" if unseen else frame.raw
+
+    def _ended_early(self, owed: Owed, step: Step) -> bytes:
+        """A result that was cut came to its end before the cancel request did: the client gets the error for it.
+
+        Raises CutError where the client has sent more that the server goes on with: it would be out of step.
+        """
+        if step is Step.STAY:
+            return b""
+        current = owed.current
+        assert current is not None, "what is cut has a statement"
+        assert owed.substitute is not None, "what is cut has a report"
+        owed.next += 1
+        self._settle(current, current.failure(Status.FAILED, owed.substitute["C"], owed.substitute["M"]))
+        if owed.current is not None or any(d for later in list(self._queue)[1:] for d in later.deliveries):
+            raise CutError(owed.substitute)
+        if step is Step.LAST_RESULT:
+            self._queue.popleft()
+        return ErrorResponse(owed.substitute).encode()
 
     def take_withheld(self) -> tuple[bytes, int] | None:
         """The completion that was withheld, and its row count; None if there is none."""

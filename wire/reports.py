@@ -52,6 +52,9 @@ FAST_PATH: Report = report(
     "the fast-path function call is always refused: it names no statement",
     hint="Call the function in a SELECT.",
 )
+CHANGED: Report = report(
+    sqlstate.FEATURE_NOT_SUPPORTED, "the policy changed while the statement waited", hint="Prepare it again."
+)
 NOT_MASKED: Report = fatal(
     sqlstate.DATA_CORRUPTED,
     "the gateway failed to mask a column and delivered nothing",

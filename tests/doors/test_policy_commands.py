@@ -23,7 +23,8 @@ def test_the_examples_cases_pass_against_the_live_catalog(stack: Stack) -> None:
 def test_differences_are_shown_and_end_in_status_1(stack: Stack, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(
         "principals: {eve: {}}\nwho: eve\ncases:\n  - {note: not eve, sql: 'SELECT [1] FROM orders', decision: deny}\n"
-        "  - note: eve [reads]\n    sql: |\n      SELECT id\n        FROM orders\n    decision: allow\n    rules: [x]\n",
+        "  - note: eve [reads]\n    sql: |\n      SELECT id\n        FROM orders\n"
+        "    decision: allow\n    rules: [x]\n",
         encoding="utf-8",
     )
     done = run(stack, "test", str(tmp_path))

@@ -39,6 +39,9 @@ WRONG: list[tuple[str, str]] = [
     (RULE + "    relations: [orders]", "p.yaml:5:17: `orders` is no pattern of the form `schema.relation`"),
     (RULE + "    relations: [a.b.c]", "p.yaml:5:17: `a.b.c` is no pattern"),
     (RULE + RULE.split("\n", 1)[1], "p.yaml:5:11: the rule `a` stands on line 2 already; name it differently"),
+    ("limits: [{who: {users: [a]}}]", "p.yaml:1:10: the entry limits nothing; give rows, bytes, statement_timeout"),
+    ("limits: [{rows: many}]", "p.yaml:1:17: `many`: "),
+    ("limits: [{rows: 5, row: 6}]", "p.yaml:1:20: unknown key `row`; did you mean `rows`?"),
     ("masks:\n  - columns: [a.b.c]", "p.yaml:2:5: the key `with` is missing; add it"),
     ("masks:\n  - columns: [a.b]\n    with: null", "p.yaml:2:15: `a.b` is no pattern of the form"),
     ("masks:\n  - columns: [a.b.c]\n    with: {partial: {keep: 3}}", "p.yaml:3:22: unknown key `keep`"),
@@ -86,5 +89,5 @@ def test_rules_name_their_file_and_line_without_its_folder() -> None:
 
 def test_the_schema_knows_every_key() -> None:
     schema = policy_schema()
-    assert set(schema["properties"]) == {"version", "rules", "masks", "rows"}
+    assert set(schema["properties"]) == {"version", "rules", "masks", "rows", "limits"}
     assert "with" in schema["$defs"]["MaskFile"]["properties"]
