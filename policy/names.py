@@ -11,6 +11,8 @@ from policy.parse import Node, NotAnalysableError
 
 # Objects below it come with the server (access/transam.h, FirstNormalObjectId).
 FIRST_USER_OID = 16384
+# Views of extensions that show the texts of statements, in whatever schema they were made.
+_STATEMENT_TEXTS = ("pg_stat_statements", "pg_stat_monitor", "pg_qualstats")
 SYSTEM_SCHEMAS = frozenset(("pg_catalog", "information_schema"))
 
 
@@ -94,6 +96,12 @@ class Names:
         todo, seen = [relation], {relation.oid}
         while todo:
             one = todo.pop()
+            if one.name.startswith(_STATEMENT_TEXTS):
+                raise NotAnalysableError(
+                    "catalog.refused",
+                    f"`{one.qualified}` is never readable here: it shows the texts of others' statements",
+                    location=location,
+                )
             if is_system(one):
                 if reason := refusal_of_catalog(one.name):
                     behind = "" if one is relation else f", which `{relation.qualified}` reads,"

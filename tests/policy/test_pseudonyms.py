@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from policy.catalog import Column, Relation, RelationKind
 from policy.check import Severity, check
 from policy.document import DocumentError
 from policy.engine import decide
@@ -76,6 +77,15 @@ def test_without_a_key_a_hash_mask_refuses_and_check_says_so() -> None:
     assert "mask_key_file" in decision.verdict.reasons[0].text
     assert [p.severity for p in check(POLICY, CATALOG)] == [Severity.ERROR] * 3
     assert check(POLICY, CATALOG, MASK_KEY) == []
+
+
+def test_views_that_show_statements_texts_are_not_readable_in_any_schema() -> None:
+    view = Relation(90001, "public", "pg_stat_statements", RelationKind.VIEW, (Column(1, "query", "text", 25),))
+    above = replace(view, oid=90002, name="slow", reads=frozenset((90001,)))
+    catalog = replace(CATALOG, relations=CATALOG.relations | {90001: view, 90002: above})
+    for name in ("public.pg_stat_statements", "slow"):
+        decision = decide(POLICY, PRINCIPALS["devin"], facts(catalog=catalog), f"TABLE {name}".encode())
+        assert decision.verdict.reasons[0].code == "catalog.refused"
 
 
 def test_a_short_key_is_refused_and_a_key_has_no_repr() -> None:
