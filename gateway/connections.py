@@ -185,6 +185,10 @@ class Connections:
         await self._give_back(shelf, upstream)
         return rows
 
+    def snapshots(self) -> list[Catalog]:
+        """The shared snapshots of the connections that were used so far, as they were last seen."""
+        return [shelf.catalog for shelf in self._shelves.values() if shelf.catalog is not None]
+
     def snapshot(self, connection: Connection) -> Catalog | None:
         """The shared snapshot as it was last seen."""
         return self._shelves[connection.name].catalog

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from audit.entry import Draft, Kind
 from gateway.errors import AuditUnavailableError, ConfigurationError
 from gateway.recorder import Recorder
+from policy.catalog import Catalog
+from policy.check import Severity, check
 from policy.document import DocumentError
 from policy.load import Policy, load_policy
 from policy.masks import MaskKind
@@ -43,6 +46,7 @@ class PolicyBook:
         self._path = path
         self._recorder = recorder
         self.mask_key = mask_key  # the secret of `hash` masks
+        self.catalogs: Callable[[], Sequence[Catalog]] = tuple  # the connections' snapshots, as far as they are known
         self._policy, self._digest = self._read()
         self._watcher: asyncio.Task[None] | None = None
 
@@ -100,6 +104,10 @@ class PolicyBook:
                 f"{policy.source}:{line}:{column}: a `hash` mask needs a key, and none is configured",
                 cure="Set `mask_key_file` or `mask_key_env` in the configuration.",
             )
+        for catalog in self.catalogs():
+            for problem in check(policy, catalog, self.mask_key):
+                if problem.severity is Severity.ERROR:
+                    raise ConfigurationError(str(problem))
         return policy, digest
 
     def _digest_now(self) -> str:

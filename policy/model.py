@@ -210,6 +210,11 @@ class MaskedColumn:
     def __str__(self) -> str:
         return ".".join((self.relation, self.column, *self.path))
 
+    @property
+    def how(self) -> str:
+        """The kind, and where in the column: `redact`, `redact of phone.home`."""
+        return f"{self.kind} of {'.'.join(self.path)}" if self.path else self.kind
+
 
 @dataclass(frozen=True, slots=True)
 class Rewrite:

@@ -84,6 +84,7 @@ async def gateway_of(config: Config) -> AsyncIterator[Hall]:
         stack.push_async_callback(policies.stop)
         connections = Connections(config.connections, Factory())
         connections.start()
+        policies.catalogs = connections.snapshots
         stack.push_async_callback(connections.stop)
         verifier = TokenVerifier(config.issuers)
         stack.push_async_callback(verifier.close)

@@ -156,7 +156,7 @@ def as_query_result(piece: Piece, duration_ms: float) -> QueryResult:
     """The delivered rows as a tool's answer."""
     grant = piece.grant
     masked = dict.fromkeys(grant.rewrite.masked)
-    kinds = {column.column: column.kind for column in masked}
+    kinds = {column.column: column.how for column in masked}
     columns = [
         ResultColumn(
             name=column.name,
@@ -168,6 +168,7 @@ def as_query_result(piece: Piece, duration_ms: float) -> QueryResult:
     ]
     convert = [converter(column.type, piece.types) for column in piece.columns]
     messages = list(piece.notices)
+    messages += [f"the policy shows only some rows of {entry}" for entry in grant.rewrite.filtered]
     if piece.dropped:
         messages.append(f"the write is done; {piece.dropped} more rows of its RETURNING are not shown")
     return QueryResult(

@@ -75,5 +75,6 @@ def test_copy_and_cursors_show_the_same_rows(filtered: Stack) -> None:
 async def test_the_mcp_door_shows_the_same_rows_and_the_audit_says_that_some_were_hidden(filtered: Stack) -> None:
     answer = await query(filtered, "devin", "SELECT count(*) FROM orders")
     assert [[str(v) for v in row] for row in answer["rows"]] == [[said(filtered, "SELECT count(*) FROM orders")]]
+    assert any("only some rows of public.orders" in message for message in answer["messages"])
     bodies = filtered.audit("SELECT body FROM entries WHERE kind = 'outcome' ORDER BY seq DESC LIMIT 5")
     assert any("public.orders: rows (policy.yaml:" in str(row["body"]) for row in bodies)
