@@ -171,7 +171,7 @@ class Reading:
                 grant.finish(portal.outcome(outcome_of(error)))
                 raise
             more = await portal.more()
-            notices, portal.notices = tuple(portal.notices), []
+            notices, portal.notices = tuple(map(grant.rewrite.without_secrets, portal.notices)), []
             tag = None if more else portal.tag
             piece = Piece(grant, portal.columns, types, rows, tag, more, portal.dropped, notices)
             if not more:

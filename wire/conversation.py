@@ -46,8 +46,7 @@ from wire.upstream import UpstreamSession
 
 log = logging.getLogger(__name__)
 
-# How long a cancelled statement may take before its outcome is given up as unknown.
-_CANCEL_SECONDS = 5.0
+_CANCEL_SECONDS = 5.0  # for a cancelled statement to answer; then its outcome is unknown
 
 
 class Conversation:
