@@ -29,7 +29,6 @@ from wire.messages import BackendMessage
 from wire.parking import Parking
 from wire.replies import (
     CutError,
-    Delivery,
     InvariantError,
     Owed,
     Owes,
@@ -71,7 +70,7 @@ class Conversation:
         self._over: EndedError | None = None
         self._parking = Parking(client, gateway)
         self._counted = CountedRuns(client, upstream, self._replies, gateway, self._until_idle)
-        self._limiter = Limiter(self._replies, self.cancel)
+        self._limiter = Limiter(wire, self._replies, self.cancel)
         self._cancelling: asyncio.Task[None] | None = None
         client.on_gone = self._client_gone
         client.on_writable = upstream.resume_reading
@@ -207,7 +206,7 @@ class Conversation:
             Owed(
                 Owes.QUERY,
                 text=forwarded,
-                deliveries=tuple(Delivery(grant) for grant in grants),
+                deliveries=tuple(self._limiter.delivery(grant) for grant in grants),
                 origins=frozenset().union(*(grant.rewrite.origins for grant in grants)),
             )
         )
@@ -313,7 +312,7 @@ class Conversation:
             Owed(
                 Owes.EXECUTE,
                 text=prepared.text,
-                deliveries=(Delivery(grant),),
+                deliveries=(self._limiter.delivery(grant, portal),),
                 origins=grant.rewrite.origins,
                 withhold=decision.counts,
             ),

@@ -8,15 +8,22 @@ from collections.abc import Callable, Sequence
 from gateway.admission import Grant
 from gateway.errors import LimitExceededError
 from wire.codec import Rows
-from wire.replies import Replies
+from wire.replies import Delivery, Replies
+from wire.session import Portal, WireSession
 
 
 class Limiter:
     """Watches one conversation's statements; `cancel` asks the server to stop what runs."""
 
-    def __init__(self, replies: Replies, cancel: Callable[[], None]) -> None:
+    def __init__(self, session: WireSession, replies: Replies, cancel: Callable[[], None]) -> None:
+        self._session = session
         self._replies = replies
         self._cancel = cancel
+
+    def delivery(self, grant: Grant, portal: Portal | None = None) -> Delivery:
+        """The books of a statement's result; of a portal or cursor that is read in parts all parts count together."""
+        analysis = grant.decision.analysis
+        return Delivery(grant, self._session.used(analysis.kind if analysis else "", portal))
 
     def passes(self, piece: Rows) -> bool:
         """Whether rows may go to the client."""

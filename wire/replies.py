@@ -22,7 +22,7 @@ from wire.backend import CommandComplete, ErrorResponse, NoticeResponse, Paramet
 from wire.codec import Frame, Rows
 from wire.fields import ProtocolError
 from wire.reports import Report, as_client_sees, is_log_line, of_error
-from wire.session import Event, Phase, Portal, Prepared, Undo, WireSession
+from wire.session import Event, Phase, Portal, Prepared, Undo, Used, WireSession
 from wire.texts import Forwarded
 
 if TYPE_CHECKING:
@@ -95,6 +95,7 @@ class Delivery:
     """What one grant has delivered so far. `size` is bytes of values, the digest is over whole messages."""
 
     grant: Grant
+    used: Used = field(default_factory=Used)
     rows: int = 0
     size: int = 0
     settled: bool = False
@@ -104,6 +105,8 @@ class Delivery:
         """Count rows, or a piece of one."""
         self.rows += piece.messages
         self.size += piece.size
+        self.used.rows += piece.messages
+        self.used.size += piece.size
         if self._hash is None:
             self._hash = hashlib.sha256()
         self._hash.update(piece.data)
@@ -204,7 +207,7 @@ class Replies:
             raise ProtocolError("the server sent rows that nobody asked for")
         if owed.cut:
             return False
-        why = current.grant.limits.exceeded_by(current.rows + piece.messages, current.size + piece.size)
+        why = current.grant.limits.exceeded_by(current.used.rows + piece.messages, current.used.size + piece.size)
         if why is not None and not current.effects.writes and not self.copying:
             error = LimitExceededError(why, cure="Ask for less: a narrower condition, an aggregate or a LIMIT.")
             owed.cut, owed.substitute = True, of_error(error)

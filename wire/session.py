@@ -106,6 +106,14 @@ class Prepared:
     decision: Decision
 
 
+@dataclass(slots=True, eq=False)
+class Used:
+    """How much of its limits a result has used, over all the Executes or FETCHes that it is read by."""
+
+    rows: int = 0
+    size: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Portal:
     """A portal that Bind made. `search_path` is what the names in it were resolved under."""
@@ -114,6 +122,7 @@ class Portal:
     prepared: Prepared
     parameters: tuple[bytes | None, ...]
     search_path: tuple[str, ...]
+    used: Used = field(default_factory=Used)
 
 
 class EndedError(Exception):
@@ -150,6 +159,7 @@ class WireSession:
     phase: Phase = Phase.STARTUP
     statements: dict[str, Prepared] = field(default_factory=dict)
     portals: dict[str, Portal] = field(default_factory=dict)
+    fetched: Used = field(default_factory=Used)  # by FETCH since the last DECLARE
 
     def receive(self, message: object) -> Phase:
         """Move on by a client's message; returns the phase before. Raises ProtocolError where it is illegal."""
@@ -190,6 +200,14 @@ class WireSession:
         if kind == b"S":
             return Undo(self.statements, name, self.statements.pop(name, None))
         return Undo(self.portals, name, self.portals.pop(name, None))
+
+    def used(self, kind: str, portal: Portal | None = None) -> Used:
+        """What the result of a statement of this kind (the parser's tag) counts on."""
+        if kind == "DeclareCursorStmt":
+            self.fetched = Used()
+        if kind == "FetchStmt":
+            return self.fetched
+        return portal.used if portal is not None else Used()
 
     def simple_query(self) -> None:
         """A Query is sent on: it drops the unnamed statement and portal."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import asyncpg
 import psycopg
 import pytest
 
@@ -50,6 +51,34 @@ def test_the_session_goes_on_after_a_cut_result(limited: Stack) -> None:
                 connection.execute("SELECT id FROM orders LIMIT 200", prepare=prepare)
             connection.rollback()
             assert connection.execute("SELECT 1").fetchone() == (1,)
+
+
+async def test_a_result_read_in_parts_counts_as_a_whole(limited: Stack) -> None:
+    connection = await asyncpg.connect(
+        host=limited.host, port=limited.port, user="devin", password=limited.tokens["devin"],
+        database=limited.database, ssl=False,
+    )  # fmt: skip
+    seen = []
+
+    async def read() -> None:
+        async with connection.transaction():
+            async for record in connection.cursor("SELECT id FROM orders", prefetch=20):
+                seen.append(record)  # noqa: PERF401 - what came before the error counts
+
+    try:
+        with pytest.raises(asyncpg.ProgramLimitExceededError, match="50 rows"):
+            await read()
+        assert len(seen) == 40
+    finally:
+        await connection.close()
+
+
+def test_a_cursor_fetched_in_parts_counts_as_a_whole(limited: Stack) -> None:
+    fetches = [part for _ in range(4) for part in ("-c", "FETCH 20 FROM c")]
+    declared = "DECLARE c CURSOR WITH HOLD FOR SELECT id FROM orders"
+    done = limited.psql("devin", None, "-At", "-q", "-c", declared, *fetches)
+    assert len(done.stdout.split()) == 40
+    assert done.stderr.count("more than the 50 rows") == 2
 
 
 def test_statements_that_went_on_after_a_cut_result_end_the_session(limited: Stack) -> None:

@@ -146,3 +146,19 @@ rules:
   - {name: other, effect: allow, actions: [update], when: {rows_at_most: 60}}
 """
     assert [(p.line, p.text.split("`")[1]) for p in check(load_policy(rules, "p"))] == [(3, "few")]
+
+
+def test_a_policy_tells_moments_apart_that_its_windows_tell_apart() -> None:
+    rules = """
+rules:
+  - name: office
+    effect: allow
+    actions: [select]
+    when: {any_of: [{time: {from: "08:00", to: "18:00"}}, {time: {from: "22:00", to: "23:00", days: [mon]}}]}
+"""
+    policy = load_policy(rules, "p")
+    hours = {policy.moment(MONDAY.replace(hour=hour)): hour for hour in range(24)}
+    assert len(hours) == 3
+    for moment, effect in ((MONDAY.replace(hour=9), Effect.ALLOW), (MONDAY.replace(hour=19), Effect.DENY)):
+        asked = replace(facts(), circumstances=Circumstances(now=moment))
+        assert decide(policy, PRINCIPALS["devin"], asked, b"SELECT id FROM orders").verdict.effect is effect
