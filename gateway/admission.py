@@ -21,30 +21,38 @@ from audit.writer import Item
 from gateway import explain
 from gateway.approvals import Approvals, Pending, principal_body, rejection
 from gateway.connections import Connections
+from gateway.deciding import Decider
 from gateway.errors import (
     ApprovalPendingError,
     ApprovalRejectedError,
     AuditUnavailableError,
     CountersignError,
     RefusedError,
+    RowCountError,
     SessionEndedError,
     UpstreamUnavailableError,
 )
 from gateway.identity import VerifiedToken
+from gateway.metering import Meter
 from gateway.model import ClientInfo, Door, Outcome, Session, Statement, Status
 from gateway.policies import PolicyBook
 from gateway.recorder import Recorder, unrecorded
 from gateway.sessions import Sessions
 from gateway.upstream import Upstream, UpstreamError, UpstreamLostError
 from policy.catalog import Catalog
-from policy.engine import decide
-from policy.model import Analysis, ApprovalTerms, Decision, Effect, Facts, Reason, Rewrite, Transaction, Verdict
+from policy.limits import UNLIMITED, Limits
+from policy.model import (
+    Analysis,
+    ApprovalTerms,
+    Decision,
+    Effect,
+    Reason,
+    Rewrite,
+    Transaction,
+    Verdict,
+)
 
 _MINT = object()
-
-# Decisions kept per process; one is a few KB.
-_CACHE_ENTRIES = 4096
-_CACHEABLE_TEXT_BYTES = 16_384
 
 
 class Grant:
@@ -54,14 +62,17 @@ class Grant:
     statement in the audit.
     """
 
-    __slots__ = ("decision", "id", "outcome", "parameters", "rewrite", "settled", "started", "statement")
+    __slots__ = ("decision", "id", "limits", "outcome", "parameters", "rewrite", "settled", "started", "statement")
 
-    def __init__(self, mint: object, id: str, statement: Statement, decision: Decision) -> None:
+    def __init__(
+        self, mint: object, id: str, statement: Statement, decision: Decision, limits: Limits = UNLIMITED
+    ) -> None:
         if mint is not _MINT or decision.verdict.rewrite is None:
             raise RuntimeError("a grant is made by gateway.admission only")
         self.id = id
         self.statement = statement
         self.decision = decision
+        self.limits = limits
         self.rewrite: Rewrite = decision.verdict.rewrite
         self.parameters = statement.parameters
         self.started = time.perf_counter()
@@ -102,7 +113,8 @@ class Gateway:
         self.connections = connections
         self.sessions = sessions
         self.instance = instance
-        self._cache: dict[tuple[object, ...], Decision] = {}
+        self._decider = Decider(policies, connections)
+        self._meter = Meter()
 
     # -- sessions -------------------------------------------------------------------------------------
 
@@ -137,35 +149,17 @@ class Gateway:
 
     async def catalog(self, session: Session) -> Catalog:
         """The snapshot that this session's statements are decided against."""
-        return session.catalog or await self.connections.catalog(session.connection)
+        return await self._decider.catalog(session)
 
-    async def decide(self, session: Session, text: bytes) -> Decision:
-        """The verdict on one statement's text. Records nothing; runs nothing.
+    async def decide(
+        self, session: Session, text: bytes, parameters: Sequence[bytes | None] = (), *, runs: bool = True
+    ) -> Decision:
+        """The verdict on one statement's text; see `gateway.deciding.Decider.decide`."""
+        return await self._decider.decide(session, text, parameters, runs=runs)
 
-        Cached by exact bytes and everything else the verdict depends on, never by a fingerprint.
-        """
-        catalog = await self.catalog(session)
-        decision = self._decide(session, text, catalog)
-        if session.catalog is None and _names_something_unknown(decision):
-            # It may have been made elsewhere a moment ago: look again before saying that it is not there.
-            latest = await self.connections.latest(session.connection)
-            if latest.epoch != catalog.epoch:
-                decision = self._decide(session, text, latest)
-        return decision
-
-    def _decide(self, session: Session, text: bytes, catalog: Catalog) -> Decision:
-        policy, principal = self.policies.current, session.principal
-        facts = Facts(session.connection.name, catalog, session.search_path, session.prepared)
-        if len(text) > _CACHEABLE_TEXT_BYTES or session.prepared:
-            return decide(policy, principal, facts, text)
-        key = (text, policy.hash, catalog.epoch, session.search_path, session.connection.name, principal)
-        if (known := self._cache.get(key)) is not None:
-            return known
-        decision = decide(policy, principal, facts, text)
-        if len(self._cache) >= _CACHE_ENTRIES:
-            self._cache.pop(next(iter(self._cache)))
-        self._cache[key] = decision
-        return decision
+    def too_many(self, grant: Grant, rows: int) -> RowCountError | None:
+        """The error with which a counted statement must be rolled back; None where its grant covers the count."""
+        return self._decider.too_many(grant.statement, grant.decision, rows)
 
     # -- the path -------------------------------------------------------------------------------------
 
@@ -188,6 +182,8 @@ class Gateway:
         worst = max((d.verdict.effect for d in decisions), default=Effect.ALLOW)
         if worst is Effect.DENY:
             raise await self._record_refusal(statements, decisions)
+        if statements and (refusal := self._over_limit(statements[0].session, len(statements))):
+            raise await self._record_refusal(statements, [denial(d, *refusal) for d in decisions])
         if worst is Effect.APPROVE:
             if len(statements) != 1:
                 text = "a statement that needs approval cannot be part of several in one message"
@@ -195,9 +191,10 @@ class Gateway:
                 raise await self._record_refusal(statements, [decision] * len(statements))
             return [await self._begin_approved(statements[0], decisions[0], on_pending)]
         ids = [new_statement_id() for _ in statements]
+        limits = self._limits(statements[0].session) if statements else UNLIMITED
         return await self._granted(
             [self._intent(*of) for of in zip(ids, statements, decisions, strict=True)],
-            lambda: [Grant(_MINT, *of) for of in zip(ids, statements, decisions, strict=True)],
+            lambda: [Grant(_MINT, *of, limits) for of in zip(ids, statements, decisions, strict=True)],
         )
 
     def settle(self, grant: Grant, outcome: Outcome) -> None:
@@ -219,7 +216,7 @@ class Gateway:
         `unknown` where the upstream was lost, `cancelled`.
         """
         if decision is None:
-            decision = await self.decide(statement.session, statement.text)
+            decision = await self.decide(statement.session, statement.text, statement.parameters)
         [grant] = await self.begin([statement], [decision])
         async with self._settled(grant):
             yield grant
@@ -257,6 +254,14 @@ class Gateway:
         self.recorder.post(draft, failed=lambda error: self.sessions.end(session, str(error)))
 
     # -- inside ---------------------------------------------------------------------------------------
+
+    def _over_limit(self, session: Session, statements: int) -> tuple[str, str, str] | None:
+        limits = self.policies.current.limits_of(session.principal, session.connection.name)
+        return self._meter.refusal(session.principal, limits, statements, time.monotonic())
+
+    def _limits(self, session: Session) -> Limits:
+        limits = self.policies.current.limits_of(session.principal, session.connection.name)
+        return self._meter.left(session.principal, limits)
 
     def _check_alive(self, session: Session) -> None:
         if session.ended is None and datetime.now(UTC) >= session.expires:
@@ -332,7 +337,7 @@ class Gateway:
         if session.catalog is None:
             # The yes is bound to the schema: a snapshot of a moment ago will not do.
             await self.connections.latest(session.connection)
-        decision = await self.decide(session, statement.text)
+        decision = await self.decide(session, statement.text, statement.parameters)
         if decision.verdict.effect is Effect.DENY:
             raise await self._record_refusal([statement], [decision])
         await self.approvals.check_binding(record, statement, decision, await self.catalog(session))
@@ -412,7 +417,7 @@ class Gateway:
             "instance": self.instance,
         }
         if rewrite is not None and rewrite.splices:
-            body["rewritten"] = rewrite.sql.decode("utf-8")
+            body["rewritten"] = rewrite.shown
         if approval is not None:
             body["approval"] = approval
         return _draft(Kind.INTENT, session, **body)
@@ -430,6 +435,7 @@ class Gateway:
             sqlstate=outcome.sqlstate,
             message=outcome.message,
             masked=[str(m) for m in grant.rewrite.masked],
+            filtered=list(grant.rewrite.filtered),
             digest=outcome.digest,
             instance=self.instance,
         )
@@ -437,6 +443,7 @@ class Gateway:
     def _note_effects(self, grant: Grant, outcome: Outcome) -> None:
         """Keep the session's books after a statement: what may have changed is asked for again."""
         grant.settled = True
+        self._meter.add_rows(grant.statement.session.principal, outcome.rows)
         session, analysis = grant.statement.session, grant.decision.analysis
         if analysis is None or outcome.status is Status.SKIPPED:
             return
@@ -478,10 +485,6 @@ def outcome_of(error: BaseException) -> Outcome:
         case CountersignError():
             return Outcome(Status.FAILED, sqlstate=error.sqlstate, message=error.text)
     return Outcome(Status.UNKNOWN, sqlstate="XX000", message=f"internal error: {type(error).__name__}")
-
-
-def _names_something_unknown(decision: Decision) -> bool:
-    return any(r.code in ("relation.unknown", "function.unknown") for r in decision.verdict.reasons)
 
 
 def new_statement_id() -> str:

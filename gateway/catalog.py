@@ -14,7 +14,7 @@ from typing import Final
 from gateway import stored_code
 from gateway.stored_code import Row, StoredCode
 from gateway.upstream import Upstream, UpstreamError
-from policy.catalog import Catalog, Column, Function, Relation, RelationKind, Volatility
+from policy.catalog import Catalog, Column, Domain, Function, Relation, RelationKind, Volatility
 
 # FirstNormalObjectId (access/transam.h): objects below it come with the server and do not change.
 _FIRST_USER_OID = 16384
@@ -53,8 +53,9 @@ SELECT c.oid, n.nspname, c.relname, c.relkind, c.relhastriggers,
 # Columns of user relations; the server's own are never masked.
 _COLUMNS = f"""
 SELECT a.attrelid, a.attnum, a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), a.atttypid,
-       CASE WHEN a.attcollation <> t.typcollation
-            THEN pg_catalog.quote_ident(cn.nspname) || '.' || pg_catalog.quote_ident(co.collname) END
+       CASE WHEN a.attcollation <> 0 AND (a.attcollation <> t.typcollation OR a.attcollation <> 100)
+            THEN pg_catalog.quote_ident(cn.nspname) || '.' || pg_catalog.quote_ident(co.collname) END,
+       CASE WHEN t.typcategory = 'A' THEN t.typelem ELSE 0 END, a.atttypmod
   FROM pg_catalog.pg_attribute a
   JOIN pg_catalog.pg_class c ON c.oid = a.attrelid AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
   JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
@@ -62,6 +63,20 @@ SELECT a.attrelid, a.attnum, a.attname, pg_catalog.format_type(a.atttypid, a.att
   LEFT JOIN pg_catalog.pg_namespace cn ON cn.oid = co.collnamespace
  WHERE a.attrelid >= {_FIRST_USER_OID} AND a.attnum > 0 AND NOT a.attisdropped
  ORDER BY a.attrelid, a.attnum"""  # noqa: S608 - constants only
+
+# What stands behind each domain: down to the type that is none, with what any domain on the way refuses.
+_DOMAINS = """
+WITH RECURSIVE way (oid, base, modifier, not_null, checked) AS (
+    SELECT t.oid, t.oid, -1, false, false FROM pg_catalog.pg_type t WHERE t.typtype = 'd'
+    UNION ALL
+    SELECT way.oid, t.typbasetype, GREATEST(way.modifier, t.typtypmod), way.not_null OR t.typnotnull,
+           way.checked OR EXISTS (SELECT FROM pg_catalog.pg_constraint k
+                                   WHERE k.contypid = t.oid AND k.contype = 'c')
+      FROM way JOIN pg_catalog.pg_type t ON t.oid = way.base AND t.typtype = 'd')
+SELECT way.oid, way.base, CASE WHEN t.typcategory = 'A' THEN t.typelem ELSE 0 END,
+       way.modifier, way.not_null, way.checked
+  FROM way JOIN pg_catalog.pg_type t ON t.oid = way.base AND t.typtype <> 'd'
+ ORDER BY 1"""
 
 _INHERITS = "SELECT i.inhrelid, i.inhparent FROM pg_catalog.pg_inherits i ORDER BY 1, 2"
 
@@ -101,7 +116,8 @@ _SCHEMAS = "SELECT n.nspname FROM pg_catalog.pg_namespace n WHERE n.nspname !~ '
 _SHEETS: Final = (
     ("version", 1, "SELECT pg_catalog.current_setting('server_version_num')"),
     ("relations", 7, _RELATIONS),
-    ("columns", 6, _COLUMNS),
+    ("columns", 8, _COLUMNS),
+    ("domains", 6, _DOMAINS),
     ("inherits", 2, _INHERITS),
     ("reads", 2, _READS),
     ("views", 2, _VIEW_QUERIES),
@@ -188,7 +204,8 @@ def _as_relations(
     sheets: Mapping[str, list[Row]], origins: Mapping[int, tuple[tuple[int, int] | None, ...]], code: StoredCode
 ) -> dict[int, Relation]:
     columns: dict[int, list[Column]] = {}
-    for relation, number, name, type_name, type_oid, collation in sheets["columns"]:
+    domains = _as_domains(sheets["domains"])
+    for relation, number, name, type_name, type_oid, collation, item, modifier in sheets["columns"]:
         of = columns.setdefault(int(relation or 0), [])
         known = origins.get(int(relation or 0), ())
         of.append(
@@ -199,6 +216,9 @@ def _as_relations(
                 type_oid=int(type_oid or 0),
                 collation=collation,
                 origin=known[len(of)] if len(of) < len(known) else None,
+                item=int(item or 0),
+                modifier=int(modifier or -1),
+                domain=domains.get(int(type_oid or 0)),
             )
         )
     families = _families((int(child or 0), int(parent or 0)) for child, parent in sheets["inherits"])
@@ -228,6 +248,15 @@ def _as_relations(
             referenced_by=tuple(code.referenced_by.get(oid, ())),
         )
     return relations
+
+
+def _as_domains(rows: list[Row]) -> dict[int, Domain]:
+    return {
+        int(oid or 0): Domain(
+            int(base or 0), int(element or 0), int(modifier or -1), not_null == "true", checked == "true"
+        )
+        for oid, base, element, modifier, not_null, checked in rows
+    }
 
 
 def _families(pairs: Iterable[tuple[int, int]]) -> dict[int, frozenset[int]]:

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from gateway import catalog as reader
+from gateway import counting
 from gateway.errors import UnknownConnectionError, UpstreamUnavailableError
 from gateway.model import Connection, Session
 from gateway.upstream import Upstream, UpstreamError, UpstreamFactory, UpstreamLostError
@@ -166,6 +167,31 @@ class Connections:
             await upstream.disconnect()
             raise
         await self._give_back(shelf, upstream)
+
+    async def estimate(self, session: Session, sql: bytes, parameters: Sequence[bytes | None]) -> int:
+        """How many rows the planner expects `sql` to change; 0 where nobody can tell. Nothing is run."""
+        shelf = self._shelves[session.connection.name]
+        try:
+            upstream = await self._idle_or_new(shelf)
+        except UpstreamUnavailableError:
+            return 0
+        try:
+            rows = await counting.estimate(upstream, session.search_path, sql, parameters)
+        except UpstreamLostError:
+            rows = 0
+        except BaseException:
+            await upstream.disconnect()
+            raise
+        await self._give_back(shelf, upstream)
+        return rows
+
+    def snapshots(self) -> list[Catalog]:
+        """The shared snapshots of the connections that were used so far, as they were last seen."""
+        return [shelf.catalog for shelf in self._shelves.values() if shelf.catalog is not None]
+
+    def snapshot(self, connection: Connection) -> Catalog | None:
+        """The shared snapshot as it was last seen."""
+        return self._shelves[connection.name].catalog
 
     async def _idle_or_new(self, shelf: _Shelf) -> Upstream:
         while shelf.idle:

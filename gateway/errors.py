@@ -76,6 +76,12 @@ class LimitExceededError(CountersignError):
     sqlstate = "54000"
 
 
+class RowCountError(CountersignError):
+    """A write changed another number of rows than it was allowed for, and was rolled back."""
+
+    sqlstate = "42501"
+
+
 class RefusedError(CountersignError):
     """The verdict is deny. `decision` carries every reason."""
 

@@ -54,7 +54,8 @@ class Session:
     `search_path` is the upstream's own `current_schemas(true)`. While `stale` is set it, or the catalog,
     may no longer be true: `Gateway.refresh` asks the upstream again before the next decision. `catalog`
     is a snapshot of this session's own, taken inside a transaction that has changed the schema; None means
-    the connection's shared one. `prepared` holds the SQL-level prepared statements by name.
+    the connection's shared one. `prepared` holds the SQL-level prepared statements by name,
+    `measured` the rows that statements (text, parameters) had changed when they were rolled back.
     """
 
     id: str
@@ -69,6 +70,7 @@ class Session:
     schema_changed: bool = False
     catalog: Catalog | None = None
     prepared: dict[str, Decision] = field(default_factory=dict)
+    measured: dict[tuple[bytes, tuple[bytes | None, ...]], int] = field(default_factory=dict)
     ended: str | None = None  # the reason, once it is over
     on_end: list[Callable[[str], None]] = field(default_factory=list)  # called at once on revocation or expiry
 

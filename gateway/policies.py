@@ -5,13 +5,18 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from audit.entry import Draft, Kind
 from gateway.errors import AuditUnavailableError, ConfigurationError
 from gateway.recorder import Recorder
+from policy.catalog import Catalog
+from policy.check import Severity, check
 from policy.document import DocumentError
 from policy.load import Policy, load_policy
+from policy.masks import MaskKind
+from policy.pseudonyms import MaskKey
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +42,12 @@ def read_policy(path: Path) -> tuple[Policy, str]:
 class PolicyBook:
     """The current policy. Loads and rejections are entries of the audit."""
 
-    def __init__(self, path: Path, recorder: Recorder) -> None:
+    def __init__(self, path: Path, recorder: Recorder, mask_key: MaskKey | None = None) -> None:
         self._path = path
         self._recorder = recorder
-        self._policy, self._digest = read_policy(path)
+        self.mask_key = mask_key  # the secret of `hash` masks
+        self.catalogs: Callable[[], Sequence[Catalog]] = tuple  # the connections' snapshots, as far as they are known
+        self._policy, self._digest = self._read()
         self._watcher: asyncio.Task[None] | None = None
 
     @property
@@ -63,7 +70,7 @@ class PolicyBook:
         """Read the file again. A bad one keeps the old policy, says so in the audit, and raises ConfigurationError."""
         digest = self._digest_now()
         try:
-            policy, digest = read_policy(self._path)
+            policy, digest = self._read()
         except ConfigurationError as error:
             self._digest = digest  # said once per version of the file
             await self._recorder.record(
@@ -87,6 +94,21 @@ class PolicyBook:
             )
             self._policy = policy
         return self._policy
+
+    def _read(self) -> tuple[Policy, str]:
+        policy, digest = read_policy(self._path)
+        keyed = next((mask for mask in policy.masks if mask.kind is MaskKind.HASH), None)
+        if keyed is not None and self.mask_key is None:
+            line, column = keyed.place
+            raise ConfigurationError(
+                f"{policy.source}:{line}:{column}: a `hash` mask needs a key, and none is configured",
+                cure="Set `mask_key_file` or `mask_key_env` in the configuration.",
+            )
+        for catalog in self.catalogs():
+            for problem in check(policy, catalog, self.mask_key):
+                if problem.severity is Severity.ERROR:
+                    raise ConfigurationError(str(problem))
+        return policy, digest
 
     def _digest_now(self) -> str:
         try:

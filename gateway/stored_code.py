@@ -185,7 +185,7 @@ class StoredCode:
             for bit, event in _TRIGGER_BITS:
                 events |= event if int(bits or 0) & bit else Event(0)
             self._add(_oid(relation), (_oid(function),), events, f"the trigger `{name}`")
-        for relation, _, name, _, type_oid, _ in sheets["columns"]:
+        for relation, _, name, _, type_oid, *_ in sheets["columns"]:
             if _oid(type_oid) >= FIRST_USER_OID and (code := self._closures.code(_oid(type_oid))):
                 self._add(_oid(relation), code, ~Event(0), f"the type of `{name}`")
 
@@ -240,7 +240,7 @@ class _Closures:
         self.row_types: dict[int, int] = {}
         self._direct: dict[int, set[int]] = {}
         attributes = _lists((_oid(row[0]), _oid(row[-1])) for row in sheets["attributes"])
-        for relation, _, _, _, type_oid, _ in sheets["columns"]:
+        for relation, _, _, _, type_oid, *_ in sheets["columns"]:
             if _oid(type_oid) >= FIRST_USER_OID:
                 attributes.setdefault(_oid(relation), []).append(_oid(type_oid))
         for oid_text, _, _, made_of, relation, functions in sheets["types"]:

@@ -20,12 +20,27 @@ class RelationKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Domain:
+    """What stands behind a domain: the type beneath all domains, and whether some values are refused.
+
+    `element` and `modifier` are those of the base type, as in `Column`.
+    """
+
+    base_oid: int
+    element: int = 0
+    modifier: int = -1
+    not_null: bool = False
+    checked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Column:
     """A live column. `type` is `format_type(atttypid, atttypmod)`, ready for a cast.
 
-    `collation` is the qualified, quoted collation where it is not the type's own, else None.
+    `collation` is the qualified, quoted collation where it is not the database's default, else None.
     `origin` is, for a column of a view, the (relation OID, attribute number) that the server's own
-    Describe of the view's query names, or None where the column is derived.
+    Describe of the view's query names, or None where the column is derived. `item` is the type OID of an
+    array's elements, else 0; `modifier` is `pg_attribute.atttypmod`; `domain` is set where the type is one.
     """
 
     number: int  # pg_attribute.attnum
@@ -34,6 +49,25 @@ class Column:
     type_oid: int
     collation: str | None = None
     origin: tuple[int, int] | None = None
+    item: int = 0
+    modifier: int = -1
+    domain: Domain | None = None
+
+    @property
+    def base_oid(self) -> int:
+        """The OID of the type beneath all domains."""
+        return self.domain.base_oid if self.domain else self.type_oid
+
+    @property
+    def element(self) -> int:
+        """The type OID of the elements where values are arrays, else 0."""
+        return self.domain.element if self.domain else self.item
+
+    @property
+    def width(self) -> int:
+        """How many characters a char or varchar holds; -1 for no limit. Four bytes of `modifier` are a header."""
+        modifier = self.domain.modifier if self.domain else self.modifier
+        return modifier - 4 if modifier >= 4 else -1
 
 
 class Event(Flag):

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from policy.catalog import Catalog, Column, Relation, RelationKind
-from policy.masks import Mask, MaskKind, UnmaskableError, expression
+from policy.conditions import implies
+from policy.filters import RowFilter
+from policy.masks import Keys, Mask, MaskKind, UnmaskableError, expression
 from policy.names import is_system, nearest
+from policy.pseudonyms import MaskKey
 from policy.rules import Policy, Rule
 
 
@@ -35,15 +38,17 @@ class Problem:
         return f"{place}; {self.cure}" if self.cure else place
 
 
-def check(policy: Policy, catalog: Catalog | None = None) -> list[Problem]:
+def check(policy: Policy, catalog: Catalog | None = None, mask_key: MaskKey | None = None) -> list[Problem]:
     """Everything wrong with a policy that loaded, by place; without a catalog only what the file itself shows."""
+    keys = mask_key.subkey if mask_key is not None else None
     problems = list(_void_rules(policy))
     if catalog is not None:
-        problems += (problem for mask in policy.masks for problem in _mask_problems(policy, mask, catalog))
+        problems += (problem for mask in policy.masks for problem in _mask_problems(policy, mask, catalog, keys))
+        problems += (p for row_filter, _ in policy.rows for p in _filter_problems(policy, row_filter, catalog))
     return sorted(problems, key=lambda p: (p.line, p.column, p.text))
 
 
-def _mask_problems(policy: Policy, mask: Mask, catalog: Catalog) -> Iterator[Problem]:
+def _mask_problems(policy: Policy, mask: Mask, catalog: Catalog, keys: Keys) -> Iterator[Problem]:
     line, column = mask.place
     found = list(_matching(mask, catalog))
     if not found:
@@ -70,9 +75,48 @@ def _mask_problems(policy: Policy, mask: Mask, catalog: Catalog) -> Iterator[Pro
                 )
             continue
         try:
-            expression(mask, one)
+            expression((mask,), one, keys)
         except UnmaskableError as error:
             yield Problem(Severity.ERROR, policy.source, line, column, f"`{relation.qualified}`: {error}")
+
+
+def _filter_problems(policy: Policy, row_filter: RowFilter, catalog: Catalog) -> Iterator[Problem]:
+    line, column = row_filter.place
+    user = [relation for relation in catalog.relations.values() if not is_system(relation)]
+    found = [relation for relation in user if row_filter.relations.matches((relation.schema, relation.name))]
+    if not found:
+        near = nearest(row_filter.relations.text, [relation.qualified for relation in user])
+        yield Problem(
+            Severity.WARNING,
+            policy.source,
+            line,
+            column,
+            f"no relation matches `{row_filter.relations.text}`",
+            f"did you mean `{near}`?" if near else None,
+        )
+    for relation in found:
+        names = [one.name for one in relation.columns]
+        for missing in sorted(row_filter.condition.columns - set(names)):
+            near = nearest(missing, names)
+            yield Problem(
+                Severity.ERROR,
+                policy.source,
+                line,
+                column,
+                f"the filter names `{missing}`, which is no column of `{relation.qualified}`",
+                f"did you mean `{near}`?" if near else f"its columns: {', '.join(names)}",
+            )
+    for schema, name in sorted(row_filter.condition.relations):
+        if catalog.relation(schema, name) is None:
+            near = nearest(f"{schema}.{name}", [relation.qualified for relation in user])
+            yield Problem(
+                Severity.ERROR,
+                policy.source,
+                line,
+                column,
+                f"the filter reads `{schema}.{name}`, which does not exist",
+                f"did you mean `{near}`?" if near else None,
+            )
 
 
 def _matching(mask: Mask, catalog: Catalog) -> Iterator[tuple[Relation, Column]]:
@@ -104,7 +148,7 @@ def _covers(wide: Rule, narrow: Rule) -> bool:
         return False
     if wide.connections and wide.connections != narrow.connections:
         return False
-    if wide.bounded is not None and wide.bounded is not narrow.bounded:
+    if not implies(narrow.when, wide.when):
         return False
     if not narrow.actions <= wide.actions:
         return False

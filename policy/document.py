@@ -136,6 +136,8 @@ def validate(model: type[M], document: Document) -> M:
         return model.model_validate(data)
     except ValidationError as error:
         items = [dict(item) for item in error.errors(include_url=False)]
+        # Of several complaints about one place, ours knows best.
+        items.sort(key=lambda item: item["type"] != "value_error")
         raise min((_complaint(document, model, i) for i in _deepest(document, items)), key=_by_place) from None
 
 

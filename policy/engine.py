@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from policy.analyse import analyse
+from policy.filtering import Filtering
 from policy.masking import Masking
 from policy.model import (
     Analysis,
@@ -24,6 +25,7 @@ from policy.parse import NotAnalysableError, base_text, split
 from policy.reading import Reading
 from policy.rewrite import rewrite
 from policy.rules import Judgement, Policy, judge
+from policy.sideways import is_countable
 
 _LARGE_TEXT_BYTES = 64 * 1024
 
@@ -57,6 +59,7 @@ def _without_collector() -> Iterator[None]:
 
 def _decide(policy: Policy, principal: Principal, facts: Facts, text: bytes) -> Decision:
     analysis: Analysis | None = None
+    counts = False
     try:
         reading = analyse(facts, text)
         if reading is None:
@@ -65,7 +68,11 @@ def _decide(policy: Policy, principal: Principal, facts: Facts, text: bytes) -> 
         analysis = reading.analysis
         if analysis.effects.executes is not None:
             return _decide_execute(policy, principal, facts, reading)
-        verdict = _verdict(policy, principal, facts, reading)
+        if (countable := is_countable(reading)) is False:
+            # Nobody will be told how many rows it changed: any number.
+            facts = replace(facts, circumstances=replace(facts.circumstances, rows=None))
+        verdict, counts = _verdict(policy, principal, facts, reading)
+        counts = counts and countable
     except NotAnalysableError as error:
         verdict = Verdict(Effect.DENY, (error.reason,))
     except Exception as error:
@@ -81,20 +88,26 @@ def _decide(policy: Policy, principal: Principal, facts: Facts, text: bytes) -> 
                 ),
             ),
         )
-    return _decision(policy, facts, verdict, analysis)
+    return replace(_decision(policy, facts, verdict, analysis), counts=counts)
 
 
-def _verdict(policy: Policy, principal: Principal, facts: Facts, reading: Reading) -> Verdict:
-    judgement = judge(policy, principal, facts.connection, reading.analysis.demands)
+def _verdict(policy: Policy, principal: Principal, facts: Facts, reading: Reading) -> tuple[Verdict, bool]:
+    """The verdict, and whether a condition on the number of rows was asked for it."""
+    judgement = judge(policy, principal, facts.connection, reading.analysis.demands, facts.circumstances)
     if judgement.effect is Effect.DENY:
-        return Verdict(Effect.DENY, judgement.reasons)
-    if not policy.masks:
-        return _allowed(judgement, Rewrite(reading.analysis.text))
+        return Verdict(Effect.DENY, judgement.reasons), judgement.counts
+    if not policy.masks and not policy.rows:
+        return _allowed(judgement, Rewrite(reading.analysis.text)), judgement.counts
     try:
-        rewritten = rewrite(reading, Masking(policy, principal, facts.catalog), Masking(policy, None, facts.catalog))
+        rewritten = _rewritten(policy, principal, facts, reading)
     except NotAnalysableError as error:
-        return Verdict(Effect.DENY, (error.reason, *judgement.reasons))
-    return _allowed(judgement, rewritten)
+        return Verdict(Effect.DENY, (error.reason, *judgement.reasons)), judgement.counts
+    return _allowed(judgement, rewritten), judgement.counts
+
+
+def _rewritten(policy: Policy, principal: Principal, facts: Facts, reading: Reading) -> Rewrite:
+    masking, anyone = Masking(policy, principal, facts.catalog), Masking(policy, None, facts.catalog)
+    return rewrite(reading, masking, Filtering(policy, principal, facts), anyone, facts.mask_key)
 
 
 def _allowed(judgement: Judgement, rewritten: Rewrite) -> Verdict:
@@ -113,8 +126,9 @@ def _decide_execute(policy: Policy, principal: Principal, facts: Facts, reading:
     if prepared is None or prepared.analysis is None or prepared.verdict.rewrite is None:
         refusal = _refusal("prepared.unknown", f'prepared statement "{name}" does not exist', "PREPARE it first.")
         return _decision(policy, facts, Verdict(Effect.DENY, (refusal,)), analysis)
-    again = decide(policy, principal, replace(facts, prepared={}), prepared.analysis.text)
-    own = judge(policy, principal, facts.connection, analysis.demands)
+    uncounted = replace(facts.circumstances, rows=None)
+    again = decide(policy, principal, replace(facts, prepared={}, circumstances=uncounted), prepared.analysis.text)
+    own = judge(policy, principal, facts.connection, analysis.demands, facts.circumstances)
     inner = again.analysis or prepared.analysis
     merged = replace(
         analysis,
@@ -138,14 +152,23 @@ def _decide_execute(policy: Policy, principal: Principal, facts: Facts, reading:
             f"DEALLOCATE {name} and prepare it again.",
         )
         return _decision(policy, facts, Verdict(Effect.DENY, (stale, *reasons)), merged)
-    if analysis.relations and (then.origins or policy.masks):
-        outer = rewrite(reading, Masking(policy, principal, facts.catalog), Masking(policy, None, facts.catalog))
+    if analysis.relations and (then.origins or policy.masks or policy.rows):
+        outer = _rewritten(policy, principal, facts, reading)
     else:
         outer = Rewrite(analysis.text)
+    if analysis.kind == "ExplainStmt" and then.secrets:
+        shows = _refusal(
+            "mask.explain",
+            f'the plan of "{name}" would show how its pseudonyms are made',
+            "EXPLAIN the statement itself, without EXECUTE.",
+        )
+        return _decision(policy, facts, Verdict(Effect.DENY, (shows, *reasons)), merged)
     combined = replace(
         outer,
         masked=tuple(dict.fromkeys((*outer.masked, *then.masked))),
         origins=outer.origins | then.origins,
+        filtered=tuple(dict.fromkeys((*outer.filtered, *then.filtered))),
+        secrets=outer.secrets | then.secrets,
     )
     terms = _unique((*again.verdict.terms, *own.terms))
     return _decision(policy, facts, Verdict(effect, reasons, combined, terms), merged)

@@ -26,5 +26,7 @@ def _lines(decision: Decision) -> Iterator[str]:
     if verdict.rewrite is not None:
         for column in verdict.rewrite.masked:
             yield f"masked: {column} by {column.kind}  [{column.rule}]"
+        for entry in verdict.rewrite.filtered:
+            yield f"some rows of {entry}"
         if verdict.rewrite.splices:
-            yield f"runs: {verdict.rewrite.sql.decode('utf-8')}"
+            yield f"runs: {verdict.rewrite.shown}"

@@ -6,21 +6,30 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
-from datetime import timedelta
+from datetime import time, timedelta
+from decimal import Decimal
 from pathlib import PurePath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from policy.buckets import Unit
+from policy.conditions import ALWAYS, When, Window
 from policy.document import Document, parse_document, validate
+from policy.filters import FilterError, RowFilter, read_condition
+from policy.limits import Limits
 from policy.masks import Mask, MaskKind
 from policy.model import Action, ApprovalTerms, Effect, PrincipalKind
-from policy.patterns import Pattern, PatternError, parse_pattern
-from policy.rules import Policy, Rule, Selector, Who
+from policy.patterns import Pattern, PatternError, parse_path_pattern, parse_pattern
+from policy.rules import LimitEntry, Policy, Rule, Selector, Who
 
 __all__ = ["Policy", "load_policy", "policy_schema"]
 
 _DURATION = re.compile(r"(\d+)\s*([smhd])")
+_CLOCK = r"^([01]\d|2[0-3]):[0-5]\d$"
+_DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+_COUNTED: Final = frozenset((Action.INSERT, Action.UPDATE, Action.DELETE))
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
@@ -56,10 +65,39 @@ class WhoFile(_Model):
         return self
 
 
+class WindowFile(_Model):
+    """Times of the week, such as `{from: "08:00", to: "18:00", days: [mon, tue], timezone: Europe/Berlin}`."""
+
+    from_: Annotated[str, Field(alias="from", pattern=_CLOCK)]
+    to: Annotated[str, Field(pattern=_CLOCK, description="excluded; not after `from`: on the day after")]
+    days: Annotated[list[Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]], Field(min_length=1)] = list(_DAYS)
+    timezone: str = "UTC"
+
+    @field_validator("timezone")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        try:
+            ZoneInfo(name)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError(f"`{name}` is no time zone; write one like Europe/Berlin or UTC") from None
+        return name
+
+
 class WhenFile(_Model):
-    """Conditions on a demand."""
+    """Conditions, all of which must hold."""
 
     bounded: bool | None = Field(None, description="whether an UPDATE or DELETE pins the rows that it means")
+    rows_at_most: Annotated[int, Field(ge=0)] | None = Field(None, description="rows that a write changes")
+    rows_over: Annotated[int, Field(ge=0)] | None = Field(None, description="the complement of rows_at_most")
+    time: WindowFile | None = None
+    doors: Annotated[list[Literal["mcp", "wire"]], Field(min_length=1)] | None = None
+    any_of: Annotated[list[WhenFile], Field(min_length=1)] | None = Field(None, description="one of these must hold")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> WhenFile:
+        if not self.model_fields_set:
+            raise ValueError("`when` holds no condition; leave it out, or give one")
+        return self
 
 
 class ApproversFile(_Model):
@@ -96,6 +134,11 @@ class RuleFile(_Model):
     @model_validator(mode="after")
     def _approval_fits(self) -> RuleFile:
         said = {"approvers", "quorum", "expires", "owner_may_approve"} & self.model_fields_set
+        if self.when is not None and _as_when(self.when).counts_rows and not set(self.actions) <= _COUNTED:
+            raise ValueError(
+                "`rows_at_most` and `rows_over` count the rows that a write changes; "
+                "give them to rules whose actions are insert, update and delete only"
+            )
         if self.effect == "approve" and self.approvers is None:
             raise ValueError("an approve rule must say who approves; add `approvers`")
         if self.effect != "approve" and said:
@@ -110,10 +153,38 @@ class PartialFile(_Model):
     keep_last: Annotated[int, Field(ge=0, le=100)] = 0
 
 
-class PartialMaskFile(_Model):
-    """`{partial: {keep_last: 4}}`."""
+class HashFile(_Model):
+    """Whose pseudonyms are equal for equal values."""
 
-    partial: PartialFile
+    pool: Annotated[str, Field(min_length=1, max_length=80)] = "default"
+
+
+class RangeFile(_Model):
+    """How wide a bucket is: `size` for numbers, `days` for dates and moments."""
+
+    size: Annotated[Decimal, Field(gt=0, le=10**18, decimal_places=9)] | None = None
+    days: Annotated[int, Field(ge=1, le=36_525)] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> RangeFile:
+        if (self.size is None) is (self.days is None):
+            raise ValueError("a range has buckets of a `size` (numbers) or of `days` (dates); give one of them")
+        return self
+
+
+class KindFile(_Model):
+    """A kind of mask with its terms: `{partial: {keep_last: 4}}`, `{truncate: month}`. Exactly one key."""
+
+    partial: PartialFile | None = None
+    hash: HashFile | None = None
+    range: RangeFile | None = None
+    truncate: Unit | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> KindFile:
+        if len(self.model_fields_set) != 1 or None in (getattr(self, name) for name in self.model_fields_set):
+            raise ValueError("a mask has one kind; give one of partial, hash, range and truncate")
+        return self
 
 
 class ExemptFile(_Model):
@@ -126,9 +197,43 @@ class ExemptFile(_Model):
 class MaskFile(_Model):
     """One mask for columns by pattern."""
 
-    columns: Annotated[Names, Field(description="patterns schema.relation.column")]
-    with_: Annotated[Literal["null", "redact", "clear"] | PartialMaskFile | None, Field(alias="with")]
+    columns: Annotated[
+        Names, Field(description="patterns schema.relation.column, keys of a jsonb column may follow: .key.key")
+    ]
+    with_: Annotated[Literal["null", "redact", "hash", "clear"] | KindFile | None, Field(alias="with")]
     unless: ExemptFile | None = None
+
+
+class RowsFile(_Model):
+    """Of these relations only the rows that meet the condition are there; leave `who` out for everyone."""
+
+    relations: Annotated[Names, Field(description="patterns schema.name")]
+    filter: Annotated[
+        str,
+        Field(
+            max_length=10_000,
+            description="a condition in SQL; principal.subject, .email, .groups and .on_behalf_of are the asker's",
+        ),
+    ]
+    who: WhoFile | None = None
+
+
+class LimitsFile(_Model):
+    """How much of what is allowed these principals may have; where several apply, the lowest counts."""
+
+    who: WhoFile | None = None
+    connections: Names | None = None
+    rows: Annotated[int, Field(ge=0)] | None = Field(None, description="rows of one statement's result")
+    bytes: Annotated[int, Field(ge=0)] | None = Field(None, description="bytes of values of one statement's result")
+    statement_timeout: Duration | None = Field(None, description="how long one statement may run")
+    statements_per_minute: Annotated[int, Field(ge=0)] | None = None
+    rows_per_day: Annotated[int, Field(ge=0)] | None = Field(None, description="rows delivered or changed, a UTC day")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> LimitsFile:
+        if not self.model_fields_set - {"who", "connections"}:
+            raise ValueError("the entry limits nothing; give rows, bytes, statement_timeout or another limit")
+        return self
 
 
 class PolicyFile(_Model):
@@ -137,6 +242,8 @@ class PolicyFile(_Model):
     version: Literal[1] = 1
     rules: list[RuleFile] = []
     masks: list[MaskFile] = []
+    rows: list[RowsFile] = []
+    limits: list[LimitsFile] = []
 
 
 def load_policy(text: str, source: str) -> Policy:
@@ -162,7 +269,21 @@ def load_policy(text: str, source: str) -> Policy:
         for index, entry in enumerate(file.masks)
         for mask in _as_masks(document, entry, index, f"mask ({place}:{document.locate(('masks', index))[0]})")
     )
-    return Policy(hash=_digest(file), source=source, rules=tuple(rules), masks=masks)
+    filters = tuple(
+        (row_filter, _as_who(entry.who))
+        for index, entry in enumerate(file.rows)
+        for row_filter in _as_filters(document, entry, index, f"rows ({place}:{document.locate(('rows', index))[0]})")
+    )
+    windows = tuple(part.window for rule in rules for part in rule.when.parts() if part.window is not None)
+    return Policy(
+        hash=_digest(file),
+        source=source,
+        rules=tuple(rules),
+        masks=masks,
+        rows=filters,
+        windows=windows,
+        limits=_as_limits(document, file),
+    )
 
 
 def policy_schema() -> dict[str, Any]:
@@ -210,7 +331,7 @@ def _as_rule(document: Document, rule: RuleFile, index: int, label: str) -> Rule
         connections=read("connections", rule.connections or (), 1, "connection"),
         actions=actions,
         selectors=tuple(selectors),
-        bounded=rule.when.bounded if rule.when else None,
+        when=_as_when(rule.when),
         terms=terms,
         place=document.locate(path),
     )
@@ -245,23 +366,101 @@ def _as_who(who: WhoFile | None) -> Who | None:
 
 def _as_masks(document: Document, entry: MaskFile, index: int, label: str) -> list[Mask]:
     path = ("masks", index)
-    keep_first = keep_last = 0
-    if isinstance(entry.with_, PartialMaskFile):
-        kind = MaskKind.PARTIAL
-        keep_first, keep_last = entry.with_.partial.keep_first, entry.with_.partial.keep_last
-    else:
-        kind = MaskKind(entry.with_ or "null")  # a bare `null` in YAML
     exempt = entry.unless or ExemptFile(groups=None, users=None)
-    return [
-        Mask(
-            columns=_pattern(document, (*path, "columns", i), text, 3, "schema.relation.column"),
-            kind=kind,
-            keep_first=keep_first,
-            keep_last=keep_last,
-            exempt_groups=frozenset(exempt.groups or ()),
-            exempt_users=frozenset(exempt.users or ()),
-            label=label,
-            place=document.locate((*path, "columns", i)),
+    masks = []
+    for i, text in enumerate(entry.columns):
+        columns, keys = _column_pattern(document, (*path, "columns", i), text)
+        masks.append(
+            Mask(
+                columns=columns,
+                path=keys,
+                **_how(entry),
+                exempt_groups=frozenset(exempt.groups or ()),
+                exempt_users=frozenset(exempt.users or ()),
+                label=label,
+                place=document.locate((*path, "columns", i)),
+            )
         )
-        for i, text in enumerate(entry.columns)
+        if keys and masks[-1].kind not in (MaskKind.NULL, MaskKind.REDACT, MaskKind.PARTIAL, MaskKind.HASH):
+            raise document.error(
+                (*path, "with"),
+                f"`{masks[-1].kind.value}` cannot mask a value inside jsonb",
+                "use `null`, `redact`, `partial` or `hash`",
+            )
+    return masks
+
+
+def _as_filters(document: Document, entry: RowsFile, index: int, label: str) -> list[RowFilter]:
+    path = ("rows", index)
+    try:
+        condition = read_condition(entry.filter)
+    except FilterError as error:
+        message, _, cure = str(error).partition("; ")
+        raise document.error((*path, "filter"), message, cure or None) from None
+    read = _reader(document, path)
+    return [
+        RowFilter(pattern, condition, label, document.locate((*path, "relations", i)))
+        for i, pattern in enumerate(read("relations", entry.relations, 2, "schema.relation"))
     ]
+
+
+def _as_when(when: WhenFile | None) -> When:
+    if when is None:
+        return ALWAYS
+    window = None
+    if when.time is not None:
+        start, end = (time.fromisoformat(text) for text in (when.time.from_, when.time.to))
+        days = frozenset(_DAYS.index(day) for day in when.time.days)
+        window = Window(start, end, days, ZoneInfo(when.time.timezone))
+    return When(
+        bounded=when.bounded,
+        rows_at_most=when.rows_at_most,
+        rows_over=when.rows_over,
+        window=window,
+        doors=frozenset(when.doors or ()),
+        any_of=tuple(_as_when(one) for one in when.any_of or ()),
+    )
+
+
+def _as_limits(document: Document, file: PolicyFile) -> tuple[LimitEntry, ...]:
+    return tuple(
+        LimitEntry(
+            Limits(
+                rows=entry.rows,
+                size=entry.bytes,
+                timeout=entry.statement_timeout,
+                statements_per_minute=entry.statements_per_minute,
+                rows_per_day=entry.rows_per_day,
+            ),
+            _as_who(entry.who),
+            _reader(document, ("limits", index))("connections", entry.connections or (), 1, "connection"),
+        )
+        for index, entry in enumerate(file.limits)
+    )
+
+
+def _how(entry: MaskFile) -> dict[str, Any]:
+    """The fields of a Mask that `with` says."""
+    match entry.with_:
+        case KindFile(partial=PartialFile() as partial):
+            return {"kind": MaskKind.PARTIAL, "keep_first": partial.keep_first, "keep_last": partial.keep_last}
+        case KindFile(hash=HashFile() as hashed):
+            return {"kind": MaskKind.HASH, "pool": hashed.pool}
+        case KindFile(range=RangeFile() as buckets):
+            return {"kind": MaskKind.RANGE, "size": buckets.size, "days": buckets.days}
+        case KindFile(truncate=Unit() as unit):
+            return {"kind": MaskKind.TRUNCATE, "unit": unit}
+        case "hash":
+            return {"kind": MaskKind.HASH, "pool": HashFile().pool}
+        case kind:
+            return {"kind": MaskKind(kind or "null")}  # a bare `null` in YAML
+
+
+def _column_pattern(document: Document, path: Sequence[str | int], text: str) -> tuple[Pattern, tuple[str, ...]]:
+    form = "schema.relation.column"
+    try:
+        return parse_path_pattern(text, 3, form)
+    except PatternError as error:
+        raise document.error(
+            path, str(error), f"write it like `{form}`, with keys of a jsonb column after it if need be"
+        ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
 from policy.catalog import Catalog, Column, Relation, RelationKind
@@ -13,7 +14,7 @@ from policy.rules import Policy
 _VIEWS = (RelationKind.VIEW, RelationKind.MATERIALIZED_VIEW)
 _DERIVED = Mask(Pattern("*", (".*",) * 3), MaskKind.NULL, label="derived from a masked relation")
 
-Masked = dict[int, Mask]  # by attribute number
+Masked = dict[int, tuple[Mask, ...]]  # by attribute number: one mask of the whole column, or one of each path
 _Key = tuple[str, Principal | None]
 
 # INVARIANT: a value depends on nothing but catalog, policy hash, principal and OID.
@@ -64,20 +65,32 @@ class Masking:
                 for mask in masks
                 if mask.columns.matches((member.schema, member.name, column.name))
             ]
-            if viewed and (inherited := self._through_view(relation, column)):
-                found.append(inherited)
+            if viewed:
+                found += self._through_view(relation, column)
             if found:
-                masked[column.number] = max(found, key=lambda m: m.strictness)
+                masked[column.number] = _strictest(found)
         return masked
 
-    def _through_view(self, view: Relation, column: Column) -> Mask | None:
+    def _through_view(self, view: Relation, column: Column) -> tuple[Mask, ...]:
         origin = self.catalog.relations.get(column.origin[0]) if column.origin else None
         if origin is not None and column.origin is not None:
-            return self.columns(origin).get(column.origin[1])
+            return self.columns(origin).get(column.origin[1], ())
         if any(pattern.matches((view.schema, view.name, column.name)) for pattern in self._cleared):
-            return None
+            return ()
         read = self.catalog.closure((view.oid,)) - {view.oid}
-        return _DERIVED if self.relations(read) else None
+        return (_DERIVED,) if self.relations(read) else ()
+
+
+def _strictest(masks: Sequence[Mask]) -> tuple[Mask, ...]:
+    """The mask of the whole column that shows least; else, for each path, the one that shows least."""
+    by_path: dict[tuple[str, ...], Mask] = {}
+    for mask in masks:
+        other = by_path.get(mask.path)
+        if other is None or mask.strictness > other.strictness:
+            by_path[mask.path] = mask
+    if () in by_path:
+        return (by_path[()],)
+    return tuple(by_path[path] for path in sorted(by_path))
 
 
 def _excused(mask: Mask, principal: Principal | None) -> bool:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import IntEnum, StrEnum
 
 from policy.catalog import Catalog
+from policy.pseudonyms import MaskKey
 
 
 class PrincipalKind(StrEnum):
@@ -208,9 +209,15 @@ class MaskedColumn:
     column: str
     kind: str
     rule: str
+    path: tuple[str, ...] = ()  # of the value inside the column, where not all of it is masked
 
     def __str__(self) -> str:
-        return f"{self.relation}.{self.column}"
+        return ".".join((self.relation, self.column, *self.path))
+
+    @property
+    def how(self) -> str:
+        """The kind, and where in the column: `redact`, `redact of phone.home`."""
+        return f"{self.kind} of {'.'.join(self.path)}" if self.path else self.kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,12 +226,27 @@ class Rewrite:
 
     `origins` are the (relation OID, attribute number) pairs whose raw values the rewrite hides; one of
     them, or a whole row (attribute 0) of their relations, in a RowDescription means that it failed.
+    `filtered` names the relations of which only some rows are read, with the policy's entry.
+    `secrets` are the bytes of `sql` that only the server may see: whoever shows the text shows `shown`.
     """
 
     sql: bytes
     splices: tuple[Splice, ...] = ()
     masked: tuple[MaskedColumn, ...] = ()
     origins: frozenset[tuple[int, int]] = frozenset()
+    filtered: tuple[str, ...] = ()
+    secrets: frozenset[bytes] = field(default=frozenset(), repr=False)
+
+    @property
+    def shown(self) -> str:
+        """The text that runs, without its secrets: for the audit and for people."""
+        return self.without_secrets(self.sql.decode("utf-8"))
+
+    def without_secrets(self, text: str) -> str:
+        """Any text, with the secrets in it blacked out."""
+        for secret in self.secrets:
+            text = text.replace(secret.decode("ascii"), "…key…")
+        return text
 
     def original_offset(self, offset: int) -> int | None:
         """The client's byte offset of a byte of `sql`; None inside generated text."""
@@ -251,12 +273,32 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What the engine returns for one statement. `analysis` is None where the text has none."""
+    """What the engine returns for one statement. `analysis` is None where the text has none.
+
+    `counts` says that the verdict depends on how many rows the statement changes, and that its command tag
+    will tell: whoever runs it decides again with an estimate before and with the count after.
+    """
 
     verdict: Verdict
     analysis: Analysis | None
     policy: str  # the policy's hash
     catalog: str  # the catalog's epoch
+    counts: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Circumstances:
+    """What conditions are asked about besides the demand; None where it is not known.
+
+    `rows` is how many rows the statement changes: the planner's estimate before it runs, the count after.
+    """
+
+    rows: int | None = None
+    now: datetime | None = None
+    door: str | None = None
+
+
+NOTHING_KNOWN = Circumstances()
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,10 +306,13 @@ class Facts:
     """What a decision depends on besides policy, principal and text.
 
     `search_path` is the upstream's own `current_schemas(true)`. `prepared` maps the names of the
-    session's SQL-level prepared statements to what they were decided as.
+    session's SQL-level prepared statements to what they were decided as. `mask_key` is the configured
+    secret of `hash` masks, None where there is none: such masks then refuse.
     """
 
     connection: str
     catalog: Catalog
     search_path: tuple[str, ...]
     prepared: Mapping[str, Decision] = field(default_factory=dict)
+    mask_key: MaskKey | None = None
+    circumstances: Circumstances = NOTHING_KNOWN

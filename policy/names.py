@@ -9,6 +9,9 @@ from policy.catalog import Catalog, Function, Relation, Type
 from policy.functions import FIRST_USER_OID, SECRET_COLUMNS, SYSTEM_SCHEMAS, refusal_of_catalog
 from policy.parse import Node, NotAnalysableError
 
+# Views of extensions that show the texts of statements, in whatever schema they were made.
+_STATEMENT_TEXTS = ("pg_stat_statements", "pg_stat_monitor", "pg_qualstats")
+
 
 def quote(name: str) -> str:
     """An identifier, always quoted."""
@@ -90,6 +93,12 @@ class Names:
         todo, seen = [relation], {relation.oid}
         while todo:
             one = todo.pop()
+            if one.name.startswith(_STATEMENT_TEXTS):
+                raise NotAnalysableError(
+                    "catalog.refused",
+                    f"`{one.qualified}` is never readable here: it shows the texts of others' statements",
+                    location=location,
+                )
             if is_system(one):
                 reason = refusal_of_catalog(one.name)
                 if one is not relation and one.name in SECRET_COLUMNS:

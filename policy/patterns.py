@@ -50,18 +50,38 @@ def parse_pattern(text: str, parts: int, form: str) -> Pattern:
     """Read a pattern that must have this many parts. Raises PatternError; `form` shows how one looks."""
     if text == "*":
         return Pattern(text, (".*",) * parts)
-    found: list[str] = []
+    found = _parts(text)
+    if found is None or len(found) != parts:
+        raise PatternError(f"`{text}` is no pattern of the form `{form}`")
+    return Pattern(text, tuple(_expression(*part) for part in found))
+
+
+def parse_path_pattern(text: str, parts: int, form: str) -> tuple[Pattern, tuple[str, ...]]:
+    """Read a pattern after which a path of keys may follow, in which `*` has no meaning. Raises PatternError."""
+    found = _parts(text)
+    if found is None or len(found) <= parts:
+        return parse_pattern(text, parts, form), ()
+    path = found[parts:]
+    if any(not quoted and "*" in word for word, quoted in path):
+        raise PatternError(f"`{text}`: the keys of a path cannot be patterns")
+    return Pattern(text, tuple(_expression(*part) for part in found[:parts])), tuple(word for word, _ in path)
+
+
+def _parts(text: str) -> list[tuple[str, bool]] | None:
+    """The words of a dotted text, and whether each was quoted; None where it is none."""
+    found: list[tuple[str, bool]] = []
     at = 0
     while match := _PART.match(text, at):
         quoted = match["quoted"]
-        if quoted is not None:
-            found.append(re.escape(quoted.replace('""', '"')))
-        else:
-            found.append(".*".join(map(re.escape, match["plain"].split("*"))))
+        found.append((match["plain"], False) if quoted is None else (quoted.replace('""', '"'), True))
         at = match.end()
-        if at == len(text) or text[at] != ".":
-            break
+        if at == len(text):
+            return found
+        if text[at] != ".":
+            return None
         at += 1
-    if at != len(text) or len(found) != parts:
-        raise PatternError(f"`{text}` is no pattern of the form `{form}`")
-    return Pattern(text, tuple(found))
+    return None
+
+
+def _expression(word: str, quoted: bool) -> str:
+    return re.escape(word) if quoted else ".*".join(map(re.escape, word.split("*")))

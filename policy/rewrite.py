@@ -12,11 +12,13 @@ from dataclasses import dataclass
 
 from policy import sideways
 from policy.catalog import Relation, RelationKind
+from policy.filtering import Filtering
 from policy.masking import Masked, Masking
-from policy.masks import UnmaskableError, expression
+from policy.masks import Keys, UnmaskableError, expression, needs_key
 from policy.model import MaskedColumn, Rewrite, Splice
 from policy.names import quote
 from policy.parse import Node, NotAnalysableError, Token, statements, tokens
+from policy.pseudonyms import BLANK, MaskKey, Subkey
 from policy.reading import Reading, Reference, Role
 from policy.verify import Replacement, verify
 
@@ -32,27 +34,33 @@ class _Site:
     after_table: bool  # the name follows the word TABLE, which the splice covers
 
 
-def rewrite(reading: Reading, masking: Masking, anyone: Masking) -> Rewrite:
+def rewrite(
+    reading: Reading, masking: Masking, filtering: Filtering, anyone: Masking, mask_key: MaskKey | None = None
+) -> Rewrite:
     """The text that runs instead. `anyone` are the masks as if nobody were excused.
 
-    Raises NotAnalysableError (`mask.…`, `rewrite.unverified`) for what cannot be masked soundly.
+    Raises NotAnalysableError (`mask.…`, `rows.…`, `rewrite.unverified`) for what cannot be rewritten soundly.
     """
     base = reading.analysis.text
     if not reading.references:
         return Rewrite(base)
     sideways.check_structure(reading, anyone)
+    filtering.check(reading)
     masked = [(r, columns) for r in reading.references if (columns := masking.columns(r.relation))]
-    if not masked:
+    conditions = {id(r.var): condition for r in _read(reading) if (condition := filtering.condition(r.relation))}
+    if not masked and not conditions:
         return Rewrite(base, origins=_origins(reading, masking))
     sideways.check(reading, masked)
+    keyring = _Keyring(reading, masked, mask_key)
     replacements: dict[int, Replacement] = {}
     splices: dict[int, Splice] = {}
     scanned: list[Token] | None = None
-    for reference, columns in masked:
-        if reference.role not in (Role.SOURCE, Role.COPY_OUT):
+    for reference in _read(reading):
+        columns, condition = masking.columns(reference.relation), conditions.get(id(reference.var))
+        if not columns and condition is None:
             continue
         scanned = tokens(base) if scanned is None else scanned
-        replacement, splice = _replace(base, scanned, reference, columns)
+        replacement, splice = _replace(base, scanned, reference, _Veil(columns, condition, keyring.keys))
         replacements[id(reference.var)] = replacement
         splices[splice.start] = splice  # a shared subtree shows one place of the text twice
     ordered = tuple(splices[start] for start in sorted(splices))
@@ -61,17 +69,61 @@ def rewrite(reading: Reading, masking: Masking, anyone: Masking) -> Rewrite:
         splices=ordered,
         masked=tuple(dict.fromkeys(_columns(masked))),
         origins=_origins(reading, masking),
+        filtered=tuple(dict.fromkeys(_filters(reading, filtering))),
+        secrets=keyring.secrets,
     )
     verify(reading.tree, result.sql, replacements)
     return result
 
 
-def _replace(base: bytes, scanned: list[Token], reference: Reference, columns: Masked) -> tuple[Replacement, Splice]:
+class _Keyring:
+    """The keys that a statement may carry, and which of them it does.
+
+    A statement whose text others could read back gets a key that is none: EXPLAIN prints expressions, and
+    a trigger sees the text of the statement that fires it. Neither shows a pseudonym: EXPLAIN shows no
+    values, and a statement that writes may not name the columns (`sideways.check_keyed`).
+    """
+
+    def __init__(self, reading: Reading, masked: list[tuple[Reference, Masked]], mask_key: MaskKey | None) -> None:
+        self._mask_key = mask_key
+        self._used: set[Subkey] = set()
+        keyed = [(r, c) for r, c in masked if any(map(needs_key, c.values()))]
+        sideways.check_keyed(reading, keyed)
+        self._blank = reading.analysis.kind == "ExplainStmt" or sideways.writes(reading.tree)
+
+    @property
+    def keys(self) -> Keys:
+        """For `policy.masks.expression`."""
+        return None if self._mask_key is None else self._key
+
+    def _key(self, pool: str) -> Subkey:
+        if self._blank or self._mask_key is None:
+            return BLANK
+        key = self._mask_key.subkey(pool)
+        self._used.add(key)
+        return key
+
+    @property
+    def secrets(self) -> frozenset[bytes]:
+        """What must not be shown of the text."""
+        return frozenset().union(*(key.secrets for key in self._used))
+
+
+@dataclass(frozen=True, slots=True)
+class _Veil:
+    """What stands between a statement and a relation: masks of columns, a condition on rows, or both."""
+
+    columns: Masked
+    condition: str | None
+    keys: Keys
+
+
+def _replace(base: bytes, scanned: list[Token], reference: Reference, veil: _Veil) -> tuple[Replacement, Splice]:
     relation, var = reference.relation, reference.var
     copying = reference.role is Role.COPY_OUT
     # COPY of a table leaves its children out, as ONLY does.
     only = relation.kind is RelationKind.TABLE if copying else "inh" not in var
-    select = _select(relation, columns, only=only)
+    select = _select(relation, veil, only=only)
     site = _site(base, scanned, reference)
     alias = f" AS {quote(var['relname'])}"
     if copying:
@@ -88,19 +140,22 @@ def _replace(base: bytes, scanned: list[Token], reference: Reference, columns: M
     return Replacement(select, var.get("alias", implied)), Splice(site.start, site.end, text.encode())
 
 
-def _select(relation: Relation, columns: Masked, *, only: bool) -> str:
+def _select(relation: Relation, veil: _Veil, *, only: bool) -> str:
     listed = []
     for column in relation.columns:
         name = quote(column.name)
-        mask = columns.get(column.number)
+        masks = veil.columns.get(column.number)
         try:
-            listed.append(f"{expression(mask, column)} AS {name}" if mask else name)
+            listed.append(f"{expression(masks, column, veil.keys)} AS {name}" if masks else name)
         except UnmaskableError as error:
             raise NotAnalysableError(
                 "mask.impossible", str(error), cure="Whoever keeps the policy must change the mask."
             ) from None
-    source = f"{quote(relation.schema)}.{quote(relation.name)}"
-    return f"SELECT {', '.join(listed)} FROM {'ONLY ' if only else ''}{source}"  # noqa: S608 - names are quoted
+    source = f"{'ONLY ' if only else ''}{quote(relation.schema)}.{quote(relation.name)}"
+    # OFFSET is the barrier: PostgreSQL neither merges such a subquery with the query around it nor pushes
+    # conditions into it (subquery_is_pushdown_safe), so that nothing of the client's runs on a hidden row.
+    where = f" WHERE {veil.condition} OFFSET 0" if veil.condition is not None else ""
+    return f"SELECT {', '.join(listed)} FROM {source}{where}"  # noqa: S608 - names are quoted
 
 
 def _site(base: bytes, scanned: list[Token], reference: Reference) -> _Site:
@@ -171,12 +226,25 @@ def _apply(base: bytes, splices: tuple[Splice, ...]) -> bytes:
     return b"".join([*pieces, base[at:]])
 
 
+def _read(reading: Reading) -> list[Reference]:
+    """The references that rows are read from."""
+    return [r for r in reading.references if r.role in (Role.SOURCE, Role.COPY_OUT)]
+
+
+def _filters(reading: Reading, filtering: Filtering) -> Iterator[str]:
+    for reference in _read(reading):
+        for row_filter in filtering.filters(reference.relation):
+            yield f"{reference.relation.qualified}: {row_filter.label}"
+
+
 def _columns(masked: list[tuple[Reference, Masked]]) -> Iterator[MaskedColumn]:
     for reference, columns in masked:
         if reference.role in (Role.SOURCE, Role.COPY_OUT):
             for column in reference.relation.columns:
-                if mask := columns.get(column.number):
-                    yield MaskedColumn(reference.relation.qualified, column.name, mask.kind.value, mask.label)
+                for mask in columns.get(column.number, ()):
+                    yield MaskedColumn(
+                        reference.relation.qualified, column.name, mask.kind.value, mask.label, mask.path
+                    )
 
 
 def _origins(reading: Reading, masking: Masking) -> frozenset[tuple[int, int]]:

@@ -5,10 +5,26 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final, Literal
 
+from policy.conditions import When, Window
+from policy.filters import RowFilter
+from policy.limits import Limits, strictest
 from policy.masks import Mask
-from policy.model import Action, ApprovalTerms, Demand, Effect, ObjectKind, ObjectName, Principal, PrincipalKind, Reason
+from policy.model import (
+    NOTHING_KNOWN,
+    Action,
+    ApprovalTerms,
+    Circumstances,
+    Demand,
+    Effect,
+    ObjectKind,
+    ObjectName,
+    Principal,
+    PrincipalKind,
+    Reason,
+)
 from policy.patterns import Pattern
 
 _BUILTIN_CATALOG: Final = "builtin: catalog-read"
@@ -72,7 +88,7 @@ class Rule:
     connections: tuple[Pattern, ...]
     actions: frozenset[Action]
     selectors: tuple[Selector, ...]
-    bounded: bool | None
+    when: When
     terms: ApprovalTerms | None
     place: tuple[int, int] = (1, 1)
 
@@ -82,11 +98,13 @@ class Rule:
             return False
         return not self.connections or any(p.matches((connection,)) for p in self.connections)
 
-    def matches(self, demand: Demand) -> bool:
-        """Whether the rule is about this demand."""
+    def matches(self, demand: Demand, circumstances: Circumstances = NOTHING_KNOWN) -> bool:
+        """Whether the rule is about this demand, and its conditions hold."""
+        return self.covers(demand) and self.when.holds(demand, circumstances, self.effect is not Effect.ALLOW)
+
+    def covers(self, demand: Demand) -> bool:
+        """Whether the rule is about this demand, whatever its conditions say."""
         if demand.action not in self.actions:
-            return False
-        if self.bounded is not None and self.bounded is not demand.bounded:
             return False
         if demand.builtin:
             # What PostgreSQL brings along is touched only by rules that spell its schema out.
@@ -98,8 +116,23 @@ class Rule:
         """What the rule is about, such as `select, explain public.*`."""
         actions = ", ".join(a.value for a in Action if a in self.actions) if len(self.actions) < len(Action) else "*"
         objects = ", ".join(p.text for s in self.selectors for p in s.patterns) or "anything"
-        condition = {None: "", True: " (bounded)", False: " (unbounded)"}[self.bounded]
-        return f"{actions} {objects}{condition}"
+        condition = str(self.when)
+        return f"{actions} {objects} ({condition})" if condition else f"{actions} {objects}"
+
+
+@dataclass(frozen=True, slots=True)
+class LimitEntry:
+    """One entry of the file: limits, and whom they are for."""
+
+    limits: Limits
+    who: Who | None
+    connections: tuple[Pattern, ...]
+
+    def concerns(self, principal: Principal, connection: str) -> bool:
+        """Whether the limits are for this principal on this connection."""
+        if self.who is not None and not self.who.includes(principal):
+            return False
+        return not self.connections or any(p.matches((connection,)) for p in self.connections)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,6 +143,17 @@ class Policy:
     source: str
     rules: tuple[Rule, ...]
     masks: tuple[Mask, ...]
+    rows: tuple[tuple[RowFilter, Who | None], ...] = ()
+    windows: tuple[Window, ...] = ()  # of all rules' conditions
+    limits: tuple[LimitEntry, ...] = ()
+
+    def limits_of(self, principal: Principal, connection: str) -> Limits:
+        """The strictest of all limits that are about this principal on this connection."""
+        return strictest(entry.limits for entry in self.limits if entry.concerns(principal, connection))
+
+    def moment(self, now: datetime) -> tuple[bool, ...]:
+        """What of a moment this policy's verdicts depend on: decisions of equal ones are equal."""
+        return tuple([window.holds(now) for window in self.windows])
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,21 +163,30 @@ class Judgement:
     effect: Effect
     reasons: tuple[Reason, ...]
     terms: tuple[ApprovalTerms, ...]
+    counts: bool = False  # a condition on the number of rows was asked
 
 
-def judge(policy: Policy, principal: Principal, connection: str, demands: Sequence[Demand]) -> Judgement:
+def judge(
+    policy: Policy,
+    principal: Principal,
+    connection: str,
+    demands: Sequence[Demand],
+    circumstances: Circumstances = NOTHING_KNOWN,
+) -> Judgement:
     """The strictest over all demands; none is an allow."""
     rules = [rule for rule in policy.rules if rule.concerns(principal, connection)]
     effect, reasons, terms = Effect.ALLOW, [], []
+    counting = [rule for rule in rules if rule.when.counts_rows]
     for demand in demands:
-        matching = [rule for rule in rules if rule.matches(demand)]
+        matching = [rule for rule in rules if rule.matches(demand, circumstances)]
         reason = _reason(principal, rules, matching, demand)
         reasons.append(reason)
         effect = max(effect, reason.effect)
         if reason.effect is Effect.APPROVE:
             terms += [rule.terms for rule in matching if rule.terms is not None]
     unique = sorted(dict.fromkeys(terms), key=lambda t: t.rule)
-    return Judgement(effect, tuple(reasons), tuple(unique))
+    counts = any(rule.covers(demand) for rule in counting for demand in demands)
+    return Judgement(effect, tuple(reasons), tuple(unique), counts)
 
 
 def _reason(principal: Principal, rules: list[Rule], matching: list[Rule], demand: Demand) -> Reason:

@@ -13,12 +13,13 @@ from policy.catalog import Relation
 from policy.masking import Masked, Masking
 from policy.parse import Node, NotAnalysableError
 from policy.reading import Reading, Reference, Role
+from policy.session import is_on, options
 from policy.tree import Tree, nodes, row_name
 
 _WRITES: Final = frozenset(("InsertStmt", "UpdateStmt", "DeleteStmt", "MergeStmt"))
 _STORES: Final = frozenset(("InsertStmt", "UpdateStmt", "MergeStmt"))
 # Definitions whose expressions PostgreSQL evaluates on raw rows.
-_EVALUATES: Final = frozenset(
+EVALUATES: Final = frozenset(
     (
         "AlterTableStmt",
         "IndexStmt",
@@ -39,9 +40,7 @@ def check_structure(reading: Reading, anyone: Masking) -> None:
 
     Raises NotAnalysableError `mask.rename`.
     """
-    kind = reading.analysis.kind
-    moves = kind in _MOVES or (kind == "AlterTableStmt" and not _DETACHES.isdisjoint(_subtypes(reading.tree)))
-    if not moves:
+    if not moves(reading):
         return
     for reference in reading.references:
         if anyone.columns(reference.relation):
@@ -51,6 +50,12 @@ def check_structure(reading: Reading, anyone: Masking) -> None:
                 cure="Change the policy first.",
                 location=reference.location,
             )
+
+
+def moves(reading: Reading) -> bool:
+    """Whether the statement gives a relation another name or schema, or takes it out of its family."""
+    kind = reading.analysis.kind
+    return kind in _MOVES or (kind == "AlterTableStmt" and not _DETACHES.isdisjoint(_subtypes(reading.tree)))
 
 
 def check(reading: Reading, masked: Sequence[tuple[Reference, Masked]]) -> None:
@@ -66,16 +71,53 @@ def check(reading: Reading, masked: Sequence[tuple[Reference, Masked]]) -> None:
         if reference.role is Role.SOURCE:
             if reading.stores is not None:
                 raise _refused("mask.store", reference, f"this statement keeps what it reads: {reading.stores}")
-            _check_qualified(tree, reference)
+            check_qualified(tree, reference, "mask.qualified", "which is masked")
         elif reference.role in (Role.TARGET, Role.COPY_IN):
             _check_write(tree, reference, columns)
-        elif reading.analysis.kind in _EVALUATES:
+        elif reading.analysis.kind in EVALUATES:
             _check_unnamed(tree, reference, columns)
             _check_whole(tree, reference)
     sources = [(r, c) for r, c in masked if r.role is Role.SOURCE]
     if sources and not _STORES.isdisjoint(tree.tags):
         for reference, columns in sources:
             _check_stored(tree, reference, columns)
+
+
+def check_keyed(reading: Reading, keyed: Sequence[tuple[Reference, Masked]]) -> None:
+    """Refuse what would show the key of `hash` masks, or make an oracle of a key that is none.
+
+    Raises NotAnalysableError `mask.explain`, `mask.store`.
+    """
+    sources = [(r, c) for r, c in keyed if r.role in (Role.SOURCE, Role.COPY_OUT)]
+    if not sources:
+        return
+    if reading.analysis.kind == "ExplainStmt" and is_analyzed(reading.tree):
+        raise _refused(
+            "mask.explain",
+            sources[0][0],
+            "EXPLAIN ANALYZE would show how its pseudonyms are made",
+            cure="Use EXPLAIN without ANALYZE.",
+        )
+    if writes(reading.tree):
+        tree = Tree(reading.tree)
+        for reference, columns in sources:
+            _check_stored(tree, reference, columns)
+
+
+def is_analyzed(tree: Node) -> bool:
+    """Whether an EXPLAIN runs its statement. Whatever is not plainly off counts as on."""
+    return is_on(options(tree["ExplainStmt"]).get("analyze", {"Boolean": {}}))
+
+
+def writes(tree: Node) -> bool:
+    """Whether the statement holds an INSERT, UPDATE, DELETE or MERGE."""
+    return any(not _WRITES.isdisjoint(node) for node in nodes(tree))
+
+
+def is_countable(reading: Reading) -> bool:
+    """Whether the command tag will say how many rows the statement has changed: it is one write, on its own."""
+    kind = reading.analysis.kind
+    return kind in _WRITES and sum(tag in _WRITES for node in nodes(reading.tree) for tag in node) == 1
 
 
 def _check_write(tree: Tree, reference: Reference, columns: Masked) -> None:
@@ -133,12 +175,13 @@ def _check_stored(tree: Tree, reference: Reference, columns: Masked) -> None:
         )
 
 
-def _check_qualified(tree: Tree, reference: Reference) -> None:
+def check_qualified(tree: Tree, reference: Reference, code: str, why: str) -> None:
+    """Refuse columns that are named with the schema: a subquery stands in the relation's place."""
     full = (reference.relation.schema, reference.relation.name)
     if full in tree.qualified:
         raise NotAnalysableError(
-            "mask.qualified",
-            f"columns of `{reference.relation.qualified}`, which is masked, cannot be named with its schema",
+            code,
+            f"columns of `{reference.relation.qualified}`, {why}, cannot be named with its schema",
             cure="Give it an alias and use that.",
             location=tree.qualified[full],
         )

@@ -84,11 +84,12 @@ async def gateway_of(config: Config) -> AsyncIterator[Hall]:
         recorder = Recorder(writer)
         reader = stack.enter_context(contextlib.closing(Reader.open(config.audit_path)))
         await recorder.record(_process(Kind.PROCESS_STARTED, instance.id))
-        policies = PolicyBook(config.policy_path, recorder)
+        policies = PolicyBook(config.policy_path, recorder, config.mask_key)
         await policies.start()
         stack.push_async_callback(policies.stop)
         connections = Connections(config.connections, Factory())
         connections.start()
+        policies.catalogs = connections.snapshots
         stack.push_async_callback(connections.stop)
         verifier = TokenVerifier(config.issuers)
         stack.push_async_callback(verifier.close)

@@ -19,6 +19,9 @@ from gateway.errors import ConfigurationError
 from gateway.identity import Issuer
 from gateway.model import Connection, SslMode
 from policy.document import DocumentError, parse_document, validate
+from policy.pseudonyms import MaskKey
+
+_MAKE_KEY = "`openssl rand -hex 32`"
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 
@@ -123,6 +126,15 @@ class ConfigFile(_Model):
     wire: WireFile | None = None
     mcp: McpFile | None = None
     longest_session: Annotated[int, Field(ge=60, le=7 * 86_400)] = 8 * 3600  # seconds
+    # The secret of `hash` masks comes from a file or an environment variable, never from this file.
+    mask_key_file: Path | None = None
+    mask_key_env: str | None = None
+
+    @model_validator(mode="after")
+    def _one_mask_key(self) -> ConfigFile:
+        if self.mask_key_file is not None and self.mask_key_env is not None:
+            raise ValueError("give only one of `mask_key_file` and `mask_key_env`")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +174,7 @@ class Config:
     wire: WireFile | None
     mcp: McpFile | None
     longest_session: timedelta
+    mask_key: MaskKey | None = None
 
 
 def load_config(path: Path) -> Config:
@@ -193,6 +206,7 @@ def load_config(path: Path) -> Config:
         wire=_absolute_tls(file.wire, base),
         mcp=file.mcp,
         longest_session=timedelta(seconds=file.longest_session),
+        mask_key=_mask_key(file, base),
     )
 
 
@@ -274,6 +288,29 @@ def _root_certificate(name: str, path: Path) -> str:
             cure="Name a PEM file with the certificate that signed the server's.",
         ) from None
     return str(path)
+
+
+def _mask_key(file: ConfigFile, base: Path) -> MaskKey | None:
+    """The secret behind the pseudonyms of `hash` masks: the bytes of the text, without white space at its ends."""
+    if file.mask_key_file is not None:
+        what = f"the key file `{file.mask_key_file}` of `hash` masks"
+        try:
+            text = (base / file.mask_key_file).read_bytes()
+        except OSError as error:
+            raise ConfigurationError(
+                f"{what} cannot be read: {error.strerror}", cure=f"Make one: {_MAKE_KEY}."
+            ) from None
+    elif file.mask_key_env is not None:
+        what = f"the environment variable `{file.mask_key_env}` with the key of `hash` masks"
+        if file.mask_key_env not in os.environ:
+            raise ConfigurationError(f"{what} is not set", cure=f"Set it to the output of {_MAKE_KEY}.")
+        text = os.environ[file.mask_key_env].encode()
+    else:
+        return None
+    try:
+        return MaskKey(text.strip())
+    except ValueError as error:
+        raise ConfigurationError(f"{what}: {error}", cure=f"Make one: {_MAKE_KEY}.") from None
 
 
 def _absolute_tls(wire: WireFile | None, base: Path) -> WireFile | None:

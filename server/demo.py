@@ -213,9 +213,13 @@ def _write_files(state: Path, postgres: Postgres, password: str, issuer: Issuer,
     policy = resources.files("server.sample").joinpath("policy.yaml").read_text(encoding="utf-8")
     (state / "policy.yaml").write_text(policy, encoding="utf-8")
     _write_private(state / "upstream-password", password + "\n")
+    # Kept from run to run, so that pseudonyms in what people saved stay the same.
+    if not (state / "mask-key").exists():
+        _write_private(state / "mask-key", secrets.token_hex(32) + "\n")
     configuration = {
         "audit": {"path": "audit.db"},
         "policy": "policy.yaml",
+        "mask_key_file": "mask-key",
         "issuers": [{"issuer": issuer.url, "audience": AUDIENCE}],
         "connections": {
             DATABASE: {

@@ -18,9 +18,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gateway.admission import Gateway, Grant, outcome_of
-from gateway.errors import CountersignError, InvariantViolatedError, SessionEndedError
+from gateway.errors import CountersignError, InvariantViolatedError, LimitExceededError, SessionEndedError
 from gateway.model import Outcome, Session, Status
 from gateway.upstream import Page, ResultColumn, Upstream, UpstreamError
+from policy.limits import Limits
 from policy.model import Principal
 from server.mcp_failures import CallError, PostgresError
 from server.mcp_types import TypeBook
@@ -142,7 +143,7 @@ class Reading:
 
     async def _granted(self, upstream: Upstream) -> Piece | None:
         async with self._admit() as grant:
-            portal = Portal(upstream, writes=_writes(grant))
+            portal = Portal(upstream, grant.limits, writes=_writes(grant))
             try:
                 return await self._pages(upstream, grant, portal)
             except UpstreamError as error:
@@ -162,14 +163,22 @@ class Reading:
         types = await self._types.of(connection, grant.decision.catalog, upstream)
         limit = await self._asked()
         assert limit is not None, "a reading is made for a call that asks at once"
+        if grant.decision.counts:
+            await upstream.probe("BEGIN")
         await portal.open(grant, limit, lambda columns: self._check_origins(grant, columns))
         while True:
-            rows = await portal.take(limit)
+            try:
+                rows = await portal.take(limit)
+            except LimitExceededError as error:
+                grant.finish(portal.outcome(outcome_of(error)))
+                raise
             more = await portal.more()
-            notices, portal.notices = tuple(portal.notices), []
+            notices, portal.notices = tuple(map(grant.rewrite.without_secrets, portal.notices)), []
             tag = None if more else portal.tag
             piece = Piece(grant, portal.columns, types, rows, tag, more, portal.dropped, notices)
             if not more:
+                if grant.decision.counts:
+                    await self._commit(upstream, grant, portal)
                 grant.finish(portal.outcome())
                 return piece
             self._reply(piece)
@@ -183,6 +192,18 @@ class Reading:
                 grant.finish(portal.outcome())
                 return None
             limit = asked
+
+    async def _commit(self, upstream: Upstream, grant: Grant, portal: Portal) -> None:
+        """Make a counted write last, unless it changed more rows than it was allowed for: RowCountError."""
+        error = self._gateway.too_many(grant, rows_of(portal.tag))
+        if error is None:
+            await upstream.probe("COMMIT")
+            return
+        await upstream.probe("ROLLBACK")
+        grant.finish(
+            portal.outcome(Outcome(Status.FAILED, sqlstate=error.sqlstate, message=f"rolled back: {error.text}"))
+        )
+        raise error
 
     async def _asked(self) -> PageLimit | None:
         """What the next call asks for; None if none comes in time."""
@@ -217,7 +238,7 @@ class Reading:
         constraint, the key that another row has. Asked of the policy, which knows best.
         """
         analysis = grant.decision.analysis
-        if analysis is None or grant.rewrite.masked or grant.rewrite.origins:
+        if analysis is None or grant.rewrite.masked or grant.rewrite.origins or grant.rewrite.filtered:
             return True
         catalog = await self._gateway.catalog(self.session)
         for oid in analysis.relations:
@@ -249,14 +270,16 @@ class Reading:
 class Portal:
     """A granted statement's rows as they come: what was fetched but not yet taken waits in a buffer."""
 
-    def __init__(self, upstream: Upstream, *, writes: bool) -> None:
+    def __init__(self, upstream: Upstream, limits: Limits, *, writes: bool) -> None:
         self.columns: tuple[ResultColumn, ...] = ()
         self.tag: str | None = None
         self.notices: list[str] = []
         self.dropped = 0
         self._upstream = upstream
         self._writes = writes
+        self._limits = limits
         self._suspended = False
+        self._cancelling: asyncio.Future[None] | None = None  # kept, so that it is not forgotten halfway
         self._buffer: deque[Row] = deque()
         self._fetched = 0
         self._rows = 0
@@ -271,7 +294,7 @@ class Portal:
         self._add(page)
 
     async def take(self, limit: PageLimit) -> list[Row]:
-        """The next rows within the limit, at least one if there is any."""
+        """The next rows within the limit, at least one if there is any. Raises LimitExceededError by the policy."""
         rows: list[Row] = []
         size = 0
         while len(rows) < limit.rows:
@@ -282,6 +305,9 @@ class Portal:
                 break
             size += row_size
             rows.append(self._buffer.popleft())
+        why = self._limits.exceeded_by(self._rows + len(rows), self._size + size)
+        if why is not None and not self._writes:
+            raise LimitExceededError(why, cure="Ask for less: a narrower condition, an aggregate or a LIMIT.")
         self._count(rows, size)
         return rows
 
@@ -323,11 +349,21 @@ class Portal:
         """Wait for PostgreSQL. If we are cancelled meanwhile it is asked to stop, and heard to the end:
         what it had already done is then known."""
         running = asyncio.ensure_future(call)
+        late: asyncio.TimerHandle | None = None
+        if self._limits.timeout is not None:
+            late = asyncio.get_running_loop().call_later(self._limits.timeout.total_seconds(), self._cancel)
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
             await asyncio.shield(self._stop(running))
             raise
+        finally:
+            if late is not None:
+                late.cancel()
+
+    def _cancel(self) -> None:
+        """Ask PostgreSQL to stop what takes too long; it answers with an error of its own."""
+        self._cancelling = asyncio.ensure_future(self._upstream.cancel())
 
     async def _stop(self, running: asyncio.Future[Page]) -> None:
         await self._upstream.cancel()
@@ -347,7 +383,12 @@ class Portal:
         self._buffer.extend(page.rows)
         self._fetched += len(page.rows)
         self._suspended, self.tag = page.suspended, whole_tag(page.tag, len(page.rows), self._fetched)
-        self.notices += [f"{n.get('S', 'NOTICE')}: {n.get('M', '')}" for n in page.notices]
+        # Lines of the server's log may quote the text that ran, which is not the client's.
+        self.notices += [
+            f"{n.get('S', 'NOTICE')}: {n.get('M', '')}"
+            for n in page.notices
+            if not n.get("V", "").startswith(("LOG", "DEBUG"))
+        ]
 
     def _count(self, rows: list[Row], size: int) -> None:
         self._rows += len(rows)

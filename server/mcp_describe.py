@@ -269,7 +269,7 @@ class CatalogView:
         may = _permission("select", reading)
         masks: dict[str, str] = {}
         if reading.verdict.rewrite is not None:
-            masks = {masked.column: masked.kind for masked in reading.verdict.rewrite.masked}
+            masks = {masked.column: masked.how for masked in reading.verdict.rewrite.masked}
         plain = next((column.name for column in relation.columns if column.name not in masks), None)
         if plain is not None:
             may += await self._writing(target, quoted(plain))
@@ -302,7 +302,7 @@ class CatalogView:
         return may
 
     async def _decide(self, sql: str) -> Decision:
-        return await self.gateway.decide(self.session, sql.encode("utf-8"))
+        return await self.gateway.decide(self.session, sql.encode("utf-8"), runs=False)
 
 
 def _permission(action: str, decision: Decision) -> list[str]:

@@ -139,6 +139,8 @@ def _postgres_failure(
     fields: Mapping[str, str], statement: Statement, decision: Decision, reference: str
 ) -> tuple[Failure, str]:
     message, sqlstate = fields.get("M", "unknown error"), fields.get("C", "XX000")
+    if decision.verdict.rewrite is not None:
+        message = decision.verdict.rewrite.without_secrets(message)
     position = client_position(fields.get("P"), decision, statement)
     detail, hint = fields.get("D"), fields.get("H")
     lines = [f"PostgreSQL: {fields.get('S', 'ERROR')} {sqlstate}: {message}"]

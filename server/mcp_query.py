@@ -131,7 +131,7 @@ class QueryTool:
 
     @asynccontextmanager
     async def _admitted(self, statement: Statement) -> AsyncIterator[Grant]:
-        decision = await self._gateway.decide(statement.session, statement.text)
+        decision = await self._gateway.decide(statement.session, statement.text, statement.parameters)
         if decision.verdict.effect is not Effect.DENY and (why := not_at_this_door(decision)):
             raise await self._gateway.refuse(statement, decision, why, _SESSION_CURE)
         async with self._gateway.admit(statement, decision) as grant:
@@ -156,7 +156,7 @@ def as_query_result(piece: Piece, duration_ms: float) -> QueryResult:
     """The delivered rows as a tool's answer."""
     grant = piece.grant
     masked = dict.fromkeys(grant.rewrite.masked)
-    kinds = {column.column: column.kind for column in masked}
+    kinds = {column.column: column.how for column in masked}
     columns = [
         ResultColumn(
             name=column.name,
@@ -168,6 +168,7 @@ def as_query_result(piece: Piece, duration_ms: float) -> QueryResult:
     ]
     convert = [converter(column.type, piece.types) for column in piece.columns]
     messages = list(piece.notices)
+    messages += [f"the policy shows only some rows of {entry}" for entry in grant.rewrite.filtered]
     if piece.dropped:
         messages.append(f"the write is done; {piece.dropped} more rows of its RETURNING are not shown")
     return QueryResult(

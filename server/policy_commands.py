@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -17,12 +19,15 @@ from gateway.errors import ConfigurationError, UpstreamUnavailableError
 from gateway.model import Connection
 from gateway.policies import read_policy
 from gateway.upstream import UpstreamError, UpstreamLostError
+from policy.cases import Case, CasesFile, Difference, read_cases, run_case
 from policy.catalog import Catalog
 from policy.check import Severity
 from policy.check import check as check_against
+from policy.document import DocumentError
 from policy.engine import decide
 from policy.load import Policy, policy_schema
-from policy.model import Decision, Effect, Facts, Principal, PrincipalKind
+from policy.model import Circumstances, Decision, Effect, Facts, Principal, PrincipalKind
+from policy.pseudonyms import MaskKey
 from server.config import Config, load_config
 from wire.upstream import Factory
 
@@ -57,19 +62,20 @@ def check(context: click.Context, file: Path | None, config_path: Path) -> None:
     loaded, _ = read_policy(config.policy_path)
     worst = 0
     for connection in config.connections:
-        worst = max(worst, _report(connection.name, loaded, _facts_of(connection).catalog))
+        worst = max(worst, _report(connection.name, loaded, _facts_of(connection).catalog, config.mask_key))
     context.exit(worst)
 
 
-def _report(name: str, loaded: Policy, catalog: Catalog | None) -> int:
+def _report(name: str, loaded: Policy, catalog: Catalog | None, mask_key: MaskKey | None = None) -> int:
     """Print what is wrong; 1 if any of it is an error."""
-    problems = check_against(loaded, catalog)
+    problems = check_against(loaded, catalog, mask_key)
     for problem in problems:
         click.echo(str(problem))
     errors = sum(problem.severity is Severity.ERROR for problem in problems)
     against = f" against {len(catalog.relations)} relations" if catalog else ""
     click.echo(
-        f"{name}: {len(loaded.rules)} rules and {len(loaded.masks)} masks checked{against}: "
+        f"{name}: {len(loaded.rules)} rules, {len(loaded.masks)} masks and {len(loaded.rows)} row filters "
+        f"checked{against}: "
         f"{errors} errors, {len(problems) - errors} warnings"
     )
     return 1 if errors else 0
@@ -82,22 +88,81 @@ def _report(name: str, loaded: Policy, catalog: Catalog | None) -> int:
 @click.option("--as", "subject", default="somebody", show_default=True, help="The principal's subject.")
 @click.option("--group", "groups", multiple=True, help="A group of the principal; may be repeated.")
 @click.option("--agent", is_flag=True, help="The principal is an agent.")
+@click.option("--rows", type=click.IntRange(min=0), help="How many rows the statement changes. [default: any number]")
+@click.option("--door", type=click.Choice(["mcp", "wire"]), help="The door it comes through. [default: not known]")
 def explain(
-    sql: str, config_path: Path, connection: str | None, subject: str, groups: tuple[str, ...], agent: bool
+    sql: str,
+    config_path: Path,
+    connection: str | None,
+    subject: str,
+    groups: tuple[str, ...],
+    agent: bool,
+    rows: int | None,
+    door: str | None,
 ) -> None:
     """Say what would happen to SQL, and why. Nothing is run and nothing is recorded."""
     config = load_config(config_path)
     loaded, _ = read_policy(config.policy_path)
     kind = PrincipalKind.AGENT if agent else PrincipalKind.HUMAN
     principal = Principal(subject, "", kind, frozenset(groups))
-    facts = _facts_of(_named(config, connection))
+    circumstances = Circumstances(rows, datetime.now(UTC), door)
+    facts = replace(_facts_of(_named(config, connection)), mask_key=config.mask_key, circumstances=circumstances)
     _show(decide(loaded, principal, facts, sql.encode()))
 
 
 @policy.command()
-def schema() -> None:
+@click.argument("path", type=click.Path(path_type=Path, exists=True))
+@CONFIG
+@click.option("--connection", help="The connection whose catalog counts. [default: the first configured]")
+@click.pass_context
+def test(context: click.Context, path: Path, config_path: Path, connection: str | None) -> None:
+    """Run the cases of a YAML file, or of all in a folder, against the policy.
+
+    Nothing is run and nothing is recorded. Exit status 0: the policy says what the cases say. 1: it does not,
+    and each difference is shown. 2: something is unreadable, with file, line and column.
+    """
+    config = load_config(config_path)
+    facts = replace(_facts_of(_named(config, connection)), mask_key=config.mask_key)
+    files = sorted(path.glob("*.yaml")) if path.is_dir() else [path]
+    if not files:
+        raise ConfigurationError(f"`{path}` holds no cases", cure="Put files named `*.yaml` into it.")
+    ran = different = 0
+    for file in files:
+        named, cases = _cases_of(file)
+        loaded, _ = read_policy(file.parent / named if named else config.policy_path)
+        for case in cases:
+            ran += 1
+            if differences := run_case(case, loaded, facts):
+                different += 1
+                _show_differences(file.name, case, differences)
+    click.echo(f"{ran} cases: {ran - different} as said, {different} different")
+    context.exit(1 if different else 0)
+
+
+@policy.command()
+@click.option("--cases", is_flag=True, help="That of case files, for `countersign policy test`.")
+def schema(cases: bool) -> None:
     """Print the JSON Schema of policy files, for editors."""
-    click.echo(json.dumps(policy_schema(), indent=2))
+    click.echo(json.dumps(CasesFile.model_json_schema() if cases else policy_schema(), indent=2))
+
+
+def _cases_of(file: Path) -> tuple[str | None, list[Case]]:
+    try:
+        return read_cases(file.read_text(encoding="utf-8"), str(file))
+    except DocumentError as error:
+        raise ConfigurationError(str(error)) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"the cases `{file}` cannot be read: {error}", cure="Save them as UTF-8.") from None
+
+
+def _show_differences(name: str, case: Case, differences: list[Difference]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{name}:{case.line}: {case.file.note or 'case'}", style="bold", markup=False)
+    console.print(f"    {case.principal.subject}: {' '.join(case.file.sql.split())}", markup=False)
+    for difference in differences:
+        console.print(f"  - {difference.what}: {difference.expected}", style="red", markup=False)
+        why = f"  ({difference.why})" if difference.why else ""
+        console.print(f"  + {difference.what}: {difference.actual}{why}", style="green", markup=False)
 
 
 def _named(config: Config, name: str | None) -> Connection:
@@ -147,6 +212,8 @@ def _show(decision: Decision) -> None:
     for terms in verdict.terms:
         who = ", ".join(sorted(terms.groups | terms.users))
         console.print(f"approval {terms.quorum} of {who}, within {terms.expires}", markup=False)
+    for entry in verdict.rewrite.filtered if verdict.rewrite is not None else ():
+        console.print(f"only some rows of {entry}", markup=False)
     if verdict.rewrite is not None and verdict.rewrite.splices:
         console.print("runs as", style="bold")
-        console.print(verdict.rewrite.sql.decode(), markup=False, soft_wrap=True)
+        console.print(verdict.rewrite.shown, markup=False, soft_wrap=True)

@@ -22,31 +22,30 @@ from wire.backend import ParameterStatus
 from wire.batch import Batch
 from wire.client import ClientConnection, ClientGoneError
 from wire.codec import BackendStream, Received, Rows
+from wire.counted import POISON, CountedRuns
 from wire.fields import ProtocolError
+from wire.limiting import Limiter
 from wire.messages import BackendMessage
 from wire.parking import Parking
-from wire.replies import Delivery, InvariantError, Owed, Owes, Replies, changes_context, reported
+from wire.replies import (
+    CutError,
+    InvariantError,
+    Owed,
+    Owes,
+    Replies,
+    may_change_context,
+    reported,
+)
 from wire.reports import RefusalError, Report
-from wire.session import RESERVED_NAME, Event, Phase, Portal, Prepared, WireSession, check_name
+from wire.session import EndedError, Event, Phase, Portal, Prepared, WireSession, check_name
 from wire.simple import decide_each
 from wire.texts import forward_all, forward_one
 from wire.upstream import UpstreamSession
 
 log = logging.getLogger(__name__)
 
-# Made to fail by the server itself, so that its transaction fails as it would for a refusal of its own.
-_POISON = b"refused by the gateway"
-# How long a cancelled statement may take to answer before its outcome is given up as unknown.
-_CANCEL_SECONDS = 5.0
+_CANCEL_SECONDS = 5.0  # for a cancelled statement to answer; then its outcome is unknown
 _CANCEL_AGAIN_SECONDS = 0.25
-
-
-class EndedError(Exception):
-    """The conversation is over; `report` is the FATAL to send, None where nobody listens."""
-
-    def __init__(self, report: Report | None) -> None:
-        super().__init__(report["M"] if report else "the client went away")
-        self.report = report
 
 
 class Conversation:
@@ -72,6 +71,8 @@ class Conversation:
         self._batch = Batch()
         self._closing = False
         self._parking = Parking(client, gateway)
+        self._counted = CountedRuns(client, upstream, self._replies, gateway, self._forward, self._until_idle)
+        self._limiter = Limiter(wire, self._replies, self.cancel)
         self._cancelling: asyncio.Task[None] | None = None
         client.on_gone = self._client_gone
         client.on_writable = upstream.resume_reading
@@ -212,8 +213,7 @@ class Conversation:
                 case frontend.Sync():
                     await self._sync(before, received.raw)
                 case frontend.FunctionCall():
-                    told = "the fast-path function call is always refused: it names no statement"
-                    raise RefusalError(reports.report(sqlstate.FEATURE_NOT_SUPPORTED, told, hint="SELECT it."))
+                    raise RefusalError(reports.FAST_PATH)
                 case _:
                     raise ProtocolError(f"unexpected {type(message).__name__} message")
         except RefusalError as refusal:
@@ -229,11 +229,14 @@ class Conversation:
             message.text, [(start, grant.rewrite) for start, grant in zip(starts, grants, strict=True)]
         )
         self._wire.simple_query()
+        if len(grants) == 1 and grants[0].decision.counts:
+            await self._counted.simple(grants[0], forwarded)
+            return
         self._replies.expect(
             Owed(
                 Owes.QUERY,
                 text=forwarded,
-                deliveries=tuple(Delivery(grant) for grant in grants),
+                deliveries=tuple(self._limiter.delivery(grant) for grant in grants),
                 origins=frozenset().union(*(grant.rewrite.origins for grant in grants)),
             )
         )
@@ -245,7 +248,7 @@ class Conversation:
     async def _parse(self, message: frontend.Parse) -> None:
         check_name(message.name)
         await self._freshen()
-        decision = await self._gateway.decide(self._session, message.text)
+        decision = await self._gateway.decide(self._session, message.text, runs=False)
         if decision.verdict.effect is Effect.DENY:
             await self._begin(message.text, [Statement(self._session, message.text)], [decision], [0])
         rewrite = decision.verdict.rewrite
@@ -280,7 +283,7 @@ class Conversation:
             raise RefusalError(reports.report(sqlstate.FEATURE_NOT_SUPPORTED, told, hint="Use FETCH."))
         prepared, session = portal.prepared, self._session
         text = prepared.text.client
-        decision = await self._gateway.decide(session, text)
+        decision = await self._gateway.decide(session, text, portal.parameters)
         if decision.analysis is not None and decision.analysis.kind == "Empty":
             self._send(Owed(Owes.EXECUTE, text=prepared.text), raw)
             return
@@ -293,17 +296,31 @@ class Conversation:
                 "what this prepared statement means or may show has changed since it was prepared",
                 "Prepare it again.",
             )
+        if decision.counts and message.max_rows:
+            decision = denial(
+                decision,
+                "statement.counted",
+                "the rows of this statement are counted, so its result cannot be fetched in parts",
+                "Fetch all of it at once.",
+            )
         statement = Statement(session, text, portal.parameters)
         [grant] = await self._begin(text, [statement], [decision], [0])
         if grant.sql != prepared.text.sql:
             # The approval took its time, and the policy changed meanwhile: what was approved is not what runs.
             self._settle(grant, Outcome(Status.FAILED, message="the rewrite changed while it waited"))
-            told = "the policy changed while the statement waited"
-            raise RefusalError(reports.report(sqlstate.FEATURE_NOT_SUPPORTED, told, hint="Prepare it again."))
+            raise RefusalError(reports.CHANGED)
         self._send(
-            Owed(Owes.EXECUTE, text=prepared.text, deliveries=(Delivery(grant),), origins=grant.rewrite.origins),
+            Owed(
+                Owes.EXECUTE,
+                text=prepared.text,
+                deliveries=(self._limiter.delivery(grant, portal),),
+                origins=grant.rewrite.origins,
+                withhold=decision.counts,
+            ),
             raw,
         )
+        if decision.counts:
+            await self._counted.settle(grant)
         if decision.analysis is not None and decision.analysis.effects.copy_in:
             # Only the server's word says whether the client's next messages are COPY data.
             self._forward(frontend.Flush().encode())
@@ -355,7 +372,7 @@ class Conversation:
     ) -> list[Grant]:
         """Grants. Raises RefusalError; a failing audit ends the session."""
         try:
-            return await self._parking.begin(
+            grants = await self._parking.begin(
                 text, statements, decisions, starts, in_transaction=self._replies.status == "T"
             )
         except asyncio.CancelledError:
@@ -363,10 +380,12 @@ class Conversation:
             if self._client.gone:
                 raise ClientGoneError from None
             raise
+        self._limiter.time(grants)
+        return grants
 
     async def _freshen(self) -> None:
         """Make sure that what was sent before has taken effect in what the next decision is made on."""
-        if any(_matters(delivery) for delivery in self._replies.unsettled()):
+        if any(may_change_context(delivery) for delivery in self._replies.unsettled()):
             await self._drain()
         if self._session.stale and not self._replies.aborted:
             await self._drain()
@@ -394,11 +413,11 @@ class Conversation:
             return  # the batch had failed already, and the client has heard why
         simple = isinstance(message, frontend.Query | frontend.FunctionCall)
         if not simple:
-            self._send(Owed(Owes.POISON, substitute=report), frontend.Parse(RESERVED_NAME, _POISON).encode())
+            self._send(Owed(Owes.POISON, substitute=report), POISON)
             await self._drain()
         elif before is Phase.BATCH or self._replies.status == "T":
             self._replies.expect(Owed(Owes.QUERY, substitute=report))
-            self._forward(frontend.Query(_POISON).encode())
+            self._forward(frontend.Query(b"refused by the gateway").encode())
             self._upstream.batch_open = False
             await self._until_idle()
         else:
@@ -438,14 +457,16 @@ class Conversation:
         try:
             for piece in self._stream.feed(chunk):
                 if isinstance(piece, Rows):
-                    self._replies.rows(piece)
-                    out.append(piece.data)
+                    if self._limiter.passes(piece):
+                        out.append(piece.data)
                     continue
                 if (setting := reported(piece)) is not None:
                     self._upstream.note_parameter(setting.name, setting.value)
                 out.append(self._replies.received(piece))
         except InvariantError as error:
             self._violated(error)
+        except CutError as error:
+            self.end(error.report)
         except ProtocolError as error:
             log.error("the upstream of `%s`: %s", self._session.connection.name, error)
             self.end(reports.fatal(sqlstate.CONNECTION_FAILURE, f"the server was not understood: {error}"))
@@ -474,20 +495,9 @@ class Conversation:
         if error.grant is not None:
             self._gateway.invariant_violated(error.grant, error.detail)
         self._replies.abandon(Status.FAILED, sqlstate.DATA_CORRUPTED, error.detail)
-        self.end(
-            reports.fatal(
-                sqlstate.DATA_CORRUPTED,
-                "the gateway failed to mask a column and delivered nothing",
-                hint="Report this with the session and the time: it is a bug in the gateway.",
-            )
-        )
+        self.end(reports.NOT_MASKED)
 
     def _settle(self, grant: Grant, outcome: Outcome) -> None:
         self._gateway.settle(grant, outcome)
         if grant.decision.analysis is not None and outcome.status is Status.COMPLETED:
             self._wire.completed(grant.decision, grant.statement.text, self._session.search_path)
-
-
-def _matters(delivery: Delivery) -> bool:
-    """Whether a statement that still runs may change what the next one's names mean."""
-    return changes_context(delivery.effects) or delivery.effects.transaction is not None

@@ -16,11 +16,11 @@ from gateway.model import Door, Session
 from gateway.upstream import UpstreamError, UpstreamLostError
 from wire import backend, frontend, reports, sqlstate
 from wire.client import ClientConnection, ClientGoneError
-from wire.conversation import Conversation, EndedError
+from wire.conversation import Conversation
 from wire.entrance import Arrival, TurnedAwayError, arrive, authenticate, turned_away
 from wire.fields import ProtocolError
 from wire.reports import Report
-from wire.session import Event, WireSession
+from wire.session import EndedError, Event, WireSession
 from wire.upstream import UpstreamSession, connect
 
 log = logging.getLogger(__name__)

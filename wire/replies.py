@@ -14,14 +14,15 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from gateway.errors import LimitExceededError
 from gateway.model import Outcome, Status
-from policy.model import Effects
+from policy.model import Decision, Effects, Transaction
 from wire import sqlstate
-from wire.backend import CommandComplete, ErrorResponse, ParameterStatus, ReadyForQuery, RowDescription
+from wire.backend import CommandComplete, ErrorResponse, NoticeResponse, ParameterStatus, ReadyForQuery, RowDescription
 from wire.codec import Frame, Rows
 from wire.fields import ProtocolError
-from wire.reports import Report, as_client_sees
-from wire.session import Event, Phase, Portal, Prepared, Undo, WireSession
+from wire.reports import Report, as_client_sees, is_log_line, of_error
+from wire.session import Event, Phase, Portal, Prepared, Undo, Used, WireSession
 from wire.texts import Forwarded
 
 if TYPE_CHECKING:
@@ -69,7 +70,15 @@ ANSWERS: Mapping[Owes, Mapping[bytes, Step]] = {
 _STEPS = {owes: {ord(tag): step for tag, step in of.items()} for owes, of in ANSWERS.items()}
 
 _ERROR, _NOTICE, _PARAMETER, _NOTIFICATION = b"ENSA"
-_DESCRIPTION, _COPY_IN, _COMPLETE, _READY = b"TGCZ"
+_DESCRIPTION, _NO_DATA, _COPY_IN, _COMPLETE, _READY = b"TnGCZ"
+
+
+class CutError(Exception):
+    """A result was too large, and the conversation cannot go on after it; `report` says so."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__(report["M"])
+        self.report = {**report, "S": "FATAL", "V": "FATAL"}
 
 
 class InvariantError(Exception):
@@ -86,6 +95,7 @@ class Delivery:
     """What one grant has delivered so far. `size` is bytes of values, the digest is over whole messages."""
 
     grant: Grant
+    used: Used = field(default_factory=Used)
     rows: int = 0
     size: int = 0
     settled: bool = False
@@ -95,6 +105,8 @@ class Delivery:
         """Count rows, or a piece of one."""
         self.rows += piece.messages
         self.size += piece.size
+        self.used.rows += piece.messages
+        self.used.size += piece.size
         if self._hash is None:
             self._hash = hashlib.sha256()
         self._hash.update(piece.data)
@@ -134,6 +146,9 @@ class Owed:
     substitute: Report | None = None
     origins: Origins = frozenset()
     hidden: bool = False
+    rows_only: bool = False  # of a Describe that the client did not send: NoData is hidden
+    cut: bool = False  # its result was too large: the rest of it is hidden, and `substitute` ends it
+    withhold: bool = False  # the completion waits for `take_withheld`
     next: int = 0  # which delivery the next answer belongs to
 
     @property
@@ -155,6 +170,7 @@ class Replies:
     status: str = "I"  # of the last ReadyForQuery
     dirty: bool = False  # something was sent since: the server may have an implicit transaction open
     copying: bool = False  # the server waits for COPY data
+    _withheld: tuple[bytes, int] | None = None
     _queue: deque[Owed] = field(default_factory=deque)
     _held: list[tuple[Delivery, Outcome]] = field(default_factory=list)
     _transaction_ran: bool = False
@@ -180,12 +196,24 @@ class Replies:
 
     # -- answers --------------------------------------------------------------------------------------
 
-    def rows(self, piece: Rows) -> None:
-        """Rows or COPY data were received. Raises ProtocolError where nobody asked."""
-        current = self._queue[0].current if self._queue else None
-        if current is None:
+    def rows(self, piece: Rows) -> bool:
+        """Rows or COPY data were received: whether the client gets them, or they exceed what it may have.
+
+        Raises ProtocolError where nobody asked, LimitExceededError the first time that they are too many.
+        """
+        owed = self._queue[0] if self._queue else None
+        current = owed.current if owed else None
+        if owed is None or current is None:
             raise ProtocolError("the server sent rows that nobody asked for")
+        if owed.cut:
+            return False
+        why = current.grant.limits.exceeded_by(current.used.rows + piece.messages, current.used.size + piece.size)
+        if why is not None and not current.effects.writes and not self.copying:
+            error = LimitExceededError(why, cure="Ask for less: a narrower condition, an aggregate or a LIMIT.")
+            owed.cut, owed.substitute = True, of_error(error)
+            raise error
         current.add(piece)
+        return True
 
     def received(self, frame: Frame) -> bytes:
         """Any other message was received; returns what the client is to get for it.
@@ -193,7 +221,9 @@ class Replies:
         Raises ProtocolError for what the protocol does not allow here, and InvariantError.
         """
         tag = frame.tag
-        if tag in (_NOTICE, _PARAMETER, _NOTIFICATION):
+        if tag == _NOTICE:
+            return self._noticed(frame)
+        if tag in (_PARAMETER, _NOTIFICATION):
             return frame.raw
         if tag == _ERROR:
             return self._failed(frame)
@@ -208,13 +238,41 @@ class Replies:
         elif tag == _COPY_IN:
             self.copying = True
             self.session.happened(Event.COPY_IN)
+        if owed.cut and tag == _READY:
+            owed.hidden = False
+        elif owed.cut:
+            return self._ended_early(owed, step)
         if step in (Step.RESULT, Step.LAST_RESULT):
             self._completed(owed, frame)
         if step in (Step.DONE, Step.LAST_RESULT):
             self._queue.popleft()
         if tag == _READY:
             self._ready(frame)
-        return b"" if owed.hidden else frame.raw
+        unseen = owed.hidden or (owed.rows_only and tag == _NO_DATA) or (owed.withhold and tag == _COMPLETE)
+        return b"" if unseen else frame.raw
+
+    def _ended_early(self, owed: Owed, step: Step) -> bytes:
+        """A result that was cut came to its end before the cancel request did: the client gets the error for it.
+
+        Raises CutError where the client has sent more that the server goes on with: it would be out of step.
+        """
+        if step is Step.STAY:
+            return b""
+        current = owed.current
+        assert current is not None, "what is cut has a statement"
+        assert owed.substitute is not None, "what is cut has a report"
+        owed.next += 1
+        self._settle(current, current.failure(Status.FAILED, owed.substitute["C"], owed.substitute["M"]))
+        if owed.current is not None or any(d for later in list(self._queue)[1:] for d in later.deliveries):
+            raise CutError(owed.substitute)
+        if step is Step.LAST_RESULT:
+            self._queue.popleft()
+        return ErrorResponse(owed.substitute).encode()
+
+    def take_withheld(self) -> tuple[bytes, int] | None:
+        """The completion that was withheld, and its row count; None if there is none."""
+        withheld, self._withheld = self._withheld, None
+        return withheld
 
     def copy_ended(self) -> None:
         """The client's end of the COPY data was sent on."""
@@ -240,6 +298,10 @@ class Replies:
         if frame.tag == _COMPLETE:
             complete = CommandComplete.decode(frame.body)
             outcome = delivery.outcome(Status.COMPLETED, tag=complete.tag, rows=complete.rows)
+            if owed.withhold:
+                self._withheld = (frame.raw, complete.rows or 0)
+                self._held.append((delivery, outcome))
+                return
         else:
             outcome = delivery.outcome(Status.COMPLETED)
         effects = delivery.effects
@@ -257,6 +319,14 @@ class Replies:
         self._release()
         if self.status == "I" and not self.dirty:
             self.session.transaction_over()
+
+    def _noticed(self, frame: Frame) -> bytes:
+        fields = NoticeResponse.decode(frame.body).fields
+        if is_log_line(fields):
+            return b""
+        text = self._queue[0].text if self._queue else None
+        seen = as_client_sees(fields, text)
+        return frame.raw if seen == fields else NoticeResponse(seen).encode()
 
     # -- errors ---------------------------------------------------------------------------------------
 
@@ -339,6 +409,17 @@ def changes_context(effects: Effects) -> bool:
     """Whether later statements of the session may be decided differently once this one has run."""
     named = (effects.prepares, effects.deallocates, effects.declares, effects.closes)
     return effects.search_path or effects.catalog or any(name is not None for name in named)
+
+
+def may_change_context(delivery: Delivery) -> bool:
+    """Whether a statement that still runs may change what the next one's names mean."""
+    return changes_context(delivery.effects) or delivery.effects.transaction is not None
+
+
+def ends_transaction(decision: Decision) -> bool:
+    """Whether a statement ends the transaction that it runs in."""
+    transaction = decision.analysis.effects.transaction if decision.analysis else None
+    return transaction in (Transaction.COMMIT, Transaction.ROLLBACK)
 
 
 def reported(frame: Frame) -> ParameterStatus | None:

@@ -16,6 +16,9 @@ Report = Mapping[str, str]
 
 # On statements that mask, these may quote values that the masks hide.
 _SCRUBBED = frozenset("DHWqp")
+# `client_min_messages` sends them to clients: with `log_min_duration_statement` or auto_explain they quote
+# statements and plans.
+_LOG_SEVERITIES = ("LOG", "DEBUG")
 _MULTIPLE_COMMANDS = "cannot insert multiple commands into a prepared statement"
 
 
@@ -44,6 +47,21 @@ def fatal(code: str, text: str, *, detail: str | None = None, hint: str | None =
     return report(code, text, severity="FATAL", detail=detail, hint=hint)
 
 
+FAST_PATH: Report = report(
+    sqlstate.FEATURE_NOT_SUPPORTED,
+    "the fast-path function call is always refused: it names no statement",
+    hint="Call the function in a SELECT.",
+)
+CHANGED: Report = report(
+    sqlstate.FEATURE_NOT_SUPPORTED, "the policy changed while the statement waited", hint="Prepare it again."
+)
+NOT_MASKED: Report = fatal(
+    sqlstate.DATA_CORRUPTED,
+    "the gateway failed to mask a column and delivered nothing",
+    hint="Report this with the session and the time: it is a bug in the gateway.",
+)
+
+
 def of_error(error: CountersignError, *, severity: str = "ERROR") -> dict[str, str]:
     """The report of an error that concerns no place in a text."""
     return report(error.sqlstate, error.text, severity=severity, detail=error.detail, hint=error.cure)
@@ -62,11 +80,16 @@ def of_refusal(error: RefusedError, client: bytes, start: int) -> dict[str, str]
     return fields
 
 
+def is_log_line(fields: Report) -> bool:
+    """Whether a notice is a line of the server's log, which may quote the text that ran: never a client's."""
+    return fields.get("V", fields.get("S", "")).startswith(_LOG_SEVERITIES)
+
+
 def as_client_sees(fields: Report, text: Forwarded | None) -> Report:
     """PostgreSQL's report on a text that ran, in terms of the text that the client sent."""
     if text is None:
         return fields
-    mapped = {k: v for k, v in fields.items() if not (text.masked and k in _SCRUBBED)}
+    mapped = {k: text.without_secrets(v) for k, v in fields.items() if not (text.masked and k in _SCRUBBED)}
     if "P" in mapped:
         position = text.client_position(int(mapped["P"])) if _is_number(mapped["P"]) else None
         if position is None:

@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 from policy.model import Decision
 from wire import copy, frontend, sqlstate
 from wire.fields import ProtocolError
-from wire.reports import RefusalError, report
+from wire.reports import RefusalError, Report, report
 from wire.texts import Forwarded, forward_one
 
 # Names of ours in the upstream session. A client may not use them.
@@ -108,6 +108,14 @@ class Prepared:
     decision: Decision
 
 
+@dataclass(slots=True, eq=False)
+class Used:
+    """How much of its limits a result has used, over all the Executes or FETCHes that it is read by."""
+
+    rows: int = 0
+    size: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Portal:
     """A portal that Bind made, or SQL's DECLARE (`declared`): that one is read by FETCH, and Describe knows it too.
@@ -120,6 +128,15 @@ class Portal:
     parameters: tuple[bytes | None, ...]
     search_path: tuple[str, ...]
     declared: bool = False
+    used: Used = field(default_factory=Used)
+
+
+class EndedError(Exception):
+    """The conversation is over; `report` is the FATAL to send, None where nobody listens."""
+
+    def __init__(self, report: Report | None) -> None:
+        super().__init__(report["M"] if report else "the client went away")
+        self.report = report
 
 
 T = TypeVar("T")
@@ -148,6 +165,7 @@ class WireSession:
     phase: Phase = Phase.STARTUP
     statements: dict[str, Prepared] = field(default_factory=dict)
     portals: dict[str, Portal] = field(default_factory=dict)
+    fetched: Used = field(default_factory=Used)  # by FETCH since the last DECLARE
 
     def receive(self, message: object) -> Phase:
         """Move on by a client's message; returns the phase before. Raises ProtocolError where it is illegal."""
@@ -188,6 +206,14 @@ class WireSession:
         if kind == b"S":
             return Undo(self.statements, name, self.statements.pop(name, None))
         return Undo(self.portals, name, self.portals.pop(name, None))
+
+    def used(self, kind: str, portal: Portal | None = None) -> Used:
+        """What the result of a statement of this kind (the parser's tag) counts on."""
+        if kind == "DeclareCursorStmt":
+            self.fetched = Used()
+        if kind == "FetchStmt":
+            return self.fetched
+        return portal.used if portal is not None else Used()
 
     def simple_query(self) -> None:
         """A Query is sent on: it drops the unnamed statement and portal."""

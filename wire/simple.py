@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from gateway.admission import Gateway, denial
 from gateway.model import Session, Statement
 from policy.engine import NotAnalysableError, split
-from policy.model import Decision, Transaction
-from wire.replies import changes_context
+from policy.model import Decision
+from wire.replies import changes_context, ends_transaction
 
 
 async def decide_each(
@@ -38,12 +38,14 @@ async def decide_each(
                 "Send the statements one by one.",
             )
         if analysis is not None:
-            moved = moved or changes_context(analysis.effects) or _ends_transaction(decision)
+            if decision.counts and len(ranges) > 1:
+                decision = denial(
+                    decision,
+                    "statement.counted",
+                    "a statement whose rows are counted cannot be part of several in one message",
+                    "Send it on its own.",
+                )
+            moved = moved or changes_context(analysis.effects) or ends_transaction(decision)
         statements.append(statement)
         decisions.append(decision)
     return statements, decisions, [start for start, _ in ranges]
-
-
-def _ends_transaction(decision: Decision) -> bool:
-    transaction = decision.analysis.effects.transaction if decision.analysis else None
-    return transaction in (Transaction.COMMIT, Transaction.ROLLBACK)

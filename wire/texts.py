@@ -32,7 +32,13 @@ class Forwarded:
     @cached_property
     def masked(self) -> bool:
         """Whether a rewrite hides something: then error texts must not show values."""
-        return any(part.rewrite.masked or part.rewrite.origins for part in self.parts)
+        return any(part.rewrite.masked or part.rewrite.origins or part.rewrite.filtered for part in self.parts)
+
+    def without_secrets(self, text: str) -> str:
+        """A text of the server's about this one, with the secrets of rewrites blacked out."""
+        for part in self.parts:
+            text = part.rewrite.without_secrets(text)
+        return text
 
     def client_position(self, position: int) -> int | None:
         """The client's position of a position in `sql`; None inside text that we generated."""

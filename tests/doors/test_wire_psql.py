@@ -32,8 +32,8 @@ BACKSLASH = [
     r"\d", r"\d+", r"\d customers", r"\d+ orders", r"\d customer_orders", r"\dt", r"\dt+", r"\dt hr.*", r"\dv+",
     r"\di+", r"\ds", r"\dm", r"\df", r"\df+ order_total", r"\dn+", r"\du", r"\dg", r"\dp", r"\ddp", r"\dT", r"\dT+",
     r"\dD", r"\dy", r"\dx", r"\do", r"\dO", r"\da", r"\dc", r"\dC", r"\dd", r"\dF", r"\dL", r"\des", r"\det", r"\dA",
-    r"\dAc", r"\dP+", r"\dRp", r"\drds", r"\dconfig work_mem", r"\l", r"\db", r"\sf order_total", r"\sv customer_orders",
-    r"\encoding", r"\dX", r"\det+", r"\dew", r"\deu", r"\dRs",
+    r"\dAc", r"\dP+", r"\dRp", r"\drds", r"\dconfig work_mem", r"\l", r"\db", r"\sf order_total",
+    r"\sv customer_orders", r"\encoding", r"\dX", r"\det+", r"\dew", r"\deu", r"\dRs",
 ]  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from policy.catalog import Catalog, Column, Function, Relation, RelationKind, Volatility
 from policy.model import Facts, Principal, PrincipalKind
+from policy.pseudonyms import MaskKey
 
 _FILE = Path(__file__).with_name("sample_catalog.json")
 _ISSUER = "https://issuer.example"
@@ -84,9 +85,10 @@ def read(text: str) -> Catalog:
     )
 
 
+MASK_KEY = MaskKey(b"a key of the tests, and of nobody else")
 CATALOG = read(_FILE.read_text(encoding="utf-8"))
 
 
 def facts(path: tuple[str, ...] = PATH, catalog: Catalog = CATALOG, connection: str = "shop") -> Facts:
     """Facts on the sample shop."""
-    return Facts(connection, catalog, path)
+    return Facts(connection, catalog, path, mask_key=MASK_KEY)

@@ -20,7 +20,17 @@ WRONG: list[tuple[str, str]] = [
     ("? [a]\n: 1", "p.yaml:1:3: a key must be a word"),
     (RULE + "    efect: deny", "p.yaml:5:5: unknown key `efect`; did you mean `effect`?"),
     (RULE + "    when: {bound: true}", "p.yaml:5:12: unknown key `bound`; did you mean `bounded`?"),
-    (RULE + "    when: {rows_at_most: 1}", "p.yaml:5:12: unknown key `rows_at_most`; known keys: bounded"),
+    (RULE + "    when: {}", "p.yaml:5:11: `when` holds no condition; leave it out, or give one"),
+    (RULE + "    when: {time: {from: '8:00', to: '18:00'}}", "p.yaml:5:25: `8:00`: string should match pattern"),
+    (
+        RULE + "    when: {time: {from: '08:00', to: '18:00', timezone: Mars/Olympus}}",
+        "p.yaml:5:57: `Mars/Olympus` is no time zone; write one like Europe/Berlin or UTC",
+    ),
+    (
+        RULE + "    when: {any_of: [{bounded: true}, {rows_at_most: 1}]}",
+        "p.yaml:2:5: `rows_at_most` and `rows_over` count the rows that a write changes; give them to rules",
+    ),
+    (RULE + "    when: {any_of: [{bound: true}]}", "p.yaml:5:22: unknown key `bound`; did you mean `bounded`?"),
     (RULE.replace("allow", "alow"), "p.yaml:3:13: `alow`: input should be 'allow', 'approve' or 'deny'"),
     (RULE.replace("select", "selct"), "p.yaml:4:15: `selct`"),
     (RULE.replace("allow", "approve"), "p.yaml:2:5: an approve rule must say who approves; add `approvers`"),
@@ -29,6 +39,9 @@ WRONG: list[tuple[str, str]] = [
     (RULE + "    relations: [orders]", "p.yaml:5:17: `orders` is no pattern of the form `schema.relation`"),
     (RULE + "    relations: [a.b.c]", "p.yaml:5:17: `a.b.c` is no pattern"),
     (RULE + RULE.split("\n", 1)[1], "p.yaml:5:11: the rule `a` stands on line 2 already; name it differently"),
+    ("limits: [{who: {users: [a]}}]", "p.yaml:1:10: the entry limits nothing; give rows, bytes, statement_timeout"),
+    ("limits: [{rows: many}]", "p.yaml:1:17: `many`: "),
+    ("limits: [{rows: 5, row: 6}]", "p.yaml:1:20: unknown key `row`; did you mean `rows`?"),
     ("masks:\n  - columns: [a.b.c]", "p.yaml:2:5: the key `with` is missing; add it"),
     ("masks:\n  - columns: [a.b]\n    with: null", "p.yaml:2:15: `a.b` is no pattern of the form"),
     ("masks:\n  - columns: [a.b.c]\n    with: {partial: {keep: 3}}", "p.yaml:3:22: unknown key `keep`"),
@@ -76,5 +89,5 @@ def test_rules_name_their_file_and_line_without_its_folder() -> None:
 
 def test_the_schema_knows_every_key() -> None:
     schema = policy_schema()
-    assert set(schema["properties"]) == {"version", "rules", "masks"}
+    assert set(schema["properties"]) == {"version", "rules", "masks", "rows", "limits"}
     assert "with" in schema["$defs"]["MaskFile"]["properties"]

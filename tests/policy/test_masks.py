@@ -22,7 +22,7 @@ TEXT = Column(1, 'a"b', "text", 25)
 
 def test_partial_hides_all_but_what_is_kept() -> None:
     text = 'CAST("a""b" AS pg_catalog.text)'
-    assert expression(Mask(ANY, MaskKind.PARTIAL, keep_last=4), TEXT) == (
+    assert expression((Mask(ANY, MaskKind.PARTIAL, keep_last=4),), TEXT) == (
         f"CAST(CASE WHEN pg_catalog.length({text}) OPERATOR(pg_catalog.>) 4 THEN "
         f"pg_catalog.repeat('*', pg_catalog.length({text}) OPERATOR(pg_catalog.-) 4) OPERATOR(pg_catalog.||) "
         f"pg_catalog.\"right\"({text}, 4) ELSE pg_catalog.repeat('*', pg_catalog.length({text})) END AS text)"
@@ -31,24 +31,26 @@ def test_partial_hides_all_but_what_is_kept() -> None:
 
 def test_a_mask_has_the_type_and_the_collation_of_its_column() -> None:
     column = Column(1, "c", "character varying(5)", 1043, '"pg_catalog"."C"')
-    assert expression(Mask(ANY, MaskKind.REDACT), column) == (
-        'CAST(\'[redacted]\' AS character varying(5)) COLLATE "pg_catalog"."C"'
+    assert expression((Mask(ANY, MaskKind.REDACT),), column) == (
+        'CAST(CAST(\'[redacted]\' AS pg_catalog.text) AS character varying(5)) COLLATE "pg_catalog"."C"'
     )
-    assert expression(Mask(ANY, MaskKind.REDACT), Column(1, "c", "jsonb", 3802)) == "CAST('\"[redacted]\"' AS jsonb)"
-    assert expression(Mask(ANY, MaskKind.NULL), Column(1, "c", "integer[]", 1007)) == "CAST(NULL AS integer[])"
+    assert expression((Mask(ANY, MaskKind.REDACT),), Column(1, "c", "jsonb", 3802)) == (
+        "CAST(CAST('\"[redacted]\"' AS pg_catalog.jsonb) AS jsonb)"
+    )
+    assert expression((Mask(ANY, MaskKind.NULL),), Column(1, "c", "integer[]", 1007)) == "CAST(NULL AS integer[])"
 
 
 @pytest.mark.parametrize("kind", [MaskKind.REDACT, MaskKind.PARTIAL])
 def test_a_kind_that_cannot_make_the_type_says_which_could(kind: MaskKind) -> None:
     with pytest.raises(UnmaskableError, match="use `null`"):
-        expression(Mask(ANY, kind), Column(1, "c", "integer", 23))
+        expression((Mask(ANY, kind),), Column(1, "c", "integer", 23))
 
 
 def _masked(policy_text: str, who: str, schema: str, name: str, catalog: Catalog = CATALOG) -> dict[str, str]:
     relation = catalog.relation(schema, name)
     assert relation is not None
     columns = Masking(load_policy(policy_text, "p"), PRINCIPALS[who], catalog).columns(relation)
-    return {c.name: columns[c.number].kind.value for c in relation.columns if c.number in columns}
+    return {c.name: columns[c.number][0].kind.value for c in relation.columns if c.number in columns}
 
 
 EXAMPLE = "masks:\n  - {columns: [public.customers.ssn], with: redact, unless: {groups: [dba]}}\n"

@@ -1,0 +1,115 @@
+"""Decisions: the policy engine asked with everything that a verdict depends on, and its answers kept.
+
+A decision is cached by exact bytes and everything else it depends on, never by a fingerprint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from gateway import explain
+from gateway.connections import Connections
+from gateway.errors import RowCountError
+from gateway.model import Session, Statement
+from gateway.policies import PolicyBook
+from policy.catalog import Catalog
+from policy.engine import decide
+from policy.model import Action, Circumstances, Decision, Effect, Facts
+
+# Decisions kept per process; one is a few KB.
+_CACHE_ENTRIES = 4096
+_CACHEABLE_TEXT_BYTES = 16_384
+# Row counts remembered per session.
+_MEASURED_ENTRIES = 64
+
+
+class Decider:
+    """Asks the policy in force about sessions' statements, against their catalogs."""
+
+    def __init__(self, policies: PolicyBook, connections: Connections) -> None:
+        self._policies = policies
+        self._connections = connections
+        self._cache: dict[tuple[object, ...], Decision] = {}
+
+    async def catalog(self, session: Session) -> Catalog:
+        """The snapshot that this session's statements are decided against."""
+        return session.catalog or await self._connections.catalog(session.connection)
+
+    async def decide(
+        self, session: Session, text: bytes, parameters: Sequence[bytes | None] = (), *, runs: bool = True
+    ) -> Decision:
+        """The verdict on one statement's text. Records nothing; runs nothing.
+
+        Where it depends on how many rows the statement changes, it is by the planner's estimate or, with
+        `runs` false (it is only prepared), by the hope that there are few.
+        """
+        catalog = await self.catalog(session)
+        decision = self._decide(session, text, catalog)
+        if session.catalog is None and _names_something_unknown(decision):
+            # It may have been made elsewhere a moment ago: look again before saying that it is not there.
+            latest = await self._connections.latest(session.connection)
+            if latest.epoch != catalog.epoch:
+                catalog = latest
+                decision = self._decide(session, text, catalog)
+        if not decision.counts:
+            return decision
+        few = self._decide(session, text, catalog, rows=0)
+        rewrite = few.verdict.rewrite
+        if not runs or rewrite is None:
+            return few
+        rows = session.measured.get((text, tuple(parameters)), 0)
+        if not _calls_users_functions(few):  # the planner could run them
+            rows = max(rows, await self._connections.estimate(session, rewrite.sql, parameters))
+        return self._decide(session, text, catalog, rows=rows)
+
+    def too_many(self, statement: Statement, granted: Decision, rows: int) -> RowCountError | None:
+        """The error with which a counted statement must be rolled back; None where what was granted covers the count.
+
+        The count is remembered: sent again, the statement is decided by it.
+        """
+        session, text = statement.session, statement.text
+        catalog = session.catalog or self._connections.snapshot(session.connection)
+        again = self._decide(session, text, catalog, rows=rows) if catalog is not None else None
+        if again is not None and again.verdict.effect <= granted.verdict.effect:
+            return None
+        if len(session.measured) >= _MEASURED_ENTRIES:
+            session.measured.pop(next(iter(session.measured)))
+        session.measured[(text, statement.parameters)] = rows
+        why = "; ".join(r.text for r in explain.deciding_reasons(again)) if again else "the catalog is not known"
+        asks = again is not None and again.verdict.effect is Effect.APPROVE
+        retry = " Send it again to ask for approval: it is decided by this count now." if asks else ""
+        return RowCountError(
+            f"the statement changes {rows} rows: {why}", cure=f"Nothing was changed. Narrow its condition.{retry}"
+        )
+
+    def _decide(self, session: Session, text: bytes, catalog: Catalog, rows: int | None = None) -> Decision:
+        policy, principal, now = self._policies.current, session.principal, datetime.now(UTC)
+        facts = Facts(
+            connection=session.connection.name,
+            catalog=catalog,
+            search_path=session.search_path,
+            prepared=session.prepared,
+            mask_key=self._policies.mask_key,
+            circumstances=Circumstances(rows, now, session.door.value),
+        )
+        if len(text) > _CACHEABLE_TEXT_BYTES or session.prepared:
+            return decide(policy, principal, facts, text)
+        moment = (policy.moment(now), session.door, rows)
+        key = (text, policy.hash, catalog.epoch, session.search_path, session.connection.name, principal, moment)
+        if (known := self._cache.get(key)) is not None:
+            return known
+        decision = decide(policy, principal, facts, text)
+        if len(self._cache) >= _CACHE_ENTRIES:
+            self._cache.pop(next(iter(self._cache)))
+        self._cache[key] = decision
+        return decision
+
+
+def _names_something_unknown(decision: Decision) -> bool:
+    return any(r.code in ("relation.unknown", "function.unknown") for r in decision.verdict.reasons)
+
+
+def _calls_users_functions(decision: Decision) -> bool:
+    demands = decision.analysis.demands if decision.analysis else ()
+    return any(d.action is Action.CALL and not d.builtin for d in demands)

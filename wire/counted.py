@@ -1,0 +1,78 @@
+"""Writes whose rows are counted: their completion is withheld from the client until the count is known to be allowed.
+
+Such a statement runs in an extended batch, a simple query too: before the Sync nothing is committed, and a
+message that is made to fail rolls it back as any error would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from gateway.admission import Gateway, Grant
+from wire import frontend, reports
+from wire.client import ClientConnection
+from wire.replies import Delivery, Owed, Owes, Replies
+from wire.session import RESERVED_NAME
+from wire.texts import Forwarded
+from wire.upstream import UpstreamSession
+
+# Made to fail by the server itself, so that its transaction fails as it would for a refusal of its own.
+POISON = frontend.Parse(RESERVED_NAME, b"refused by the gateway").encode()
+
+
+class CountedRuns:
+    """How one conversation runs its counted statements.
+
+    `forward` sends bytes, behind what is held back of the batch; `until_idle` waits until all is answered.
+    """
+
+    def __init__(
+        self,
+        client: ClientConnection,
+        upstream: UpstreamSession,
+        replies: Replies,
+        gateway: Gateway,
+        forward: Callable[[bytes], None],
+        until_idle: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._client = client
+        self._upstream = upstream
+        self._replies = replies
+        self._gateway = gateway
+        self._forward = forward
+        self._until_idle = until_idle
+
+    async def simple(self, grant: Grant, text: Forwarded) -> None:
+        """Run the one statement of a simple query; the client is answered as for a simple query."""
+        origins = grant.rewrite.origins
+        for owed in (
+            Owed(Owes.PARSE, text=text, hidden=True),
+            Owed(Owes.BIND, text=text, hidden=True),
+            Owed(Owes.DESCRIBE, text=text, origins=origins, rows_only=True),
+            Owed(Owes.EXECUTE, text=text, deliveries=(Delivery(grant),), origins=origins, withhold=True),
+        ):
+            self._replies.expect(owed)
+        self._upstream.batch_open = True
+        messages = (frontend.Parse("", text.sql), frontend.Bind("", ""), frontend.Describe(b"P", ""))
+        self._forward(b"".join(m.encode() for m in messages) + frontend.Execute("").encode())
+        await self.settle(grant)
+        self._replies.expect(Owed(Owes.SYNC))
+        self._forward(frontend.Sync().encode())
+        self._upstream.batch_open = False
+        await self._until_idle()
+
+    async def settle(self, grant: Grant) -> None:
+        """Wait for the count of the Execute that was sent on, and let it pass or roll it back."""
+        self._forward(frontend.Flush().encode())
+        await self._until_idle()
+        withheld = self._replies.take_withheld()
+        if withheld is None:
+            return  # it failed, and the client has heard why
+        completion, rows = withheld
+        error = self._gateway.too_many(grant, rows)
+        if error is None:
+            self._client.send(completion)
+            return
+        self._replies.expect(Owed(Owes.POISON, substitute=reports.of_error(error)))
+        self._forward(POISON + frontend.Flush().encode())
+        await self._until_idle()
