@@ -89,7 +89,7 @@ def _asked(server: Postgres, file: Path) -> list[bytes]:
                 found[-1] += "\n" + line[1:]
         elif found and found[-1]:
             found.append("")
-    return list(dict.fromkeys(text.encode("utf-8", "surrogateescape") for text in found if text))
+    return [text.encode("utf-8", "surrogateescape") for text in found if text]
 
 
 def _decisions(known: Facts, text: bytes) -> Iterator[tuple[bytes, Decision]]:
