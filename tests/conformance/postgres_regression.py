@@ -30,7 +30,7 @@ FAILURES = ("syntax", "internal", "node.unknown")
 
 _MARK = "@@"
 _STATEMENT = re.compile(rf"{_MARK}LOG:  (?:statement|execute [^:]*): (.*)")
-_STRINGS = re.compile(rb"(?i)^\s*set +standard_conforming_strings *(?:=|to) *(\w+)")
+_STRINGS = re.compile(rb"(?i)^\s*(?:set|reset) +standard_conforming_strings *(?:=|to|) *(\w*)")
 _SECONDS_PER_FILE = 60
 
 
@@ -47,7 +47,7 @@ def main(folder: Path) -> int:
             standard = True
             for text in asked:
                 if (change := _STRINGS.search(text)) is not None:
-                    standard = change[1].lower() in (b"on", b"default")
+                    standard = change[1].lower() in (b"on", b"default", b"")
                 if not standard:
                     continue  # the gateway pins the setting: such a text cannot reach it
                 for statement, decision in _decisions(known, text):
@@ -89,7 +89,7 @@ def _asked(server: Postgres, file: Path) -> list[bytes]:
                 found[-1] += "\n" + line[1:]
         elif found and found[-1]:
             found.append("")
-    return list(dict.fromkeys(text.encode("utf-8", "surrogateescape") for text in found if text))
+    return [text.encode("utf-8", "surrogateescape") for text in found if text]
 
 
 def _decisions(known: Facts, text: bytes) -> Iterator[tuple[bytes, Decision]]:
