@@ -103,6 +103,15 @@ def test_a_refusal_fails_the_transaction_as_postgresqls_own_would(stack: Stack) 
         assert connection.execute("SELECT 2").fetchone() == (2,)
 
 
+def synced(connection: psycopg.Connection[Any], pipeline: psycopg.Pipeline, *statements: str) -> None:
+    """Send these and a Sync; psycopg raises as soon as it reads the error, which may be before the last is sent."""
+    try:
+        for statement in statements:
+            connection.execute(statement.encode())
+    finally:
+        pipeline.sync()
+
+
 @pytest.mark.parametrize("by", ["gateway", "direct"])
 def test_a_pipeline_with_an_error_in_the_middle(stack: Stack, by: str) -> None:
     dsn = stack.wire_dsn("devin") if by == "gateway" else stack.demo.admin_dsn
@@ -110,10 +119,8 @@ def test_a_pipeline_with_an_error_in_the_middle(stack: Stack, by: str) -> None:
         with connection.pipeline() as pipeline:
             first = connection.execute("SELECT 'first'")
             pipeline.sync()
-            connection.execute("SELECT 1/0")
-            connection.execute("SELECT 'skipped'")
             with pytest.raises(psycopg.errors.DivisionByZero):
-                pipeline.sync()
+                synced(connection, pipeline, "SELECT 1/0", "SELECT 'skipped'")
             last = connection.execute("SELECT 'last'")
         assert (first.fetchone(), last.fetchone()) == (("first",), ("last",))
         assert connection.execute("SELECT 'after'").fetchone() == ("after",)
@@ -122,10 +129,8 @@ def test_a_pipeline_with_an_error_in_the_middle(stack: Stack, by: str) -> None:
 def test_a_pipeline_with_a_refusal_in_the_middle(stack: Stack, agent: psycopg.Connection[Any]) -> None:
     with agent.pipeline() as pipeline:
         agent.execute("SELECT 'first'")
-        agent.execute("DROP TABLE orders")
-        agent.execute("SELECT 'behind the refusal'")
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
-            pipeline.sync()
+            synced(agent, pipeline, "DROP TABLE orders", "SELECT 'behind the refusal'")
         last = agent.execute("SELECT 'last'")
     assert last.fetchone() == ("last",)
     assert all(r["status"] == "skipped" for r in intents(stack, "%behind the refusal%"))
@@ -136,11 +141,9 @@ def test_a_batch_that_fails_while_its_rest_is_still_being_decided(agent: psycopg
     with agent.pipeline() as pipeline:
         for n in range(round_):
             agent.execute("SELECT %s::int", (n,))
-        agent.execute("SELECT 1/0")
-        for n in range(20):
-            agent.execute(f"SELECT {n}, {round_}")  # never decided before: deciding takes its time
+        late = [f"SELECT {n}, {round_}" for n in range(20)]  # never decided before: deciding takes its time
         with pytest.raises(psycopg.errors.DivisionByZero):
-            pipeline.sync()
+            synced(agent, pipeline, "SELECT 1/0", *late)
     assert agent.execute("SELECT 'after'").fetchone() == ("after",)
 
 
