@@ -17,15 +17,25 @@ from gateway.errors import CountersignError
 from gateway.model import Outcome, Session, Statement, Status
 from gateway.upstream import UpstreamError, UpstreamLostError
 from policy.engine import NotAnalysableError, split
-from policy.model import Decision, Effect, Transaction
-from wire import backend, copy, frontend, reports, sqlstate
+from policy.model import Decision, Effect
+from wire import backend, copy, cursors, frontend, reports, sqlstate
 from wire.backend import ParameterStatus
 from wire.client import ClientConnection, ClientGoneError
 from wire.codec import BackendStream, Received, Rows
 from wire.fields import ProtocolError
 from wire.messages import BackendMessage
 from wire.parking import Parking
-from wire.replies import Delivery, InvariantError, Owed, Owes, Replies, changes_context, reported
+from wire.replies import (
+    Delivery,
+    InvariantError,
+    Owed,
+    Owes,
+    Replies,
+    depends_on_context,
+    matters,
+    moves_context,
+    reported,
+)
 from wire.reports import RefusalError, Report
 from wire.session import RESERVED_NAME, Event, Phase, Portal, Prepared, WireSession, check_name
 from wire.texts import forward_all, forward_one
@@ -70,6 +80,7 @@ class Conversation:
         self._closing = False
         self._parking = Parking(client, gateway)
         self._cancelling: asyncio.Task[None] | None = None
+        self._refreshed_in_batch = False
         client.on_gone = self._client_gone
         client.on_writable = upstream.resume_reading
         session.on_end.append(self._session_ended)
@@ -219,6 +230,7 @@ class Conversation:
             )
         )
         self._upstream.write(frontend.Query(forwarded.sql).encode())
+        self._batch_over()
         await self._until(lambda: self._replies.idle or self._replies.copying)
 
     async def _decided(self, text: bytes) -> tuple[list[Statement], list[Decision], list[int]]:
@@ -233,16 +245,15 @@ class Conversation:
             await self._freshen()
             statement = Statement(self._session, text[start:end])
             decision = await self._gateway.decide(self._session, statement.text)
-            analysis = decision.analysis
-            if moved and analysis is not None and (analysis.demands or analysis.relations):
+            decision = await cursors.checked(decision, self._wire.portals, self._session, self._gateway)
+            if moved and depends_on_context(decision):
                 decision = denial(
                     decision,
                     "statement.order",
                     "an earlier statement of the same message may change what this one's names mean",
                     "Send the statements one by one.",
                 )
-            if analysis is not None:
-                moved = moved or changes_context(analysis.effects) or _ends_transaction(decision)
+            moved = moved or moves_context(decision)
             statements.append(statement)
             decisions.append(decision)
         return statements, decisions, [start for start, _ in ranges]
@@ -258,6 +269,7 @@ class Conversation:
         rewrite = decision.verdict.rewrite
         assert rewrite is not None, "a verdict that is no deny has a rewrite"
         forwarded = forward_one(message.text, rewrite)
+        self._session.prepared.pop(message.name, None)
         undo = self._wire.prepare(Prepared(message.name, forwarded, decision))
         self._send(
             Owed(Owes.PARSE, text=forwarded, undo=undo),
@@ -288,6 +300,7 @@ class Conversation:
         prepared, session = portal.prepared, self._session
         text = prepared.text.client
         decision = await self._gateway.decide(session, text)
+        decision = await cursors.checked(decision, self._wire.portals, session, self._gateway)
         if decision.analysis is not None and decision.analysis.kind == "Empty":
             self._send(Owed(Owes.EXECUTE, text=prepared.text), raw)
             return
@@ -318,6 +331,8 @@ class Conversation:
 
     def _close_name(self, message: frontend.Close, raw: bytes) -> None:
         check_name(message.name)
+        if message.kind == b"S":
+            self._session.prepared.pop(message.name, None)
         self._send(Owed(Owes.CLOSE, undo=self._wire.close(message.kind, message.name)), raw)
 
     async def _sync(self, before: Phase, raw: bytes) -> None:
@@ -326,6 +341,7 @@ class Conversation:
         self._replies.expect(Owed(Owes.SYNC))
         self._upstream.write(raw)
         self._upstream.batch_open = False
+        self._batch_over()
         await self._uncongested()
 
     def _send(self, owed: Owed, raw: bytes) -> None:
@@ -368,7 +384,7 @@ class Conversation:
 
     async def _freshen(self) -> None:
         """Make sure that what was sent before has taken effect in what the next decision is made on."""
-        if any(_matters(delivery) for delivery in self._replies.unsettled()):
+        if any(matters(delivery) for delivery in self._replies.unsettled()):
             await self._drain()
         if self._session.stale and not self._replies.aborted:
             await self._drain()
@@ -379,8 +395,15 @@ class Conversation:
         if self._replies.aborted or self._wire.phase is Phase.SKIPPING:
             return
         # Inside an unfinished batch the server has an implicit transaction open.
+        self._refreshed_in_batch = self._replies.dirty
         self._upstream.transaction_status = "T" if self._replies.dirty else self._replies.status
         await self._gateway.refresh(self._session, self._upstream)
+
+    def _batch_over(self) -> None:
+        """What was read inside a batch ends with it: by a failure, or as SET LOCAL does, by succeeding."""
+        if self._refreshed_in_batch:
+            self._refreshed_in_batch = False
+            self._session.stale = True
 
     async def _drain(self) -> None:
         """Wait until everything sent so far is answered."""
@@ -403,6 +426,7 @@ class Conversation:
             self._replies.expect(Owed(Owes.QUERY, substitute=report))
             self._upstream.write(frontend.Query(_POISON).encode())
             self._upstream.batch_open = False
+            self._batch_over()
             await self._until_idle()
         else:
             ready = backend.ReadyForQuery(self._replies.status)
@@ -489,13 +513,3 @@ class Conversation:
         self._gateway.settle(grant, outcome)
         if grant.decision.analysis is not None and outcome.status is Status.COMPLETED:
             self._wire.completed(grant.decision, grant.statement.text, self._session.search_path)
-
-
-def _matters(delivery: Delivery) -> bool:
-    """Whether a statement that still runs may change what the next one's names mean."""
-    return changes_context(delivery.effects) or delivery.effects.transaction is not None
-
-
-def _ends_transaction(decision: Decision) -> bool:
-    transaction = decision.analysis.effects.transaction if decision.analysis else None
-    return transaction in (Transaction.COMMIT, Transaction.ROLLBACK)

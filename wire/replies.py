@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from gateway.model import Outcome, Status
-from policy.model import Effects
+from policy.model import Decision, Effects, Transaction
 from wire import sqlstate
 from wire.backend import CommandComplete, ErrorResponse, ParameterStatus, ReadyForQuery, RowDescription
 from wire.codec import Frame, Rows
@@ -333,6 +333,27 @@ def changes_context(effects: Effects) -> bool:
     """Whether later statements of the session may be decided differently once this one has run."""
     named = (effects.prepares, effects.deallocates, effects.declares, effects.closes)
     return effects.search_path or effects.catalog or any(name is not None for name in named)
+
+
+def matters(delivery: Delivery) -> bool:
+    """Whether a statement that still runs may change what the next one's names mean."""
+    return changes_context(delivery.effects) or delivery.effects.transaction is not None
+
+
+def moves_context(decision: Decision) -> bool:
+    """Whether later statements of the same message can no longer be decided once this one has run."""
+    if decision.analysis is None:
+        return False
+    effects = decision.analysis.effects
+    return changes_context(effects) or effects.transaction in (Transaction.COMMIT, Transaction.ROLLBACK)
+
+
+def depends_on_context(decision: Decision) -> bool:
+    """Whether what a statement does depends on names, of objects or of a prepared statement."""
+    analysis = decision.analysis
+    return analysis is not None and bool(
+        analysis.demands or analysis.relations or analysis.effects.executes is not None
+    )
 
 
 def reported(frame: Frame) -> ParameterStatus | None:
