@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import secrets
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -45,6 +46,11 @@ _MINT = object()
 # Decisions kept per process; one is a few KB.
 _CACHE_ENTRIES = 4096
 _CACHEABLE_TEXT_BYTES = 16_384
+
+# Parameters of one statement that the audit keeps whole, together; a person reads no more than this either.
+_RECORDED_PARAMETER_BYTES = 256 * 1024
+# Requests that one principal may have open: more would be a way to tire the approvers.
+_OPEN_REQUESTS = 20
 
 
 class Grant:
@@ -103,6 +109,7 @@ class Gateway:
         self.sessions = sessions
         self.instance = instance
         self._cache: dict[tuple[object, ...], Decision] = {}
+        self._asking: Counter[tuple[str, str]] = Counter()  # requests that are not in the audit yet
 
     # -- sessions -------------------------------------------------------------------------------------
 
@@ -237,6 +244,10 @@ class Gateway:
             session.principal.subject,
         ):
             raise ApprovalRejectedError(f"approval `{approval_id}` was asked for by somebody else")
+        if record.door != session.door.value:
+            raise ApprovalRejectedError(
+                f"approval `{approval_id}` was asked for at the {record.door} door, where its statement waits to run"
+            )
         statement = Statement(
             session=session,
             text=record.statement.encode(),
@@ -293,7 +304,15 @@ class Gateway:
         on_pending: Callable[[Pending], Awaitable[None]] | None,
     ) -> Grant:
         session, statement_id = statement.session, new_statement_id()
-        catalog = await self.catalog(session)
+        requester = session.principal.issuer, session.principal.subject
+        self._asking[requester] += 1
+        try:
+            if (unfit := await self._unfit_for_approval(statement, decision)) is not None:
+                raise await self._record_refusal([statement], [unfit])
+            catalog = await self.catalog(session)
+        except BaseException:
+            self._asking[requester] -= 1
+            raise
         request, pending = self.approvals.request_item(statement, decision, catalog, statement_id, datetime.now(UTC))
         outcome = _draft(
             Kind.OUTCOME,
@@ -305,6 +324,7 @@ class Gateway:
         )
         intent = self._intent(statement_id, statement, decision, approval=pending.id)
         asking = asyncio.ensure_future(self.recorder.record(intent, outcome, request))
+        asking.add_done_callback(lambda _: self._asking.subtract((requester,)))
         if on_pending is None:
             await asking
             raise ApprovalPendingError(pending)
@@ -318,6 +338,18 @@ class Gateway:
                 await asyncio.shield(self._take_back(asking, pending, session))
             raise
         return await self._consume(record, statement)
+
+    async def _unfit_for_approval(self, statement: Statement, decision: Decision) -> Decision | None:
+        """A deny where people cannot be asked: they could not read it, or are asked too much already."""
+        if sum(len(p) for p in statement.parameters if p is not None) > _RECORDED_PARAMETER_BYTES:
+            text = f"its parameters are larger than {_RECORDED_PARAMETER_BYTES >> 10} KiB, and nobody could review them"
+            return denial(decision, "approval.large", text, "Send it in smaller parts.")
+        principal = statement.session.principal
+        asking = self._asking[principal.issuer, principal.subject]  # this one too, and others not written yet
+        if await self.approvals.open_requests(principal) + asking > _OPEN_REQUESTS:
+            text = f"you have {_OPEN_REQUESTS} requests for approval open"
+            return denial(decision, "approval.many", text, "Wait for people to decide, or withdraw some.")
+        return None
 
     async def _take_back(self, asking: Awaitable[object], pending: Pending, session: Session) -> None:
         await asking  # what is not written yet cannot be withdrawn
@@ -392,7 +424,7 @@ class Gateway:
             "door": session.door.value,
             "text": statement.text.decode("utf-8", "replace"),
             "sha256": hashlib.sha256(statement.text).hexdigest(),
-            "parameters": [None if p is None else p.decode("utf-8", "replace") for p in statement.parameters],
+            **recorded_parameters(statement.parameters),
             "principal": principal_body(session.principal),
             "client": {
                 "name": session.client.name,
@@ -478,6 +510,25 @@ def outcome_of(error: BaseException) -> Outcome:
         case CountersignError():
             return Outcome(Status.FAILED, sqlstate=error.sqlstate, message=error.text)
     return Outcome(Status.UNKNOWN, sqlstate="XX000", message=f"internal error: {type(error).__name__}")
+
+
+def recorded_parameters(parameters: Sequence[bytes | None]) -> dict[str, object]:
+    """Parameters as the audit keeps them: whole up to a size, else their beginnings, and what they were by digest.
+
+    `parameters_cut` is there only where something is left out: `bytes` of all values, and `sha256` of them,
+    each preceded by its length as 8 bytes, big-endian (all ones for NULL).
+    """
+    size = sum(len(p) for p in parameters if p is not None)
+    if size <= _RECORDED_PARAMETER_BYTES:
+        return {"parameters": [None if p is None else p.decode("utf-8", "replace") for p in parameters]}
+    digest = hashlib.sha256()
+    for value in parameters:
+        digest.update(b"\xff" * 8 if value is None else len(value).to_bytes(8, "big") + value)
+    share = _RECORDED_PARAMETER_BYTES // len(parameters)
+    return {
+        "parameters": [None if p is None else p[:share].decode("utf-8", "replace") for p in parameters],
+        "parameters_cut": {"bytes": size, "sha256": digest.hexdigest()},
+    }
 
 
 def _names_something_unknown(decision: Decision) -> bool:

@@ -20,6 +20,7 @@ from audit.search import Found, Query, SearchError
 from audit.store import AuditUnavailable, Item, Store
 from gateway.errors import AuditUnavailableError, ConfigurationError
 from server.config import load_config
+from server.visible import visible
 
 
 @click.group()
@@ -147,7 +148,9 @@ def _show(found: Sequence[Found]) -> None:
     for name in ("seq", "time", "who", "kind", "what"):
         table.add_column(name, no_wrap=name != "what", overflow="fold")
     for entry in found:
-        table.add_row(str(entry.seq), entry.time[:19], entry.subject or "", entry.kind, _what(entry))
+        # What clients sent must not reach the terminal as control sequences, nor look like something else.
+        cells = (str(entry.seq), entry.time[:19], entry.subject or "", entry.kind, _what(entry))
+        table.add_row(*map(visible, cells))
     console.print(table if found else "nothing found", markup=False)
 
 

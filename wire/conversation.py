@@ -47,6 +47,10 @@ log = logging.getLogger(__name__)
 _POISON = b"refused by the gateway"
 # How long a cancelled statement may take to answer before its outcome is given up as unknown.
 _CANCEL_SECONDS = 5.0
+# A cancel request that overtakes its statement is lost: it is sent again after this long.
+_CANCEL_AGAIN_SECONDS = 0.25
+# Messages sent on without an answer: a pipeline longer than this is answered in between.
+_UNANSWERED = 10_000
 
 
 class EndedError(Exception):
@@ -115,12 +119,13 @@ class Conversation:
         with contextlib.suppress(ValueError):
             self._session.on_end.remove(self._session_ended)
         if any(True for _ in self._replies.unsettled()) and self._upstream.connected:
-            await self._upstream.cancel()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_CANCEL_SECONDS):
                     while not self._replies.idle and self._upstream.connected:
+                        await self._upstream.cancel()
                         self._progress.clear()
-                        await self._progress.wait()
+                        with contextlib.suppress(TimeoutError):
+                            await asyncio.wait_for(self._progress.wait(), _CANCEL_AGAIN_SECONDS)
         self._replies.abandon(Status.UNKNOWN, sqlstate.CONNECTION_FAILURE, "the connection ended before an answer came")
         if self._cancelling is not None:
             await self._cancelling
@@ -198,9 +203,10 @@ class Conversation:
                 case frontend.Execute():
                     await self._execute(message, received.raw)
                 case frontend.Close():
-                    self._close_name(message, received.raw)
+                    await self._close_name(message, received.raw)
                 case frontend.Flush():
                     self._upstream.write(received.raw)
+                    await self._uncongested()
                 case frontend.Sync():
                     await self._sync(before, received.raw)
                 case frontend.FunctionCall():
@@ -271,7 +277,7 @@ class Conversation:
         forwarded = forward_one(message.text, rewrite)
         self._session.prepared.pop(message.name, None)
         undo = self._wire.prepare(Prepared(message.name, forwarded, decision))
-        self._send(
+        await self._send(
             Owed(Owes.PARSE, text=forwarded, undo=undo),
             frontend.Parse(message.name, rewrite.sql, message.types).encode(),
         )
@@ -281,7 +287,7 @@ class Conversation:
         await self._freshen()
         prepared = self._wire.prepared(message.statement)
         portal = Portal(message.portal, prepared, message.readable(), self._session.search_path)
-        self._send(Owed(Owes.BIND, text=prepared.text, undo=self._wire.bind(portal)), raw)
+        await self._send(Owed(Owes.BIND, text=prepared.text, undo=self._wire.bind(portal)), raw)
 
     async def _describe(self, message: frontend.Describe, raw: bytes) -> None:
         await self._freshen()
@@ -289,7 +295,9 @@ class Conversation:
             self._wire.prepared(message.name) if message.kind == b"S" else self._wire.portal(message.name).prepared
         )
         rewrite = prepared.decision.verdict.rewrite
-        self._send(Owed(Owes.DESCRIBE, text=prepared.text, origins=rewrite.origins if rewrite else frozenset()), raw)
+        await self._send(
+            Owed(Owes.DESCRIBE, text=prepared.text, origins=rewrite.origins if rewrite else frozenset()), raw
+        )
 
     async def _execute(self, message: frontend.Execute, raw: bytes) -> None:
         await self._freshen()
@@ -302,7 +310,7 @@ class Conversation:
         decision = await self._gateway.decide(session, text)
         decision = await cursors.checked(decision, self._wire.portals, session, self._gateway)
         if decision.analysis is not None and decision.analysis.kind == "Empty":
-            self._send(Owed(Owes.EXECUTE, text=prepared.text), raw)
+            await self._send(Owed(Owes.EXECUTE, text=prepared.text), raw)
             return
         rewrite = decision.verdict.rewrite
         changed = rewrite is not None and rewrite.sql != prepared.text.sql
@@ -320,7 +328,7 @@ class Conversation:
             self._settle(grant, Outcome(Status.FAILED, message="the rewrite changed while it waited"))
             told = "the policy changed while the statement waited"
             raise RefusalError(reports.report(sqlstate.FEATURE_NOT_SUPPORTED, told, hint="Prepare it again."))
-        self._send(
+        await self._send(
             Owed(Owes.EXECUTE, text=prepared.text, deliveries=(Delivery(grant),), origins=grant.rewrite.origins),
             raw,
         )
@@ -329,11 +337,11 @@ class Conversation:
             self._upstream.write(frontend.Flush().encode())
             await self._until(lambda: self._replies.idle or self._replies.copying)
 
-    def _close_name(self, message: frontend.Close, raw: bytes) -> None:
+    async def _close_name(self, message: frontend.Close, raw: bytes) -> None:
         check_name(message.name)
         if message.kind == b"S":
             self._session.prepared.pop(message.name, None)
-        self._send(Owed(Owes.CLOSE, undo=self._wire.close(message.kind, message.name)), raw)
+        await self._send(Owed(Owes.CLOSE, undo=self._wire.close(message.kind, message.name)), raw)
 
     async def _sync(self, before: Phase, raw: bytes) -> None:
         if before in (Phase.COPY_SIMPLE, Phase.COPY_BATCH):
@@ -343,15 +351,23 @@ class Conversation:
         self._upstream.batch_open = False
         self._batch_over()
         await self._uncongested()
+        if self._replies.waiting >= _UNANSWERED:
+            await self._until_idle()
 
-    def _send(self, owed: Owed, raw: bytes) -> None:
-        """Send one message of a batch on, unless the batch failed while the message was being decided."""
+    async def _send(self, owed: Owed, raw: bytes) -> None:
+        """Send one message of a batch on, unless the batch failed while the message was being decided.
+
+        Neither what the server does not take nor what it does not answer may pile up here.
+        """
         if self._wire.phase is Phase.SKIPPING:
             self._replies.skip(owed)
             return
         self._replies.expect(owed)
         self._upstream.batch_open = True
         self._upstream.write(raw)
+        await self._uncongested()
+        if self._replies.waiting >= _UNANSWERED:
+            await self._drain()
 
     # -- COPY -----------------------------------------------------------------------------------------
 
@@ -420,7 +436,7 @@ class Conversation:
         simple = isinstance(message, frontend.Query | frontend.FunctionCall)
         if not simple:
             poison = frontend.Parse(RESERVED_NAME, _POISON).encode() + frontend.Flush().encode()
-            self._send(Owed(Owes.POISON, substitute=report), poison)
+            await self._send(Owed(Owes.POISON, substitute=report), poison)
             await self._until_idle()
         elif before is Phase.BATCH or self._replies.status == "T":
             self._replies.expect(Owed(Owes.QUERY, substitute=report))

@@ -165,6 +165,11 @@ class Replies:
         return not self._queue
 
     @property
+    def waiting(self) -> int:
+        """How many messages are not answered yet."""
+        return len(self._queue)
+
+    @property
     def aborted(self) -> bool:
         """Whether the transaction is known to have failed: it cannot be asked anything."""
         return self.status == "E" and not self._transaction_ran

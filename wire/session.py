@@ -53,6 +53,12 @@ def _to(phase: Phase, *triggers: Trigger) -> dict[Trigger, Phase]:
     return dict.fromkeys(triggers, phase)
 
 
+# What one client may keep open: PostgreSQL sets no bound, but a gateway serves many.
+_MOST_NAMES = 5_000
+_MOST_BYTES = 64 << 20
+# Texts and parameters below this are bounded by their number.
+_SMALL_BYTES = 8_192
+
 # COPY messages outside of COPY are what a client still sends after its COPY failed: ignored.
 # After an error everything but Sync and Terminate is skipped, a Query too.
 TRANSITIONS: Mapping[Phase, Mapping[Trigger, Phase]] = {
@@ -107,6 +113,11 @@ class Prepared:
     text: Forwarded
     decision: Decision
 
+    @property
+    def size(self) -> int:
+        """Bytes of its text."""
+        return len(self.text.client)
+
 
 @dataclass(frozen=True, slots=True)
 class Portal:
@@ -120,6 +131,11 @@ class Portal:
     parameters: tuple[bytes | None, ...]
     search_path: tuple[str, ...]
     declared: bool = False
+
+    @property
+    def size(self) -> int:
+        """Bytes of its parameters."""
+        return sum(len(value) for value in self.parameters if value is not None)
 
 
 T = TypeVar("T")
@@ -163,11 +179,13 @@ class WireSession:
         self.phase = TRANSITIONS[self.phase][event]
 
     def prepare(self, prepared: Prepared) -> Undo[Prepared]:
-        """A Parse is sent on."""
+        """A Parse is sent on. Raises RefusalError where the client keeps too many."""
+        _check_room(self.statements, prepared, "prepared statements", "DEALLOCATE")
         return _set(self.statements, prepared.name, prepared)
 
     def bind(self, portal: Portal) -> Undo[Portal]:
-        """A Bind is sent on."""
+        """A Bind is sent on. Raises RefusalError where the client keeps too many."""
+        _check_room(self.portals, portal, "portals", "Close")
         return _set(self.portals, portal.name, portal)
 
     def prepared(self, name: str) -> Prepared:
@@ -225,6 +243,18 @@ def _forget(book: dict[str, T], name: str | None) -> None:
         book.clear()
     elif name is not None:
         book.pop(name, None)
+
+
+def _check_room(
+    book: Mapping[str, Prepared] | Mapping[str, Portal], new: Prepared | Portal, what: str, cure: str
+) -> None:
+    others = len(book) - (new.name in book)
+    large = new.size > _SMALL_BYTES
+    if others >= _MOST_NAMES or (
+        large and new.size + sum(kept.size for name, kept in book.items() if name != new.name) > _MOST_BYTES
+    ):
+        text = f"too many {what} are open: at most {_MOST_NAMES}, of {_MOST_BYTES >> 20} MiB together"
+        raise RefusalError(report(sqlstate.PROGRAM_LIMIT_EXCEEDED, text, hint=f"{cure} what is not needed any more."))
 
 
 def _set(book: dict[str, T], name: str, value: T) -> Undo[T]:
