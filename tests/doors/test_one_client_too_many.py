@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from tests.doors import mcp_calls
 from tests.doors.wire_calls import RawClient, errors, raw_client, values
 from tests.stack import Stack
 from tests.waiting import until
-from wire.frontend import Bind, Execute, Parse, Query, Sync
+from wire.backend import Authentication
+from wire.frontend import AuthenticationResponse, Bind, Execute, Parse, Query, StartupRequest, Sync, Terminate
 
 _CHUNK = 1 << 20
 _FLOOD = 200 * _CHUNK
@@ -129,3 +131,19 @@ def test_a_client_that_takes_no_farewell_is_cut_off(stack: Stack, monkeypatch: p
         stack.call(revoke)
         assert accepted(stack, client)
         until(lambda: not accepted(stack, client), "the connection of a client that reads nothing was kept")
+
+
+def test_one_principal_cannot_take_every_connection(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wire.listener._CONNECTIONS_PER_PRINCIPAL", 3)
+    with ExitStack() as open_:
+        clients = [open_.enter_context(raw_client(stack, "grace")) for _ in range(3)]
+        late = open_.enter_context(raw_client(stack))
+        late.send(StartupRequest(3, 0, {"user": "grace", "database": stack.database}))
+        late.until(Authentication)
+        late.send(AuthenticationResponse.password(stack.tokens["grace"]))
+        assert errors(late.until_closed()) == [("53300", "too many connections for `grace`: 3 are open")]
+        open_.enter_context(raw_client(stack, "ada"))
+        clients[0].send(Terminate())
+        clients[0].until_closed()
+        until(lambda: not accepted(stack, clients[0]), "the connection was kept")
+        open_.enter_context(raw_client(stack, "grace"))
