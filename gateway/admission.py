@@ -12,8 +12,9 @@ import hashlib
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from audit.approvals import ApprovalRecord, Conflict, State
@@ -43,9 +44,11 @@ from policy.model import Analysis, ApprovalTerms, Decision, Effect, Facts, Reaso
 
 _MINT = object()
 
-# Decisions kept per process; one is a few KB.
+# Decisions kept per process. One is some ten times its text: texts that are longer are decided each time, in a thread.
 _CACHE_ENTRIES = 4096
-_CACHEABLE_TEXT_BYTES = 16_384
+_CACHEABLE_TEXT_BYTES = 4_096
+# Long texts that are decided at the same time.
+_LARGE_AT_ONCE = 1
 
 # Parameters of one statement that the audit keeps whole, together; a person reads no more than this either.
 _RECORDED_PARAMETER_BYTES = 256 * 1024
@@ -109,6 +112,7 @@ class Gateway:
         self.sessions = sessions
         self.instance = instance
         self._cache: dict[tuple[object, ...], Decision] = {}
+        self._large = asyncio.Semaphore(_LARGE_AT_ONCE)
         self._asking: Counter[tuple[str, str]] = Counter()  # requests that are not in the audit yet
 
     # -- sessions -------------------------------------------------------------------------------------
@@ -152,18 +156,27 @@ class Gateway:
         Cached by exact bytes and everything else the verdict depends on, never by a fingerprint.
         """
         catalog = await self.catalog(session)
-        decision = self._decide(session, text, catalog)
+        decision = await self._decide(session, text, catalog)
         if session.catalog is None and _names_something_unknown(decision):
             # It may have been made elsewhere a moment ago: look again before saying that it is not there.
             latest = await self.connections.latest(session.connection)
             if latest.epoch != catalog.epoch:
-                decision = self._decide(session, text, latest)
+                decision = await self._decide(session, text, latest)
         return decision
 
-    def _decide(self, session: Session, text: bytes, catalog: Catalog) -> Decision:
+    async def _decide(self, session: Session, text: bytes, catalog: Catalog) -> Decision:
         policy, principal = self.policies.current, session.principal
         facts = Facts(session.connection.name, catalog, session.search_path, session.prepared)
-        if len(text) > _CACHEABLE_TEXT_BYTES or session.prepared:
+        if len(text) > _CACHEABLE_TEXT_BYTES or _any_long(session.prepared):
+            # A text of the largest size takes seconds: everybody else goes on meanwhile. The thread gets a
+            # catalog of its own, since what the engine remembers of one is filled in while it decides.
+            facts = replace(facts, catalog=replace(catalog), prepared=dict(facts.prepared))
+            async with self._large:
+                decision = await asyncio.to_thread(decide, policy, principal, facts, text)
+            if self.policies.current.hash != policy.hash:
+                return await self._decide(session, text, catalog)
+            return decision
+        if session.prepared:
             return decide(policy, principal, facts, text)
         key = (text, policy.hash, catalog.epoch, session.search_path, session.connection.name, principal)
         if (known := self._cache.get(key)) is not None:
@@ -510,6 +523,11 @@ def outcome_of(error: BaseException) -> Outcome:
         case CountersignError():
             return Outcome(Status.FAILED, sqlstate=error.sqlstate, message=error.text)
     return Outcome(Status.UNKNOWN, sqlstate="XX000", message=f"internal error: {type(error).__name__}")
+
+
+def _any_long(prepared: Mapping[str, Decision]) -> bool:
+    """Whether an EXECUTE could be about a long text."""
+    return any(d.analysis is not None and len(d.analysis.text) > _CACHEABLE_TEXT_BYTES for d in prepared.values())
 
 
 def recorded_parameters(parameters: Sequence[bytes | None]) -> dict[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -147,3 +148,39 @@ def test_one_principal_cannot_take_every_connection(stack: Stack, monkeypatch: p
         clients[0].until_closed()
         until(lambda: not accepted(stack, clients[0]), "the connection was kept")
         open_.enter_context(raw_client(stack, "grace"))
+
+
+def test_a_long_statement_holds_nobody_else_up(stack: Stack) -> None:
+    long = b"SELECT " + b",".join([b"id"] * 300_000) + b" FROM customers"
+    with raw_client(stack, "devin") as client, raw_client(stack, "ada") as other:
+        other.cycle(Query(b"SELECT 1"))
+        client.socket.settimeout(60)
+        client.send(Query(long))
+        slowest = 0.0
+        for _ in range(20):
+            start = time.monotonic()
+            assert values(other.cycle(Query(b"SELECT 1"))) == [(b"1",)]
+            slowest = max(slowest, time.monotonic() - start)
+        client.socket.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            client.socket.recv(1)  # it is still being decided: the others were served meanwhile
+        assert slowest < 2
+
+
+def test_strangers_do_not_fill_the_audit(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    from collections import deque
+
+    monkeypatch.setattr("gateway.sessions._RECORDED_REFUSALS_PER_MINUTE", 3)
+    monkeypatch.setattr(stack.app.hall.gateway.sessions, "_refused", deque())
+    refused = "SELECT body FROM entries WHERE kind = 'session.refused'"
+    before = len(stack.audit(refused))
+    for _ in range(5):
+        with raw_client(stack) as client:
+            name = "n" * 3000
+            client.send(StartupRequest(3, 0, {"user": name, "database": name, "application_name": name}))
+            client.until(Authentication)
+            client.send(AuthenticationResponse.password("no token"))
+            assert [code for code, _ in errors(client.until_closed())] == ["28000"]
+    recorded = stack.audit(refused)[before:]
+    assert len(recorded) == 3
+    assert all(len(row["body"]) < 2000 for row in recorded)
