@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import secrets
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -35,6 +36,7 @@ from gateway.errors import (
 from gateway.identity import VerifiedToken
 from gateway.metering import Meter
 from gateway.model import ClientInfo, Door, Outcome, Session, Statement, Status
+from gateway.parameters import RECORDED_BYTES, recorded_parameters, size_of
 from gateway.policies import PolicyBook
 from gateway.recorder import Recorder, unrecorded
 from gateway.sessions import Sessions
@@ -53,6 +55,9 @@ from policy.model import (
 )
 
 _MINT = object()
+
+# Requests that one principal may have open: more would be a way to tire the approvers.
+_OPEN_REQUESTS = 20
 
 
 class Grant:
@@ -115,6 +120,7 @@ class Gateway:
         self.instance = instance
         self._decider = Decider(policies, connections)
         self._meter = Meter()
+        self._asking: Counter[tuple[str, str]] = Counter()  # requests that are not in the audit yet
 
     # -- sessions -------------------------------------------------------------------------------------
 
@@ -157,9 +163,9 @@ class Gateway:
         """The verdict on one statement's text; see `gateway.deciding.Decider.decide`."""
         return await self._decider.decide(session, text, parameters, runs=runs)
 
-    def too_many(self, grant: Grant, rows: int) -> RowCountError | None:
+    async def too_many(self, grant: Grant, rows: int) -> RowCountError | None:
         """The error with which a counted statement must be rolled back; None where its grant covers the count."""
-        return self._decider.too_many(grant.statement, grant.decision, rows)
+        return await self._decider.too_many(grant.statement, grant.decision, rows)
 
     # -- the path -------------------------------------------------------------------------------------
 
@@ -234,6 +240,10 @@ class Gateway:
             session.principal.subject,
         ):
             raise ApprovalRejectedError(f"approval `{approval_id}` was asked for by somebody else")
+        if record.door != session.door.value:
+            raise ApprovalRejectedError(
+                f"approval `{approval_id}` was asked for at the {record.door} door, where its statement waits to run"
+            )
         statement = Statement(
             session=session,
             text=record.statement.encode(),
@@ -298,7 +308,15 @@ class Gateway:
         on_pending: Callable[[Pending], Awaitable[None]] | None,
     ) -> Grant:
         session, statement_id = statement.session, new_statement_id()
-        catalog = await self.catalog(session)
+        requester = session.principal.issuer, session.principal.subject
+        self._asking[requester] += 1
+        try:
+            if (unfit := await self._unfit_for_approval(statement, decision)) is not None:
+                raise await self._record_refusal([statement], [unfit])
+            catalog = await self.catalog(session)
+        except BaseException:
+            self._asking[requester] -= 1
+            raise
         request, pending = self.approvals.request_item(statement, decision, catalog, statement_id, datetime.now(UTC))
         outcome = _draft(
             Kind.OUTCOME,
@@ -310,6 +328,7 @@ class Gateway:
         )
         intent = self._intent(statement_id, statement, decision, approval=pending.id)
         asking = asyncio.ensure_future(self.recorder.record(intent, outcome, request))
+        asking.add_done_callback(lambda _: self._asking.subtract((requester,)))
         if on_pending is None:
             await asking
             raise ApprovalPendingError(pending)
@@ -323,6 +342,18 @@ class Gateway:
                 await asyncio.shield(self._take_back(asking, pending, session))
             raise
         return await self._consume(record, statement)
+
+    async def _unfit_for_approval(self, statement: Statement, decision: Decision) -> Decision | None:
+        """A deny where people cannot be asked: they could not read it, or are asked too much already."""
+        if size_of(statement.parameters) > RECORDED_BYTES:
+            text = f"its parameters are larger than {RECORDED_BYTES >> 10} KiB, and nobody could review them"
+            return denial(decision, "approval.large", text, "Send it in smaller parts.")
+        principal = statement.session.principal
+        asking = self._asking[principal.issuer, principal.subject]  # this one too, and others not written yet
+        if await self.approvals.open_requests(principal) + asking > _OPEN_REQUESTS:
+            text = f"you have {_OPEN_REQUESTS} requests for approval open"
+            return denial(decision, "approval.many", text, "Wait for people to decide, or withdraw some.")
+        return None
 
     async def _take_back(self, asking: Awaitable[object], pending: Pending, session: Session) -> None:
         await asking  # what is not written yet cannot be withdrawn
@@ -397,7 +428,7 @@ class Gateway:
             "door": session.door.value,
             "text": statement.text.decode("utf-8", "replace"),
             "sha256": hashlib.sha256(statement.text).hexdigest(),
-            "parameters": [None if p is None else p.decode("utf-8", "replace") for p in statement.parameters],
+            **recorded_parameters(statement.parameters),
             "principal": principal_body(session.principal),
             "client": {
                 "name": session.client.name,

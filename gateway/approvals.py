@@ -59,7 +59,15 @@ def binding_of(statement: Statement, decision: Decision, catalog: Catalog) -> di
     return {
         "text": hashlib.sha256(statement.text).hexdigest(),
         "parameters": _digest([None if p is None else p.hex() for p in statement.parameters]),
-        "principal": _digest([session.principal.issuer, session.principal.subject]),
+        "principal": _digest(
+            [
+                session.principal.issuer,
+                session.principal.subject,
+                session.principal.kind.value,
+                session.principal.on_behalf_of,
+                sorted(session.principal.groups),
+            ]
+        ),
         "connection": session.connection.name,
         "search_path": _digest(list(session.search_path)),
         "objects": _digest(relations),
@@ -71,7 +79,7 @@ def binding_of(statement: Statement, decision: Decision, catalog: Catalog) -> di
 _DIFFERENCES: Mapping[str, str] = {
     "text": "the statement's text is not the one that was approved",
     "parameters": "the parameters are not the ones that were approved",
-    "principal": "another principal asked for the approval",
+    "principal": "another principal asked for the approval, or one in other groups or for another human",
     "connection": "the approval was given for another connection",
     "search_path": "the search path has changed since",
     "objects": "a name now means another object than when it was approved",
@@ -168,6 +176,12 @@ class Approvals:
             open_ones = [r for r in open_ones if _is_requester(r, session.principal)]
         return sorted(open_ones, key=lambda r: r.created)
 
+    async def open_requests(self, principal: Principal) -> int:
+        """How many requests of this principal wait for people now."""
+        waiting = [r for r in self._store.list(State.REQUESTED) if _is_requester(r, principal)]
+        current = [await self._expire_if_due(record) for record in waiting]
+        return sum(record.state is State.REQUESTED for record in current)
+
     async def wait(self, approval_id: str, seconds: float | None) -> ApprovalRecord:
         """The record once it is no longer `requested`, or as it is after `seconds` (None: no limit)."""
         loop = asyncio.get_running_loop()
@@ -223,7 +237,8 @@ class Approvals:
         """The requester, or the human behind it, takes the request back."""
         record = await self.get(approval_id)
         own = _is_requester(record, session.principal)
-        if not own and session.principal.human != _human_of(record):
+        human = session.principal.human
+        if not own and (human is None or human != _human_of(record)):
             raise ApprovalRejectedError(f"only the requester can withdraw approval `{approval_id}`")
         await self._move(record, State.REQUESTED, State.CANCELLED, Kind.APPROVAL_WITHDRAWN, session)
         return await self.get(approval_id)

@@ -5,7 +5,9 @@ A decision is cached by exact bytes and everything else it depends on, never by 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from gateway import explain
@@ -17,9 +19,11 @@ from policy.catalog import Catalog
 from policy.engine import decide
 from policy.model import Action, Circumstances, Decision, Effect, Facts
 
-# Decisions kept per process; one is a few KB.
+# Decisions kept per process. One is some ten times its text: texts that are longer are decided each time, in a thread.
 _CACHE_ENTRIES = 4096
-_CACHEABLE_TEXT_BYTES = 16_384
+_CACHEABLE_TEXT_BYTES = 4_096
+# Long texts that are decided at the same time.
+_LARGE_AT_ONCE = 1
 # Row counts remembered per session.
 _MEASURED_ENTRIES = 64
 
@@ -30,6 +34,7 @@ class Decider:
     def __init__(self, policies: PolicyBook, connections: Connections) -> None:
         self._policies = policies
         self._connections = connections
+        self._large = asyncio.Semaphore(_LARGE_AT_ONCE)
         self._cache: dict[tuple[object, ...], Decision] = {}
 
     async def catalog(self, session: Session) -> Catalog:
@@ -45,32 +50,32 @@ class Decider:
         `runs` false (it is only prepared), by the hope that there are few.
         """
         catalog = await self.catalog(session)
-        decision = self._decide(session, text, catalog)
+        decision = await self._decide(session, text, catalog)
         if session.catalog is None and _names_something_unknown(decision):
             # It may have been made elsewhere a moment ago: look again before saying that it is not there.
             latest = await self._connections.latest(session.connection)
             if latest.epoch != catalog.epoch:
                 catalog = latest
-                decision = self._decide(session, text, catalog)
+                decision = await self._decide(session, text, catalog)
         if not decision.counts:
             return decision
-        few = self._decide(session, text, catalog, rows=0)
+        few = await self._decide(session, text, catalog, rows=0)
         rewrite = few.verdict.rewrite
         if not runs or rewrite is None:
             return few
         rows = session.measured.get((text, tuple(parameters)), 0)
         if not _calls_users_functions(few):  # the planner could run them
             rows = max(rows, await self._connections.estimate(session, rewrite.sql, parameters))
-        return self._decide(session, text, catalog, rows=rows)
+        return await self._decide(session, text, catalog, rows=rows)
 
-    def too_many(self, statement: Statement, granted: Decision, rows: int) -> RowCountError | None:
+    async def too_many(self, statement: Statement, granted: Decision, rows: int) -> RowCountError | None:
         """The error with which a counted statement must be rolled back; None where what was granted covers the count.
 
         The count is remembered: sent again, the statement is decided by it.
         """
         session, text = statement.session, statement.text
         catalog = session.catalog or self._connections.snapshot(session.connection)
-        again = self._decide(session, text, catalog, rows=rows) if catalog is not None else None
+        again = await self._decide(session, text, catalog, rows=rows) if catalog is not None else None
         if again is not None and again.verdict.effect <= granted.verdict.effect:
             return None
         if len(session.measured) >= _MEASURED_ENTRIES:
@@ -83,7 +88,7 @@ class Decider:
             f"the statement changes {rows} rows: {why}", cure=f"Nothing was changed. Narrow its condition.{retry}"
         )
 
-    def _decide(self, session: Session, text: bytes, catalog: Catalog, rows: int | None = None) -> Decision:
+    async def _decide(self, session: Session, text: bytes, catalog: Catalog, rows: int | None = None) -> Decision:
         policy, principal, now = self._policies.current, session.principal, datetime.now(UTC)
         facts = Facts(
             connection=session.connection.name,
@@ -93,7 +98,16 @@ class Decider:
             mask_key=self._policies.mask_key,
             circumstances=Circumstances(rows, now, session.door.value),
         )
-        if len(text) > _CACHEABLE_TEXT_BYTES or session.prepared:
+        if len(text) > _CACHEABLE_TEXT_BYTES or _any_long(session.prepared):
+            # A text of the largest size takes seconds: everybody else goes on meanwhile. The thread gets a
+            # catalog of its own, since what the engine remembers of one is filled in while it decides.
+            facts = replace(facts, catalog=replace(catalog), prepared=dict(facts.prepared))
+            async with self._large:
+                decision = await asyncio.to_thread(decide, policy, principal, facts, text)
+            if self._policies.current.hash != policy.hash:
+                return await self._decide(session, text, catalog, rows)
+            return decision
+        if session.prepared:
             return decide(policy, principal, facts, text)
         moment = (policy.moment(now), session.door, rows)
         key = (text, policy.hash, catalog.epoch, session.search_path, session.connection.name, principal, moment)
@@ -104,6 +118,11 @@ class Decider:
             self._cache.pop(next(iter(self._cache)))
         self._cache[key] = decision
         return decision
+
+
+def _any_long(prepared: Mapping[str, Decision]) -> bool:
+    """Whether an EXECUTE could be about a long text."""
+    return any(d.analysis is not None and len(d.analysis.text) > _CACHEABLE_TEXT_BYTES for d in prepared.values())
 
 
 def _names_something_unknown(decision: Decision) -> bool:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import httpx2
 from joserfc import jwt
@@ -30,6 +30,8 @@ _UNKNOWN_KEY_RETRY_SECONDS = 10.0
 _FETCH_TIMEOUT_SECONDS = 5.0
 # How far an issuer's clock may be off, RFC 7519 section 4.1.4 ("a few minutes" at most).
 _LEEWAY_SECONDS = 30
+# 9999-01-01: times beyond it are no dates.
+_LAST_TIME = 253_370_764_800
 # A token is a header field or a password message; real ones are 1-4 KiB.
 _MAX_TOKEN_BYTES = 16_384
 
@@ -91,10 +93,15 @@ def as_principal(issuer: Issuer, claims: Mapping[str, Any]) -> Principal:
             cure="Point `groups_claim` at the claim that holds the groups.",
         )
     actor = claims.get("act")
-    human: object = claim_at(claims, issuer.on_behalf_of_claim)
-    kind = PrincipalKind.AGENT if claim_at(claims, issuer.kind_claim) == "agent" else PrincipalKind.HUMAN
-    if isinstance(actor, Mapping):
-        if not isinstance(actor.get("sub"), str) or not actor["sub"]:
+    human = claim_at(claims, issuer.on_behalf_of_claim)
+    if not isinstance(human, str | None) or human == "":
+        raise AuthenticationError(
+            f"the token's claim `{issuer.on_behalf_of_claim}` is not a name",
+            cure="Point `on_behalf_of_claim` at the claim that names the human's subject.",
+        )
+    kind = _kind(issuer, claims)
+    if actor is not None:
+        if not isinstance(actor, Mapping) or not isinstance(actor.get("sub"), str) or not actor["sub"]:
             raise AuthenticationError("the token's `act` claim names no actor", cure="Ask the issuer for `act.sub`.")
         subject, human, kind = actor["sub"], subject, PrincipalKind.AGENT
     email, name = claims.get("email"), claims.get("name")
@@ -105,8 +112,21 @@ def as_principal(issuer: Issuer, claims: Mapping[str, Any]) -> Principal:
         groups=frozenset(groups),
         email=email if isinstance(email, str) else None,
         name=name if isinstance(name, str) else None,
-        on_behalf_of=human if isinstance(human, str) and kind is PrincipalKind.AGENT else None,
+        on_behalf_of=human if kind is PrincipalKind.AGENT else None,
     )
+
+
+def _kind(issuer: Issuer, claims: Mapping[str, Any]) -> PrincipalKind:
+    """Human or agent. A claim that says neither is refused: an agent that passed for a human could vote."""
+    named = claim_at(claims, issuer.kind_claim)
+    if named is None:
+        return PrincipalKind.HUMAN
+    if not isinstance(named, str) or named not in [kind.value for kind in PrincipalKind]:
+        raise AuthenticationError(
+            f"the token's claim `{issuer.kind_claim}` is neither `agent` nor `human`",
+            cure="Ask the issuer for one of them, or for no such claim in the tokens of humans.",
+        )
+    return PrincipalKind(named)
 
 
 class _Keys:
@@ -153,6 +173,11 @@ class _Keys:
             url = str(metadata["jwks_uri"])
         answer = await self._http.get(url)
         return KeySet.import_key_set(answer.raise_for_status().json())
+
+
+def _is_time(value: object) -> TypeGuard[int | float]:
+    """Whether a NumericDate (RFC 7519 section 2) can be one: finite, and within the calendar."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _LAST_TIME
 
 
 class TokenVerifier:
@@ -230,7 +255,7 @@ class TokenVerifier:
     def _check_registered(self, claims: Mapping[str, Any], issuer: Issuer) -> None:
         now = time.time()
         expires = claims.get("exp")
-        if not isinstance(expires, int | float) or isinstance(expires, bool):
+        if not _is_time(expires):
             raise AuthenticationError("the token has no expiry", cure="Ask the issuer for an `exp` claim.")
         if now > expires + _LEEWAY_SECONDS:
             at = datetime.fromtimestamp(expires, UTC)
@@ -238,7 +263,7 @@ class TokenVerifier:
                 f"the token expired at {at:%Y-%m-%d %H:%M:%S} UTC", cure="Get a fresh token from the issuer."
             )
         not_before = claims.get("nbf", 0)
-        if not isinstance(not_before, int | float) or now < not_before - _LEEWAY_SECONDS:
+        if not _is_time(not_before) or now < not_before - _LEEWAY_SECONDS:
             raise AuthenticationError(
                 "the token is not valid yet", cure="Check the clocks of the issuer and of this machine."
             )

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
+import time
+from collections import deque
 from datetime import UTC, datetime, timedelta
 
 from audit.entry import Draft, Kind
@@ -12,6 +15,13 @@ from gateway.errors import AuthenticationError, CountersignError, SessionEndedEr
 from gateway.identity import VerifiedToken
 from gateway.model import ClientInfo, Connection, Door, Session
 from gateway.recorder import Recorder
+
+log = logging.getLogger(__name__)
+
+_RECORDED_REFUSALS_PER_MINUTE = 300
+# A stranger's words about itself, in characters.
+_WORDS = 200
+_REASON = 1000
 
 
 class Sessions:
@@ -23,6 +33,7 @@ class Sessions:
         self._instance = instance
         self._open: dict[str, Session] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._refused: deque[float] = deque()  # when refusals of the last minute were recorded, time.monotonic
 
     def list(self) -> list[Session]:
         """The open sessions, the oldest first."""
@@ -98,18 +109,32 @@ class Sessions:
     async def record_refusal(
         self, error: CountersignError, door: Door, client: ClientInfo, connection: str | None
     ) -> None:
-        """Write down that somebody was turned away. Nobody was verified, so no subject is named."""
+        """Write down that somebody was turned away. Nobody was verified, so no subject is named.
+
+        Whoever sends garbage must not fill the audit: beyond so many a minute only the log hears of it.
+        """
+        now = time.monotonic()
+        while self._refused and now - self._refused[0] > 60:
+            self._refused.popleft()
+        if len(self._refused) >= _RECORDED_REFUSALS_PER_MINUTE:
+            log.warning("logins are refused too fast to be recorded one by one")
+            return
+        self._refused.append(now)
         await self._recorder.record(
             Draft(
                 kind=Kind.SESSION_REFUSED,
                 session=None,
                 subject=None,
-                connection=connection,
+                connection=connection[:_WORDS] if connection else connection,
                 body={
-                    "reason": error.text,
+                    "reason": error.text[:_REASON],
                     "sqlstate": error.sqlstate,
                     "door": door.value,
-                    "client": {"name": client.name, "version": client.version, "address": client.address},
+                    "client": {
+                        "name": client.name[:_WORDS] if client.name else client.name,
+                        "version": client.version,
+                        "address": client.address,
+                    },
                     "instance": self._instance,
                 },
             )

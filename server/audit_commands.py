@@ -28,6 +28,7 @@ from gateway.errors import AuditUnavailableError, ConfigurationError
 from server import signing_commands
 from server.config import load_config
 from server.signing_commands import CONFIG, STORE
+from server.visible import visible
 
 # How often a followed export looks for what is new.
 _FOLLOW_SECONDS = 0.5
@@ -201,7 +202,9 @@ def _show(found: Sequence[Found]) -> None:
     for name in ("seq", "time", "who", "kind", "what"):
         table.add_column(name, no_wrap=name != "what", overflow="fold")
     for entry in found:
-        table.add_row(str(entry.seq), entry.time[:19], entry.subject or "", entry.kind, _what(entry))
+        # What clients sent must not reach the terminal as control sequences, nor look like something else.
+        cells = (str(entry.seq), entry.time[:19], entry.subject or "", entry.kind, _what(entry))
+        table.add_row(*map(visible, cells))
     console.print(table if found else "nothing found", markup=False)
 
 

@@ -29,6 +29,11 @@ from server.values import TypeFacts
 
 # Rows asked of the portal at a time: a page's byte limit is noticed after at most so many more rows.
 _STEP_ROWS = 50
+# The first step tells how large the rows are.
+_FIRST_ROWS = 8
+_STEP_BYTES = 4 << 20
+# Statements that run or can be continued, for one principal: each has a connection to PostgreSQL.
+_READINGS_PER_PRINCIPAL = 32
 # Rows of a write's RETURNING beyond the page are not kept; they are counted in steps of this many.
 _DISCARD_ROWS = 1000
 # How long PostgreSQL may take to stop a statement that it was asked to cancel.
@@ -195,7 +200,7 @@ class Reading:
 
     async def _commit(self, upstream: Upstream, grant: Grant, portal: Portal) -> None:
         """Make a counted write last, unless it changed more rows than it was allowed for: RowCountError."""
-        error = self._gateway.too_many(grant, rows_of(portal.tag))
+        error = await self._gateway.too_many(grant, rows_of(portal.tag))
         if error is None:
             await upstream.probe("COMMIT")
             return
@@ -282,13 +287,14 @@ class Portal:
         self._cancelling: asyncio.Future[None] | None = None  # kept, so that it is not forgotten halfway
         self._buffer: deque[Row] = deque()
         self._fetched = 0
+        self._fetched_size = 0
         self._rows = 0
         self._size = 0
         self._digest = hashlib.sha256()
 
     async def open(self, grant: Grant, limit: PageLimit, check: Callable[[tuple[ResultColumn, ...]], None]) -> None:
         """Run it and fetch the first step. `check` may raise on the columns before a row is looked at."""
-        page = await self._call(self._upstream.open(grant.sql, grant.parameters, min(_STEP_ROWS, limit.rows)))
+        page = await self._call(self._upstream.open(grant.sql, grant.parameters, min(_FIRST_ROWS, limit.rows)))
         self.columns = page.columns
         check(page.columns)
         self._add(page)
@@ -298,7 +304,7 @@ class Portal:
         rows: list[Row] = []
         size = 0
         while len(rows) < limit.rows:
-            if not self._buffer and not await self._fetch(min(_STEP_ROWS, limit.rows - len(rows))):
+            if not self._buffer and not await self._fetch(min(self._step(_STEP_ROWS), limit.rows - len(rows))):
                 break
             row_size = sum(len(value) for value in self._buffer[0] if value is not None)
             if rows and size + row_size > limit.size:
@@ -317,7 +323,7 @@ class Portal:
         A write is read to its end at once, since its transaction stays open with the portal.
         """
         if self._writes:
-            while self._buffer or await self._fetch(_DISCARD_ROWS):
+            while self._buffer or await self._fetch(self._step(_DISCARD_ROWS)):
                 self.dropped += len(self._buffer)
                 self._buffer.clear()
             return False
@@ -373,6 +379,11 @@ class Portal:
         elif running.exception() is None:
             self._add(running.result())
 
+    def _step(self, most: int) -> int:
+        """Rows to ask for: fewer of large ones, so that a step stays small in bytes."""
+        average = self._fetched_size // max(self._fetched, 1)
+        return max(1, min(most, _STEP_BYTES // max(average, 1)))
+
     async def _fetch(self, rows: int) -> bool:
         """Fetch until at least one row is there; False at the end of the result."""
         while self._suspended and not self._buffer:
@@ -382,6 +393,7 @@ class Portal:
     def _add(self, page: Page) -> None:
         self._buffer.extend(page.rows)
         self._fetched += len(page.rows)
+        self._fetched_size += page.size
         self._suspended, self.tag = page.suspended, whole_tag(page.tag, len(page.rows), self._fetched)
         # Lines of the server's log may quote the text that ran, which is not the client's.
         self.notices += [
@@ -450,7 +462,16 @@ class Cursors:
         self._named: dict[str, Reading] = {}
 
     def begin(self, session: Session, admit: Callable[[], AbstractAsyncContextManager[Grant]]) -> Reading:
-        """Start to run what `admit` grants, once `Reading.next` asks for rows."""
+        """Start to run what `admit` grants, once `Reading.next` asks for rows.
+
+        Each reading holds an upstream session, and one client may not take them all: raises LimitExceededError.
+        """
+        principal = session.principal
+        if sum(reading.session.principal == principal for reading in self._readings) >= _READINGS_PER_PRINCIPAL:
+            raise LimitExceededError(
+                f"`{principal.subject}` has {_READINGS_PER_PRINCIPAL} statements running or open cursors here",
+                cure="Wait for them, or read the open cursors to their end.",
+            )
         reading = Reading(self._gateway, session, admit, self._types, self._idle_seconds)
         self._readings.add(reading)
         reading.when_done(lambda: self._readings.discard(reading))

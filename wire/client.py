@@ -13,6 +13,8 @@ from wire.frontend import Packet
 
 # Bytes that may wait undecoded before the client is told to wait; one message may be larger.
 _READ_AHEAD_BYTES = 256 * 1024
+# How long a client may take for the last bytes that were written to it.
+_FAREWELL_SECONDS = 10.0
 
 
 class ClientGoneError(Exception):
@@ -94,9 +96,11 @@ class ClientConnection(asyncio.Protocol):
             self._transport.write(data)
 
     def close(self) -> None:
-        """Send what is written, then close."""
+        """Send what is written, then close; a client that does not take it in time is cut off."""
         if self._transport is not None:
             self._transport.close()
+            if not self.gone:
+                asyncio.get_running_loop().call_later(_FAREWELL_SECONDS, self._transport.abort)
 
     async def start_tls(self, context: ssl.SSLContext) -> bool:
         """Answer an SSLRequest with `S` and shake hands.

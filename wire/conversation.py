@@ -17,7 +17,7 @@ from gateway.errors import CountersignError
 from gateway.model import Outcome, Session, Statement, Status
 from gateway.upstream import UpstreamError, UpstreamLostError
 from policy.model import Decision, Effect
-from wire import backend, copy, frontend, reports, sqlstate
+from wire import backend, copy, cursors, frontend, reports, sqlstate
 from wire.backend import ParameterStatus
 from wire.batch import Batch
 from wire.client import ClientConnection, ClientGoneError
@@ -33,7 +33,7 @@ from wire.replies import (
     Owed,
     Owes,
     Replies,
-    may_change_context,
+    matters,
     reported,
 )
 from wire.reports import RefusalError, Report
@@ -46,6 +46,8 @@ log = logging.getLogger(__name__)
 
 _CANCEL_SECONDS = 5.0  # for a cancelled statement to answer; then its outcome is unknown
 _CANCEL_AGAIN_SECONDS = 0.25
+# Messages sent on without an answer: a pipeline longer than this is answered in between.
+_UNANSWERED = 10_000
 
 
 class Conversation:
@@ -74,6 +76,7 @@ class Conversation:
         self._counted = CountedRuns(client, upstream, self._replies, gateway, self._forward, self._until_idle)
         self._limiter = Limiter(wire, self._replies, self.cancel)
         self._cancelling: asyncio.Task[None] | None = None
+        self._refreshed_in_batch = False
         client.on_gone = self._client_gone
         client.on_writable = upstream.resume_reading
         session.on_end.append(self._session_ended)
@@ -207,9 +210,10 @@ class Conversation:
                 case frontend.Execute():
                     await self._execute(message, received.raw)
                 case frontend.Close():
-                    self._close_name(message, received.raw)
+                    await self._close_name(message, received.raw)
                 case frontend.Flush():
                     self._forward(received.raw)
+                    await self._uncongested()
                 case frontend.Sync():
                     await self._sync(before, received.raw)
                 case frontend.FunctionCall():
@@ -223,7 +227,9 @@ class Conversation:
 
     async def _query(self, message: frontend.Query) -> None:
         await self._until_idle()
-        statements, decisions, starts = await decide_each(message.text, self._session, self._gateway, self._freshen)
+        statements, decisions, starts = await decide_each(
+            message.text, self._session, self._gateway, self._wire.portals, self._freshen
+        )
         grants = await self._begin(message.text, statements, decisions, starts)
         forwarded = forward_all(
             message.text, [(start, grant.rewrite) for start, grant in zip(starts, grants, strict=True)]
@@ -241,6 +247,7 @@ class Conversation:
             )
         )
         self._upstream.write(frontend.Query(forwarded.sql).encode())
+        self._batch_over()
         await self._until(lambda: self._replies.idle or self._replies.copying)
 
     # -- extended query -------------------------------------------------------------------------------
@@ -254,8 +261,9 @@ class Conversation:
         rewrite = decision.verdict.rewrite
         assert rewrite is not None, "a verdict that is no deny has a rewrite"
         forwarded = forward_one(message.text, rewrite)
+        self._session.prepared.pop(message.name, None)
         undo = self._wire.prepare(Prepared(message.name, forwarded, decision))
-        self._send(
+        await self._send(
             Owed(Owes.PARSE, text=forwarded, undo=undo),
             frontend.Parse(message.name, rewrite.sql, message.types).encode(),
         )
@@ -265,7 +273,7 @@ class Conversation:
         await self._freshen()
         prepared = self._wire.prepared(message.statement)
         portal = Portal(message.portal, prepared, message.readable(), self._session.search_path)
-        self._send(Owed(Owes.BIND, text=prepared.text, undo=self._wire.bind(portal)), raw)
+        await self._send(Owed(Owes.BIND, text=prepared.text, undo=self._wire.bind(portal)), raw)
 
     async def _describe(self, message: frontend.Describe, raw: bytes) -> None:
         await self._freshen()
@@ -273,7 +281,9 @@ class Conversation:
             self._wire.prepared(message.name) if message.kind == b"S" else self._wire.portal(message.name).prepared
         )
         rewrite = prepared.decision.verdict.rewrite
-        self._send(Owed(Owes.DESCRIBE, text=prepared.text, origins=rewrite.origins if rewrite else frozenset()), raw)
+        await self._send(
+            Owed(Owes.DESCRIBE, text=prepared.text, origins=rewrite.origins if rewrite else frozenset()), raw
+        )
 
     async def _execute(self, message: frontend.Execute, raw: bytes) -> None:
         await self._freshen()
@@ -284,8 +294,9 @@ class Conversation:
         prepared, session = portal.prepared, self._session
         text = prepared.text.client
         decision = await self._gateway.decide(session, text, portal.parameters)
+        decision = await cursors.checked(decision, self._wire.portals, session, self._gateway)
         if decision.analysis is not None and decision.analysis.kind == "Empty":
-            self._send(Owed(Owes.EXECUTE, text=prepared.text), raw)
+            await self._send(Owed(Owes.EXECUTE, text=prepared.text), raw)
             return
         rewrite = decision.verdict.rewrite
         changed = rewrite is not None and rewrite.sql != prepared.text.sql
@@ -309,7 +320,7 @@ class Conversation:
             # The approval took its time, and the policy changed meanwhile: what was approved is not what runs.
             self._settle(grant, Outcome(Status.FAILED, message="the rewrite changed while it waited"))
             raise RefusalError(reports.CHANGED)
-        self._send(
+        await self._send(
             Owed(
                 Owes.EXECUTE,
                 text=prepared.text,
@@ -326,9 +337,11 @@ class Conversation:
             self._forward(frontend.Flush().encode())
             await self._until(lambda: self._replies.idle or self._replies.copying)
 
-    def _close_name(self, message: frontend.Close, raw: bytes) -> None:
+    async def _close_name(self, message: frontend.Close, raw: bytes) -> None:
         check_name(message.name)
-        self._send(Owed(Owes.CLOSE, undo=self._wire.close(message.kind, message.name)), raw)
+        if message.kind == b"S":
+            self._session.prepared.pop(message.name, None)
+        await self._send(Owed(Owes.CLOSE, undo=self._wire.close(message.kind, message.name)), raw)
 
     async def _sync(self, before: Phase, raw: bytes) -> None:
         if before in (Phase.COPY_SIMPLE, Phase.COPY_BATCH):
@@ -336,10 +349,16 @@ class Conversation:
         self._replies.expect(Owed(Owes.SYNC))
         self._forward(raw)
         self._upstream.batch_open = False
+        self._batch_over()
         await self._uncongested()
+        if self._replies.waiting >= _UNANSWERED:
+            await self._until_idle()
 
-    def _send(self, owed: Owed, raw: bytes) -> None:
-        """One message of a batch goes on, unless the batch failed while the message was being decided."""
+    async def _send(self, owed: Owed, raw: bytes) -> None:
+        """One message of a batch goes on, unless the batch failed while the message was being decided.
+
+        Neither what the server does not take nor what it does not answer may pile up here.
+        """
         if self._wire.phase is Phase.SKIPPING:
             self._replies.skip(owed)
             return
@@ -347,6 +366,9 @@ class Conversation:
         self._upstream.batch_open = True
         if self._batch.hold(owed, raw):
             self._forward(b"")
+            await self._uncongested()
+        if self._replies.waiting >= _UNANSWERED:
+            await self._drain()
 
     def _forward(self, raw: bytes) -> None:
         """Send what was held back of the batch, and this behind it."""
@@ -385,7 +407,7 @@ class Conversation:
 
     async def _freshen(self) -> None:
         """Make sure that what was sent before has taken effect in what the next decision is made on."""
-        if any(may_change_context(delivery) for delivery in self._replies.unsettled()):
+        if any(matters(delivery) for delivery in self._replies.unsettled()):
             await self._drain()
         if self._session.stale and not self._replies.aborted:
             await self._drain()
@@ -396,8 +418,15 @@ class Conversation:
         if self._replies.aborted or self._wire.phase is Phase.SKIPPING:
             return
         # Inside an unfinished batch the server has an implicit transaction open.
+        self._refreshed_in_batch = self._replies.dirty
         self._upstream.transaction_status = "T" if self._replies.dirty else self._replies.status
         await self._gateway.refresh(self._session, self._upstream)
+
+    def _batch_over(self) -> None:
+        """What was read inside a batch ends with it: by a failure, or as SET LOCAL does, by succeeding."""
+        if self._refreshed_in_batch:
+            self._refreshed_in_batch = False
+            self._session.stale = True
 
     async def _drain(self) -> None:
         """Wait until everything sent so far is answered."""
@@ -413,12 +442,13 @@ class Conversation:
             return  # the batch had failed already, and the client has heard why
         simple = isinstance(message, frontend.Query | frontend.FunctionCall)
         if not simple:
-            self._send(Owed(Owes.POISON, substitute=report), POISON)
+            await self._send(Owed(Owes.POISON, substitute=report), POISON)
             await self._drain()
         elif before is Phase.BATCH or self._replies.status == "T":
             self._replies.expect(Owed(Owes.QUERY, substitute=report))
             self._forward(frontend.Query(b"refused by the gateway").encode())
             self._upstream.batch_open = False
+            self._batch_over()
             await self._until_idle()
         else:
             ready = backend.ReadyForQuery(self._replies.status)

@@ -69,7 +69,7 @@ class CountedRuns:
         if withheld is None:
             return  # it failed, and the client has heard why
         completion, rows = withheld
-        error = self._gateway.too_many(grant, rows)
+        error = await self._gateway.too_many(grant, rows)
         if error is None:
             self._client.send(completion)
             return

@@ -8,6 +8,7 @@ import hmac
 import logging
 import secrets
 import ssl
+from collections import Counter
 
 from gateway.admission import Gateway
 from gateway.errors import CountersignError
@@ -29,6 +30,8 @@ _START_SECONDS = 30.0
 # Every failed start takes at least this long: guessing is slow, and says nothing by its speed.
 _REFUSAL_SECONDS = 0.2
 _CONNECTIONS = 1000
+# Connections of one principal: each has an upstream session of its own, and PostgreSQL has 100 by default.
+_CONNECTIONS_PER_PRINCIPAL = 50
 # NAMEDATALEN - 1.
 _NAME_BYTES = 63
 
@@ -60,6 +63,7 @@ class WireDoor:
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._conversations: dict[int, tuple[bytes, Conversation]] = {}  # by our own pid, with its key
+        self._by_principal: Counter[tuple[str, str]] = Counter()  # sessions with an upstream, by issuer and subject
 
     async def start(self) -> None:
         """Listen. Raises OSError."""
@@ -95,6 +99,9 @@ class WireDoor:
     # -- one connection -------------------------------------------------------------------------------
 
     def _accepted(self, client: ClientConnection) -> None:
+        if len(self._tasks) >= 2 * self._most:
+            client.close()  # not even those who say nothing may be kept without bound
+            return
         task = asyncio.get_running_loop().create_task(self._serve(client), name="wire start")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -126,9 +133,11 @@ class WireDoor:
         async with asyncio.timeout(_START_SECONDS):
             arrival = await arrive(client, wire, self._context, self._cancel)
             session = await self._admitted(client, wire, arrival)
+            await self._check_room(session)
             try:
                 upstream = await self._upstream(session, arrival)
             except BaseException:
+                self._leave(session)
                 with contextlib.suppress(CountersignError):
                     await self._gateway.close_session(session, "the upstream could not be reached")
                 raise
@@ -150,6 +159,7 @@ class WireDoor:
             raise
         finally:
             del self._conversations[pid]
+            self._leave(session)
             await conversation.close()
             with contextlib.suppress(CountersignError):
                 await self._gateway.close_session(session, reason)
@@ -167,6 +177,22 @@ class WireDoor:
                 await self._gateway.refuse_login(error, Door.WIRE, arrival.client, arrival.database)
             await asyncio.sleep(max(0.0, earliest - loop.time()))
             raise TurnedAwayError(turned_away(error)) from None
+
+    async def _check_room(self, session: Session) -> None:
+        """Count the session in; raises TurnedAwayError where its principal has too many here."""
+        principal = session.principal.issuer, session.principal.subject
+        if self._by_principal[principal] >= _CONNECTIONS_PER_PRINCIPAL:
+            text = f"too many connections for `{session.principal.subject}`: {_CONNECTIONS_PER_PRINCIPAL} are open"
+            with contextlib.suppress(CountersignError):
+                await self._gateway.close_session(session, text)
+            raise TurnedAwayError(reports.fatal(sqlstate.TOO_MANY_CONNECTIONS, text))
+        self._by_principal[principal] += 1
+
+    def _leave(self, session: Session) -> None:
+        principal = session.principal.issuer, session.principal.subject
+        self._by_principal[principal] -= 1
+        if not self._by_principal[principal]:
+            del self._by_principal[principal]
 
     async def _upstream(self, session: Session, arrival: Arrival) -> UpstreamSession:
         """This session's own connection to PostgreSQL, its search path and catalog known."""

@@ -181,6 +181,11 @@ class Replies:
         return not self._queue
 
     @property
+    def waiting(self) -> int:
+        """How many messages are not answered yet."""
+        return len(self._queue)
+
+    @property
     def aborted(self) -> bool:
         """Whether the transaction is known to have failed: it cannot be asked anything."""
         return self.status == "E" and not self._transaction_ran
@@ -411,15 +416,25 @@ def changes_context(effects: Effects) -> bool:
     return effects.search_path or effects.catalog or any(name is not None for name in named)
 
 
-def may_change_context(delivery: Delivery) -> bool:
+def matters(delivery: Delivery) -> bool:
     """Whether a statement that still runs may change what the next one's names mean."""
     return changes_context(delivery.effects) or delivery.effects.transaction is not None
 
 
-def ends_transaction(decision: Decision) -> bool:
-    """Whether a statement ends the transaction that it runs in."""
-    transaction = decision.analysis.effects.transaction if decision.analysis else None
-    return transaction in (Transaction.COMMIT, Transaction.ROLLBACK)
+def moves_context(decision: Decision) -> bool:
+    """Whether later statements of the same message can no longer be decided once this one has run."""
+    if decision.analysis is None:
+        return False
+    effects = decision.analysis.effects
+    return changes_context(effects) or effects.transaction in (Transaction.COMMIT, Transaction.ROLLBACK)
+
+
+def depends_on_context(decision: Decision) -> bool:
+    """Whether what a statement does depends on names, of objects or of a prepared statement."""
+    analysis = decision.analysis
+    return analysis is not None and bool(
+        analysis.demands or analysis.relations or analysis.effects.executes is not None
+    )
 
 
 def reported(frame: Frame) -> ParameterStatus | None:

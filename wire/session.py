@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Generic, TypeVar
 
+from gateway.parameters import size_of
 from policy.model import Decision
 from wire import copy, frontend, sqlstate
 from wire.fields import ProtocolError
@@ -52,6 +53,12 @@ _COPY = (copy.CopyData, copy.CopyDone, copy.CopyFail)
 def _to(phase: Phase, *triggers: Trigger) -> dict[Trigger, Phase]:
     return dict.fromkeys(triggers, phase)
 
+
+# What one client may keep open: PostgreSQL sets no bound, but a gateway serves many.
+_MOST_NAMES = 5_000
+_MOST_BYTES = 64 << 20
+# Texts and parameters below this are bounded by their number.
+_SMALL_BYTES = 8_192
 
 # COPY messages outside of COPY are what a client still sends after its COPY failed: ignored.
 # After an error everything but Sync and Terminate is skipped, a Query too.
@@ -107,6 +114,11 @@ class Prepared:
     text: Forwarded
     decision: Decision
 
+    @property
+    def size(self) -> int:
+        """Bytes of its text."""
+        return len(self.text.client)
+
 
 @dataclass(slots=True, eq=False)
 class Used:
@@ -129,6 +141,11 @@ class Portal:
     search_path: tuple[str, ...]
     declared: bool = False
     used: Used = field(default_factory=Used)
+
+    @property
+    def size(self) -> int:
+        """Bytes of its parameters."""
+        return size_of(self.parameters)
 
 
 class EndedError(Exception):
@@ -181,11 +198,13 @@ class WireSession:
         self.phase = TRANSITIONS[self.phase][event]
 
     def prepare(self, prepared: Prepared) -> Undo[Prepared]:
-        """A Parse is sent on."""
+        """A Parse is sent on. Raises RefusalError where the client keeps too many."""
+        _check_room(self.statements, prepared, "prepared statements", "DEALLOCATE")
         return _set(self.statements, prepared.name, prepared)
 
     def bind(self, portal: Portal) -> Undo[Portal]:
-        """A Bind is sent on."""
+        """A Bind is sent on. Raises RefusalError where the client keeps too many."""
+        _check_room(self.portals, portal, "portals", "Close")
         return _set(self.portals, portal.name, portal)
 
     def prepared(self, name: str) -> Prepared:
@@ -251,6 +270,18 @@ def _forget(book: dict[str, T], name: str | None) -> None:
         book.clear()
     elif name is not None:
         book.pop(name, None)
+
+
+def _check_room(
+    book: Mapping[str, Prepared] | Mapping[str, Portal], new: Prepared | Portal, what: str, cure: str
+) -> None:
+    others = len(book) - (new.name in book)
+    large = new.size > _SMALL_BYTES
+    if others >= _MOST_NAMES or (
+        large and new.size + sum(kept.size for name, kept in book.items() if name != new.name) > _MOST_BYTES
+    ):
+        text = f"too many {what} are open: at most {_MOST_NAMES}, of {_MOST_BYTES >> 20} MiB together"
+        raise RefusalError(report(sqlstate.PROGRAM_LIMIT_EXCEEDED, text, hint=f"{cure} what is not needed any more."))
 
 
 def _set(book: dict[str, T], name: str, value: T) -> Undo[T]:

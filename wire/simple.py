@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from gateway.admission import Gateway, denial
 from gateway.model import Session, Statement
 from policy.engine import NotAnalysableError, split
 from policy.model import Decision
-from wire.replies import changes_context, ends_transaction
+from wire import cursors
+from wire.replies import depends_on_context, moves_context
+from wire.session import Portal
 
 
 async def decide_each(
-    text: bytes, session: Session, gateway: Gateway, freshen: Callable[[], Awaitable[None]]
+    text: bytes,
+    session: Session,
+    gateway: Gateway,
+    portals: Mapping[str, Portal],
+    freshen: Callable[[], Awaitable[None]],
 ) -> tuple[list[Statement], list[Decision], list[int]]:
     """Each statement with its decision, and the byte of `text` where it begins.
 
@@ -29,23 +35,22 @@ async def decide_each(
         await freshen()
         statement = Statement(session, text[start:end])
         decision = await gateway.decide(session, statement.text)
-        analysis = decision.analysis
-        if moved and analysis is not None and (analysis.demands or analysis.relations):
+        decision = await cursors.checked(decision, portals, session, gateway)
+        if moved and depends_on_context(decision):
             decision = denial(
                 decision,
                 "statement.order",
                 "an earlier statement of the same message may change what this one's names mean",
                 "Send the statements one by one.",
             )
-        if analysis is not None:
-            if decision.counts and len(ranges) > 1:
-                decision = denial(
-                    decision,
-                    "statement.counted",
-                    "a statement whose rows are counted cannot be part of several in one message",
-                    "Send it on its own.",
-                )
-            moved = moved or changes_context(analysis.effects) or ends_transaction(decision)
+        if decision.counts and len(ranges) > 1:
+            decision = denial(
+                decision,
+                "statement.counted",
+                "a statement whose rows are counted cannot be part of several in one message",
+                "Send it on its own.",
+            )
+        moved = moved or moves_context(decision)
         statements.append(statement)
         decisions.append(decision)
     return statements, decisions, [start for start, _ in ranges]

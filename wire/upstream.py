@@ -31,6 +31,9 @@ _CANCEL_SECONDS = 5.0
 # Collected answers above this stop the reading until they are taken.
 _INBOX_MESSAGES = 10_000
 
+# One step of a client's result that is collected here, all rows together. The relay has no such bound.
+_MOST_COLLECTED_BYTES = 32 << 20
+
 # The analysis is true only under these; a server that reports another value ends the session.
 PINNED: Mapping[str, str] = {"client_encoding": "UTF8", "standard_conforming_strings": "on"}
 
@@ -74,6 +77,7 @@ class UpstreamSession(asyncio.Protocol):
         self._reading = True
         self._portal: tuple[ResultColumn, ...] | None = None  # of the suspended portal
         self._busy = False
+        self._room: int | None = None  # bytes that an answer to a client's statement may still have
         self.transaction_status = "I"
         self.batch_open = False  # extended messages were sent on since the last Sync
         self.congested = False  # more is written than the server takes: wait for `upstream_writable`
@@ -90,6 +94,14 @@ class UpstreamSession(asyncio.Protocol):
         if not self._own and self._relay is not None:
             self._relay.upstream_received(data)
             return
+        if self._room is not None:
+            self._room -= len(data)
+            if self._room < 0:
+                self._break(
+                    f"an answer of more than {_MOST_COLLECTED_BYTES >> 20} MiB at once was given up: "
+                    "select fewer or shorter values"
+                )
+                return
         try:
             for message in self._decoder.feed(data):
                 self._collect(message)
@@ -179,7 +191,7 @@ class UpstreamSession(asyncio.Protocol):
 
     async def open(self, sql: bytes, parameters: Sequence[bytes | None], max_rows: int) -> Page:
         """Run a granted statement through the unnamed portal; see the port."""
-        async with self._owning():
+        async with self._owning(_MOST_COLLECTED_BYTES):
             self._send(
                 frontend.Parse("", sql),
                 frontend.Bind("", "", values=tuple(parameters)),
@@ -195,7 +207,7 @@ class UpstreamSession(asyncio.Protocol):
         """The next rows of the suspended portal."""
         if self._portal is None:
             raise RuntimeError("no portal is suspended")
-        async with self._owning():
+        async with self._owning(_MOST_COLLECTED_BYTES):
             columns, self._portal = self._portal, None
             self._send(frontend.Execute("", max_rows), frontend.Flush())
             page = await self._page(_EXECUTED)
@@ -324,8 +336,8 @@ class UpstreamSession(asyncio.Protocol):
         return self._inbox.popleft()
 
     @asynccontextmanager
-    async def _owning(self) -> AsyncIterator[None]:
-        """Bytes are answers to our own messages inside the block.
+    async def _owning(self, room: int | None = None) -> AsyncIterator[None]:
+        """Bytes are answers to our own messages inside the block, at most `room` of them.
 
         A block that is left before its last answer leaves the connection out of step: it is ended.
         """
@@ -333,7 +345,7 @@ class UpstreamSession(asyncio.Protocol):
             raise self._over
         if self._busy:
             raise RuntimeError("an upstream session runs one statement at a time")
-        self._busy, self._own = True, True
+        self._busy, self._own, self._room = True, True, room
         try:
             yield
         except UpstreamError:
@@ -342,7 +354,7 @@ class UpstreamSession(asyncio.Protocol):
             self._break("a statement of the gateway's own was abandoned")
             raise
         finally:
-            self._busy, self._own = False, self._relay is None
+            self._busy, self._own, self._room = False, self._relay is None, None
 
     async def _page(self, until: frozenset[type[object]]) -> Page:
         """Collect answers up to and including one of these; an error is raised after resynchronising."""

@@ -153,3 +153,13 @@ async def test_in_a_transaction_the_client_is_told_that_its_locks_stay(stack: St
         assert "the locks it holds" in client.until(NoticeResponse)[-1].fields["M"]
         answer(await call(stack, "grace", "reject", id=queue.next(), comment="no"))
         assert client.until(ReadyForQuery)[-1].status == "E"
+
+
+async def test_what_waits_at_the_wire_door_runs_there_only(stack: Stack) -> None:
+    # A binary parameter reads as text elsewhere: what runs would not be what was approved.
+    with parked(stack) as (process, approval):
+        await approve(stack, approval)
+        told = error(await call(stack, "devin", "await_approval", id=approval))
+        process.communicate(timeout=20)
+    assert "wire door" in str(told) or "already been used" in str(told)
+    assert state(stack, approval) == "consumed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -108,8 +109,11 @@ def synced(connection: psycopg.Connection[Any], pipeline: psycopg.Pipeline, *sta
     try:
         for statement in statements:
             connection.execute(statement.encode())
-    finally:
-        pipeline.sync()
+    except psycopg.Error:
+        with contextlib.suppress(psycopg.errors.PipelineAborted):
+            pipeline.sync()
+        raise
+    pipeline.sync()
 
 
 @pytest.mark.parametrize("by", ["gateway", "direct"])

@@ -244,3 +244,33 @@ async def test_an_approval_is_used_once_though_many_try_and_the_chain_says_so(de
     report = verify(desk.path)
     assert report.ok, report.problem
     assert report.open_statements == 1
+
+
+OTHERS = [
+    person("devin", "ai-agents", kind=PrincipalKind.AGENT, of="grace"),
+    person("devin", "ai-agents", "on-call", kind=PrincipalKind.AGENT, of="ada"),
+    person("devin", "ai-agents"),
+]
+
+
+@pytest.mark.parametrize("other", OTHERS, ids=["for another human", "in another group", "as a human"])
+async def test_a_yes_to_one_principal_is_none_to_the_same_name_in_another_role(desk: Desk, other: Principal) -> None:
+    pending = await desk.ask()
+    record = await desk.vote(pending, GRACE)
+    with pytest.raises(ApprovalRejectedError, match="another principal"):
+        await desk.approvals.check_binding(record, Statement(session_of(other), SQL), decision_of(TERMS), CATALOG)
+    assert (await desk.approvals.get(pending.id)).state is State.VOID
+
+
+async def test_an_agent_of_nobody_withdraws_no_request_of_another(desk: Desk) -> None:
+    pending = await desk.ask(who=person("devin", kind=PrincipalKind.AGENT))
+    with pytest.raises(ApprovalRejectedError, match="only the requester"):
+        await desk.approvals.withdraw(pending.id, session_of(person("claude", kind=PrincipalKind.AGENT)))
+
+
+async def test_requests_that_wait_are_counted_for_each_principal(desk: Desk) -> None:
+    pending = await desk.ask()
+    await desk.ask()
+    await desk.ask(who=GRACE)
+    await desk.vote(pending, GRACE, "reject")
+    assert await desk.approvals.open_requests(DEVIN) == 1

@@ -61,6 +61,18 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"exp": None}, "has no expiry"),
     ({"exp": True}, "has no expiry"),
     ({"act": {"sub": ""}}, "names no actor"),
+    # Odd types must not turn an agent into a human, who could vote, nor lose the human who may not.
+    ({"act": "devin"}, "names no actor"),
+    ({"act": []}, "names no actor"),
+    ({"kind": "AGENT"}, "neither `agent` nor `human`"),
+    ({"principal_kind": ["agent"]}, "neither `agent` nor `human`"),
+    ({"principal_kind": True}, "neither `agent` nor `human`"),
+    ({"kind": "agent", "on_behalf_of": ["ada"]}, "is not a name"),
+    ({"kind": "agent", "on_behalf_of": {"sub": "ada"}}, "is not a name"),
+    ({"exp": 1e300}, "has no expiry"),
+    ({"exp": float("inf")}, "has no expiry"),
+    ({"exp": float("nan")}, "has no expiry"),
+    ({"nbf": True}, "is not valid yet"),
 ]
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from audit.entry import Draft, Kind
 from audit.note import Signer
-from audit.store import Store
+from audit.store import Item, Store
 from server.cli import main
 from tests.audit.test_search import STATEMENTS
 
@@ -73,3 +74,15 @@ def test_an_export_contains_the_entry_that_tells_of_it(path: Path) -> None:
 def test_a_search_that_makes_no_sense_is_one_sentence(path: Path) -> None:
     done = run("search", path, "--words", "*")
     assert (done.exit_code, "there is no word" in done.output) == (2, True)
+
+
+def test_a_statements_escape_sequences_do_not_reach_the_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "audit.db"
+    text = "SELECT 1 /* \x1b[2J\x1b]0;owned\x07 \x9b2J \u202e [/bold] */, 2"
+    body = {"verdict": {"effect": "allow"}, "text": text, "statement": "st-1"}
+    with contextlib.closing(Store.open(path)) as store:
+        store.append([[Item(Draft(Kind.INTENT, "se-1", "dev\x1b[31min", "shop", body))]])
+    shown = run("search", path).output
+    assert "SELECT 1" in shown
+    assert not set("\x1b\x07\x9b\u202e") & set(shown)
+    assert "".join(shown.split()).count("\\u{1b}") == 3
