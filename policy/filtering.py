@@ -27,6 +27,10 @@ class Filtering:
         """The filters on a relation: its own and, as rows are shared, those of its inheritance or partition family."""
         return self._matching(self._own, relation)
 
+    def any_relation(self) -> bool:
+        """Whether rows of any relation of the catalog are filtered."""
+        return any(self.filters(relation) for relation in self._catalog.relations.values())
+
     def condition(self, relation: Relation) -> str | None:
         """The condition that the relation's rows must meet; None where all rows are there.
 

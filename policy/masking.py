@@ -44,6 +44,10 @@ class Masking:
             known = self._known[relation.oid] = self._find(relation)
         return known
 
+    def any_column(self) -> bool:
+        """Whether any column of the catalog is masked."""
+        return any(self.columns(relation) for relation in self.catalog.relations.values())
+
     def relations(self, oids: frozenset[int]) -> list[Relation]:
         """Those of these relations that have masked columns."""
         found = (self.catalog.relations.get(oid) for oid in oids)

@@ -42,6 +42,8 @@ def rewrite(
     Raises NotAnalysableError (`mask.…`, `rows.…`, `rewrite.unverified`) for what cannot be rewritten soundly.
     """
     base = reading.analysis.text
+    if sideways.has_opaque_body(reading):
+        sideways.check_body(hides=masking.any_column() or filtering.any_relation())
     if not reading.references:
         return Rewrite(base)
     sideways.check_structure(reading, anyone)

@@ -52,6 +52,22 @@ def check_structure(reading: Reading, anyone: Masking) -> None:
             )
 
 
+def has_opaque_body(reading: Reading) -> bool:
+    """Whether the statement creates a function whose body is text: nobody can say here what it will read."""
+    kind = reading.analysis.kind
+    return kind == "CreateFunctionStmt" and "as" in options(reading.tree[kind])
+
+
+def check_body(*, hides: bool) -> None:
+    """Refuse such a function to whoever has something hidden from them. Raises NotAnalysableError `mask.body`."""
+    if hides:
+        raise NotAnalysableError(
+            "mask.body",
+            "a function's body that is given as text could read what the policy hides from you",
+            cure="Write it as SQL with RETURN or BEGIN ATOMIC, or have it created by somebody who sees everything.",
+        )
+
+
 def moves(reading: Reading) -> bool:
     """Whether the statement gives a relation another name or schema, or takes it out of its family."""
     kind = reading.analysis.kind
