@@ -481,7 +481,9 @@ class Gateway:
         effects = analysis.effects
         if effects.catalog and outcome.status is not Status.FAILED:
             self.connections.changed(session)
-        if effects.search_path or effects.catalog or effects.transaction is not None:
+        # Not after BEGIN: asking would be the transaction's first query, and fix its isolation level.
+        ended = effects.transaction in (Transaction.COMMIT, Transaction.ROLLBACK)
+        if effects.search_path or effects.catalog or ended:
             session.stale = True
         if effects.transaction is Transaction.ROLLBACK and session.catalog is not None:
             self.connections.changed(session)

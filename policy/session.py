@@ -332,14 +332,19 @@ def _unlisten(walk: Analyser, body: Node) -> None:
     walk.children("UnlistenStmt", body)
 
 
+_ACCESS_SHARE: Final = 1  # storage/lockdefs.h
+
+
 def _lock(walk: Analyser, body: Node) -> None:
+    # ACCESS SHARE is what every SELECT takes by itself; pg_dump asks for it ahead.
+    reads = body.get("mode") == _ACCESS_SHARE
     for item in body["relations"]:
-        relation = walk.refer(item["RangeVar"], Role.STRUCTURE, Action.LOCK)
+        relation = walk.refer(item["RangeVar"], Role.STRUCTURE, Action.SELECT if reads else Action.LOCK)
         if is_system(relation):
             raise NotAnalysableError(
                 "catalog.write", f"`{relation.qualified}` belongs to the server and is never locked"
             )
-    walk.effects["writes"] = True
+    walk.effects["writes"] = not reads
     walk.children("LockStmt", body, ("relations",))
 
 
