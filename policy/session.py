@@ -82,6 +82,8 @@ _REFUSED: Final[dict[str, str]] = {
     "AlterTSConfigurationStmt": _SEARCH,
 }  # fmt: skip
 
+_ACCESS_SHARE: Final = 1  # lockdefs.h AccessShareLock
+
 _SPOKEN: Final = {
     "DoStmt": "DO",
     "CallStmt": "CALL",
@@ -333,8 +335,10 @@ def _unlisten(walk: Analyser, body: Node) -> None:
 
 
 def _lock(walk: Analyser, body: Node) -> None:
+    # ACCESS SHARE is the lock that a SELECT takes, and PostgreSQL gives it to whoever may select (LOCK, "Notes").
+    action = Action.SELECT if body["mode"] == _ACCESS_SHARE else Action.LOCK
     for item in body["relations"]:
-        relation = walk.refer(item["RangeVar"], Role.STRUCTURE, Action.LOCK)
+        relation = walk.refer(item["RangeVar"], Role.STRUCTURE, action)
         if is_system(relation):
             raise NotAnalysableError(
                 "catalog.write", f"`{relation.qualified}` belongs to the server and is never locked"
