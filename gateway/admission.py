@@ -35,6 +35,7 @@ from gateway.model import ClientInfo, Door, Outcome, Session, Statement, Status
 from gateway.policies import PolicyBook
 from gateway.recorder import Recorder, unrecorded
 from gateway.sessions import Sessions
+from gateway.transcript import RecordingBounds, Transcript
 from gateway.upstream import Upstream, UpstreamError, UpstreamLostError
 from policy.catalog import Catalog
 from policy.engine import decide
@@ -51,12 +52,19 @@ class Grant:
     """The proof that a statement was decided and its intent is durable. Only this module makes one.
 
     `rewrite` holds the text to run, `sql`, and what is masked in it; `parameters` go with it; `id` names the
-    statement in the audit.
+    statement in the audit. A door tells `transcript` what it sends to the client, as it leaves.
     """
 
-    __slots__ = ("decision", "id", "outcome", "parameters", "rewrite", "settled", "started", "statement")
+    __slots__ = ("decision", "id", "outcome", "parameters", "rewrite", "settled", "started", "statement", "transcript")
 
-    def __init__(self, mint: object, id: str, statement: Statement, decision: Decision) -> None:
+    def __init__(
+        self,
+        mint: object,
+        id: str,
+        statement: Statement,
+        decision: Decision,
+        bounds: RecordingBounds = RecordingBounds(),  # noqa: B008 - frozen
+    ) -> None:
         if mint is not _MINT or decision.verdict.rewrite is None:
             raise RuntimeError("a grant is made by gateway.admission only")
         self.id = id
@@ -65,6 +73,7 @@ class Grant:
         self.rewrite: Rewrite = decision.verdict.rewrite
         self.parameters = statement.parameters
         self.started = time.perf_counter()
+        self.transcript = Transcript(statement.session, bounds, self.started)
         self.outcome: Outcome | None = None
         self.settled = False
 
@@ -95,6 +104,7 @@ class Gateway:
         connections: Connections,
         sessions: Sessions,
         instance: str,
+        bounds: RecordingBounds | None = None,
     ) -> None:
         self.recorder = recorder
         self.approvals = approvals
@@ -102,6 +112,7 @@ class Gateway:
         self.connections = connections
         self.sessions = sessions
         self.instance = instance
+        self._bounds = bounds or RecordingBounds()
         self._cache: dict[tuple[object, ...], Decision] = {}
 
     # -- sessions -------------------------------------------------------------------------------------
@@ -197,7 +208,7 @@ class Gateway:
         ids = [new_statement_id() for _ in statements]
         return await self._granted(
             [self._intent(*of) for of in zip(ids, statements, decisions, strict=True)],
-            lambda: [Grant(_MINT, *of) for of in zip(ids, statements, decisions, strict=True)],
+            lambda: [Grant(_MINT, *of, self._bounds) for of in zip(ids, statements, decisions, strict=True)],
         )
 
     def settle(self, grant: Grant, outcome: Outcome) -> None:
@@ -343,7 +354,7 @@ class Gateway:
                     self.approvals.consume_item(record, session, statement_id),
                     self._intent(statement_id, statement, decision, approval=record.id),
                 ],
-                lambda: [Grant(_MINT, statement_id, statement, decision)],
+                lambda: [Grant(_MINT, statement_id, statement, decision, self._bounds)],
             )
         except Conflict:
             raise rejection(await self.approvals.get(record.id)) from None
@@ -417,8 +428,8 @@ class Gateway:
             body["approval"] = approval
         return _draft(Kind.INTENT, session, **body)
 
-    def _outcome(self, grant: Grant, outcome: Outcome) -> Draft:
-        return _draft(
+    def _outcome(self, grant: Grant, outcome: Outcome) -> Item:
+        draft = _draft(
             Kind.OUTCOME,
             grant.statement.session,
             statement=grant.id,
@@ -433,6 +444,7 @@ class Gateway:
             digest=outcome.digest,
             instance=self.instance,
         )
+        return Item(draft, grant.transcript.finish())
 
     def _note_effects(self, grant: Grant, outcome: Outcome) -> None:
         """Keep the session's books after a statement: what may have changed is asked for again."""

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from audit.recording import Chunk, Mode, Recording
 from gateway.model import Session
 
-# Beyond the bound there is room for what ends a statement: an error, a tag.
-_ENDING_BYTES = 16 * 1024
+# Beyond the bounds there is room for what a statement cannot be without: columns, an error, a tag.
+_ESSENTIAL_BYTES = 4096
+_NOTICE = b"N"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class RecordingBounds:
 class Transcript:
     """The recording of one statement while it is made. Keeps the slices that it is given: nothing is copied."""
 
-    __slots__ = ("_bounds", "_chunks", "_kept", "_left_out", "_mode", "_session", "_started")
+    __slots__ = ("_bounds", "_chunks", "_kept", "_left_out", "_mode", "_rows", "_session", "_started")
 
     def __init__(self, session: Session, bounds: RecordingBounds, started: float) -> None:
         """`started` is what `time.perf_counter` said when the intent was durable."""
@@ -34,12 +35,13 @@ class Transcript:
         self._chunks: list[Chunk] = []
         self._kept = 0
         self._left_out = 0
+        self._rows = False
 
     def message(self, raw: bytes) -> None:
         """Whole messages that are no rows were sent."""
         if self._mode is Mode.OFF:
             return
-        if len(raw) > self._room() + _ENDING_BYTES:
+        if len(raw) > self._room() + (0 if raw[:1] == _NOTICE else _ESSENTIAL_BYTES):
             self._left_out += len(raw)
             return
         self._keep(False, raw)
@@ -51,12 +53,15 @@ class Transcript:
         room = self._room() if self._mode is Mode.FULL else 0
         kept = raw[:room] if room < len(raw) else raw
         self._left_out += len(raw) - len(kept)
-        if kept or not any(chunk.rows for chunk in self._chunks[-2:]):
+        if kept or not self._rows:
+            self._rows = True
             self._keep(True, kept)
 
     def finish(self) -> Recording | None:
-        """What is to be stored; None where nothing is recorded on this connection."""
-        return None if self._mode is Mode.OFF else Recording(self._mode, self._chunks, self._left_out)
+        """What is to be stored; None where nothing was sent, or nothing is recorded on this connection."""
+        if not self._chunks and not self._left_out:
+            return None
+        return Recording(self._mode, self._chunks, self._left_out)
 
     def _room(self) -> int:
         return max(0, min(self._bounds.statement - self._kept, self._bounds.session - self._session.recorded))

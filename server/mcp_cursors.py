@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import hashlib
 import secrets
-import struct
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -20,9 +19,12 @@ from typing import Any
 from gateway.admission import Gateway, Grant, outcome_of
 from gateway.errors import CountersignError, InvariantViolatedError, SessionEndedError
 from gateway.model import Outcome, Session, Status
+from gateway.transcript import Transcript
 from gateway.upstream import Page, ResultColumn, Upstream, UpstreamError
 from policy.model import Principal
+from server import mcp_messages
 from server.mcp_failures import CallError, PostgresError
+from server.mcp_messages import Row
 from server.mcp_types import TypeBook
 from server.values import TypeFacts
 
@@ -34,11 +36,6 @@ _DISCARD_ROWS = 1000
 _CANCEL_SECONDS = 10.0
 
 _LOOK_FIRST = "If its statement was running, it may have taken effect: look before you repeat it."
-
-# The length of a NULL in a DataRow: -1.
-_NULL = b"\xff\xff\xff\xff"
-
-Row = tuple[bytes | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +139,15 @@ class Reading:
 
     async def _granted(self, upstream: Upstream) -> Piece | None:
         async with self._admit() as grant:
-            portal = Portal(upstream, writes=_writes(grant))
+            portal = Portal(upstream, grant.transcript, writes=_writes(grant))
             try:
                 return await self._pages(upstream, grant, portal)
             except UpstreamError as error:
                 grant.finish(portal.outcome(outcome_of(error)))
                 quiet = await self._hides_something(grant)
-                raise PostgresError(error, grant.statement, grant.decision, grant.id, quiet=quiet) from None
+                failure = PostgresError(error, grant.statement, grant.decision, grant.id, quiet=quiet)
+                grant.transcript.message(mcp_messages.report(b"E", failure.shown))
+                raise failure from None
             except BaseException as error:
                 if grant.outcome is None:
                     grant.finish(portal.outcome(None if portal.done else outcome_of(error)))
@@ -249,12 +248,13 @@ class Reading:
 class Portal:
     """A granted statement's rows as they come: what was fetched but not yet taken waits in a buffer."""
 
-    def __init__(self, upstream: Upstream, *, writes: bool) -> None:
+    def __init__(self, upstream: Upstream, transcript: Transcript, *, writes: bool) -> None:
         self.columns: tuple[ResultColumn, ...] = ()
         self.tag: str | None = None
         self.notices: list[str] = []
         self.dropped = 0
         self._upstream = upstream
+        self._transcript = transcript
         self._writes = writes
         self._suspended = False
         self._buffer: deque[Row] = deque()
@@ -262,12 +262,15 @@ class Portal:
         self._rows = 0
         self._size = 0
         self._digest = hashlib.sha256()
+        self._told = False
 
     async def open(self, grant: Grant, limit: PageLimit, check: Callable[[tuple[ResultColumn, ...]], None]) -> None:
         """Run it and fetch the first step. `check` may raise on the columns before a row is looked at."""
         page = await self._call(self._upstream.open(grant.sql, grant.parameters, min(_STEP_ROWS, limit.rows)))
         self.columns = page.columns
         check(page.columns)
+        if page.columns:
+            self._transcript.message(mcp_messages.row_description(page.columns))
         self._add(page)
 
     async def take(self, limit: PageLimit) -> list[Row]:
@@ -305,6 +308,9 @@ class Portal:
 
     def outcome(self, ended: Outcome | None = None) -> Outcome:
         """What was delivered so far, under the status of `ended` (completed)."""
+        if self.tag is not None and not self._told:
+            self._told = True
+            self._transcript.message(mcp_messages.command_complete(self.tag))
         affected = None if self.columns else rows_of(self.tag)
         return replace(
             ended or Outcome(Status.COMPLETED),
@@ -347,20 +353,18 @@ class Portal:
         self._buffer.extend(page.rows)
         self._fetched += len(page.rows)
         self._suspended, self.tag = page.suspended, whole_tag(page.tag, len(page.rows), self._fetched)
-        self.notices += [f"{n.get('S', 'NOTICE')}: {n.get('M', '')}" for n in page.notices]
+        for notice in page.notices:
+            shown = {"S": notice.get("S", "NOTICE"), "M": notice.get("M", "")}
+            self.notices.append(f"{shown['S']}: {shown['M']}")
+            self._transcript.message(mcp_messages.report(b"N", shown))
 
     def _count(self, rows: list[Row], size: int) -> None:
         self._rows += len(rows)
         self._size += size
-        for row in rows:
-            self._digest.update(data_row(row))
-
-
-def data_row(row: Row) -> bytes:
-    """A row as the protocol's DataRow message: outcomes' digests are of these, the same at both doors."""
-    values = (_NULL if value is None else struct.pack("!I", len(value)) + value for value in row)
-    body = b"".join(values)
-    return struct.pack("!cIH", b"D", 6 + len(body), len(row)) + body
+        if rows:
+            data = b"".join(map(mcp_messages.data_row, rows))
+            self._digest.update(data)
+            self._transcript.rows(data)
 
 
 def whole_tag(tag: str | None, last: int, rows: int) -> str | None:

@@ -42,6 +42,7 @@ class PostgresError(Exception):
         """`quiet` keeps back what may quote values of rows: DETAIL, HINT and WHERE."""
         super().__init__(str(error))
         fields = {k: v for k, v in error.fields.items() if not quiet or k not in ("D", "H", "W")}
+        self.shown = {k: v for k, v in fields.items() if k in "SCMDH"}
         self.failure, self.text = _postgres_failure(fields, statement, decision, reference)
 
 

@@ -261,7 +261,9 @@ class Conversation:
         check_name(message.portal)
         await self._freshen()
         prepared = self._wire.prepared(message.statement)
-        portal = Portal(message.portal, prepared, message.readable(), self._session.search_path)
+        portal = Portal(
+            message.portal, prepared, message.readable(), self._session.search_path, formats=message.results
+        )
         self._send(Owed(Owes.BIND, text=prepared.text, undo=self._wire.bind(portal)), raw)
 
     async def _describe(self, message: frontend.Describe, raw: bytes) -> None:
@@ -270,7 +272,13 @@ class Conversation:
             self._wire.prepared(message.name) if message.kind == b"S" else self._wire.portal(message.name).prepared
         )
         rewrite = prepared.decision.verdict.rewrite
-        self._send(Owed(Owes.DESCRIBE, text=prepared.text, origins=rewrite.origins if rewrite else frozenset()), raw)
+        owed = Owed(
+            Owes.DESCRIBE,
+            text=prepared.text,
+            origins=rewrite.origins if rewrite else frozenset(),
+            description=prepared.description,
+        )
+        self._send(owed, raw)
 
     async def _execute(self, message: frontend.Execute, raw: bytes) -> None:
         await self._freshen()
@@ -300,10 +308,8 @@ class Conversation:
             self._settle(grant, Outcome(Status.FAILED, message="the rewrite changed while it waited"))
             told = "the policy changed while the statement waited"
             raise RefusalError(reports.report(sqlstate.FEATURE_NOT_SUPPORTED, told, hint="Prepare it again."))
-        self._send(
-            Owed(Owes.EXECUTE, text=prepared.text, deliveries=(Delivery(grant),), origins=grant.rewrite.origins),
-            raw,
-        )
+        delivery = Delivery(grant, prepared.description, portal.formats)
+        self._send(Owed(Owes.EXECUTE, text=prepared.text, deliveries=(delivery,), origins=grant.rewrite.origins), raw)
         if decision.analysis is not None and decision.analysis.effects.copy_in:
             # Only the server's word says whether the client's next messages are COPY data.
             self._forward(frontend.Flush().encode())

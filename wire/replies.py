@@ -21,7 +21,7 @@ from wire.backend import CommandComplete, ErrorResponse, ParameterStatus, ReadyF
 from wire.codec import Frame, Rows
 from wire.fields import ProtocolError
 from wire.reports import Report, as_client_sees
-from wire.session import Event, Phase, Portal, Prepared, Undo, WireSession
+from wire.session import Description, Event, Phase, Portal, Prepared, Undo, WireSession
 from wire.texts import Forwarded
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ _STEPS = {owes: {ord(tag): step for tag, step in of.items()} for owes, of in ANS
 
 _ERROR, _NOTICE, _PARAMETER, _NOTIFICATION = b"ENSA"
 _DESCRIPTION, _COPY_IN, _COMPLETE, _READY = b"TGCZ"
+# What belongs to a statement's recording, besides rows, notices and errors.
+_SAID = b"TGHCIs"
 
 
 class InvariantError(Exception):
@@ -83,9 +85,15 @@ class InvariantError(Exception):
 
 @dataclass(slots=True, eq=False)
 class Delivery:
-    """What one grant has delivered so far. `size` is bytes of values, the digest is over whole messages."""
+    """What one grant has delivered so far. `size` is bytes of values, the digest is over whole messages.
+
+    Where the client had the columns described before it ran the statement, `description` holds them, and `formats`
+    are those of the results.
+    """
 
     grant: Grant
+    description: Description | None = None
+    formats: tuple[int, ...] = ()
     rows: int = 0
     size: int = 0
     settled: bool = False
@@ -98,6 +106,19 @@ class Delivery:
         if self._hash is None:
             self._hash = hashlib.sha256()
         self._hash.update(piece.data)
+        self._describe()
+        self.grant.transcript.rows(piece.data)
+
+    def say(self, raw: bytes) -> None:
+        """A message that is no row is sent."""
+        self._describe()
+        self.grant.transcript.message(raw)
+
+    def _describe(self) -> None:
+        if self.description is not None:
+            described, self.description = self.description.in_formats(self.formats), None
+            if described is not None:
+                self.grant.transcript.message(described)
 
     @property
     def effects(self) -> Effects:
@@ -133,6 +154,7 @@ class Owed:
     undo: Undo[Prepared] | Undo[Portal] | None = None
     substitute: Report | None = None
     origins: Origins = frozenset()
+    description: Description | None = None  # what the answer describes
     hidden: bool = False
     next: int = 0  # which delivery the next answer belongs to
 
@@ -182,7 +204,7 @@ class Replies:
 
     def rows(self, piece: Rows) -> None:
         """Rows or COPY data were received. Raises ProtocolError where nobody asked."""
-        current = self._queue[0].current if self._queue else None
+        current = self._current()
         if current is None:
             raise ProtocolError("the server sent rows that nobody asked for")
         current.add(piece)
@@ -194,6 +216,8 @@ class Replies:
         """
         tag = frame.tag
         if tag in (_NOTICE, _PARAMETER, _NOTIFICATION):
+            if tag == _NOTICE and (current := self._current()) is not None:
+                current.say(frame.raw)
             return frame.raw
         if tag == _ERROR:
             return self._failed(frame)
@@ -205,6 +229,10 @@ class Replies:
             raise ProtocolError(f"the server answered {owed.owes.value} with a `{chr(tag)}` message")
         if tag == _DESCRIPTION and owed.origins:
             self._check_invariant(owed, frame)
+        if tag in _SAID and (current := owed.current) is not None:
+            current.say(frame.raw)
+        if tag == _DESCRIPTION and owed.description is not None:
+            owed.description.raw = frame.raw
         elif tag == _COPY_IN:
             self.copying = True
             self.session.happened(Event.COPY_IN)
@@ -215,6 +243,9 @@ class Replies:
         if tag == _READY:
             self._ready(frame)
         return b"" if owed.hidden else frame.raw
+
+    def _current(self) -> Delivery | None:
+        return self._queue[0].current if self._queue else None
 
     def copy_ended(self) -> None:
         """The client's end of the COPY data was sent on."""
@@ -266,7 +297,7 @@ class Replies:
             return frame.raw  # a FATAL out of the blue: the connection ends with it
         owed = self._queue[0]
         fields = owed.substitute or as_client_sees(fields, owed.text)
-        code, message = fields.get("C"), fields.get("M")
+        code, message, raw = fields.get("C"), fields.get("M"), ErrorResponse(fields).encode()
         status = Status.CANCELLED if code == sqlstate.QUERY_CANCELED else Status.FAILED
         for delivery, _ in self._held:
             text = f"rolled back: {message}"
@@ -274,6 +305,7 @@ class Replies:
         self._held.clear()
         if (failed := owed.current) is not None:
             owed.next += 1
+            failed.say(raw)
             self._settle(failed, failed.failure(status, code, message))
         if owed.owes is Owes.QUERY:
             self._skip(owed)
@@ -282,7 +314,7 @@ class Replies:
         if self.copying:
             self.copying = False
             self.session.happened(Event.ERROR)
-        return ErrorResponse(fields).encode()
+        return raw
 
     def skip(self, owed: Owed) -> None:
         """A message was not sent on, because an earlier one failed: as if the server had skipped it."""

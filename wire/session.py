@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 
 from policy.model import Decision
 from wire import copy, frontend, sqlstate
+from wire.backend import RowDescription
 from wire.fields import ProtocolError
 from wire.reports import RefusalError, report
 from wire.texts import Forwarded, forward_one
@@ -99,13 +100,27 @@ TRANSITIONS: Mapping[Phase, Mapping[Trigger, Phase]] = {
 }
 
 
+@dataclass(slots=True, eq=False)
+class Description:
+    """The RowDescription that the client was sent for a prepared statement; None before, and where it has no rows."""
+
+    raw: bytes | None = None
+
+    def in_formats(self, formats: tuple[int, ...]) -> bytes | None:
+        """The message as a portal with these result formats (Bind's) would be described."""
+        if self.raw is None or not any(formats):
+            return self.raw
+        return RowDescription.decode(self.raw[5:]).in_formats(formats).encode()
+
+
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A statement that Parse made: the client's text, what runs for it, and what was decided then."""
+    """A statement that Parse made: the client's text, what runs for it, what was decided then, and its columns."""
 
     name: str
     text: Forwarded
     decision: Decision
+    description: Description = field(default_factory=Description)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +135,7 @@ class Portal:
     parameters: tuple[bytes | None, ...]
     search_path: tuple[str, ...]
     declared: bool = False
+    formats: tuple[int, ...] = ()  # of its results
 
 
 T = TypeVar("T")
