@@ -199,6 +199,13 @@ class Store:
         with self._lock, _told(self.path):
             return bool(self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0)
 
+    def outcome_of(self, statement: str) -> int | None:
+        """The seq of a statement's outcome; None where there is none."""
+        with self._lock, _told(self.path):
+            sql = "SELECT seq FROM entries WHERE statement = ? AND kind = 'outcome' AND statement IS NOT NULL"
+            row = self._db.execute(sql, (statement,)).fetchone()
+        return int(row[0]) if row else None
+
     def open_statements(self) -> list[Open]:
         """Every intent without an outcome, the oldest first."""
         return self._open(

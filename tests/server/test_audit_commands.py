@@ -13,9 +13,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from audit.note import Signer
-from audit.store import Store
+from audit.recording import Chunk, Mode, Recording
+from audit.store import Item, Store
 from server.cli import main
 from tests.audit.test_search import STATEMENTS
+from tests.audit.test_store import outcome
 
 
 @pytest.fixture
@@ -73,3 +75,17 @@ def test_an_export_contains_the_entry_that_tells_of_it(path: Path) -> None:
 def test_a_search_that_makes_no_sense_is_one_sentence(path: Path) -> None:
     done = run("search", path, "--words", "*")
     assert (done.exit_code, "there is no word" in done.output) == (2, True)
+
+
+def test_shredding_deletes_one_recording_and_says_so(path: Path) -> None:
+    with contextlib.closing(Store.open(path)) as store:
+        made = Recording(Mode.FULL, [Chunk(0, True, b"to be forgotten")])
+        store.append([[Item(outcome(77).draft, made)]])
+    done = run("shred", "st-in-test-77", path, "--why", "a privacy request")
+    assert (done.exit_code, "shredded: the recording of st-in-test-77" in done.output) == (0, True), done.output
+    assert run("verify", path).exit_code == 0
+    again = run("shred", "st-in-test-77", path, "--why", "twice")
+    assert (again.exit_code, "has no recording (any more)" in again.output) == (2, True)
+    unknown = run("shred", "st-nowhere", path, "--why", "x")
+    assert (unknown.exit_code, "no outcome of a statement `st-nowhere`" in unknown.output) == (2, True)
+    assert "a privacy request" in run("search", path, "--kind", "recording.shredded").output
