@@ -33,6 +33,7 @@ class Kind(StrEnum):
     APPROVAL_WITHDRAWN = "approval.withdrawn"
     APPROVAL_CONSUMED = "approval.consumed"
     APPROVAL_VOID = "approval.void"
+    RECORDING_SHREDDED = "recording.shredded"
     AUDIT_READ = "audit.read"
     KEY_CREATED = "key.created"
     KEY_ROTATED = "key.rotated"

@@ -14,7 +14,7 @@ from audit.errors import AuditUnavailable
 
 # "CNTS": marks the file as ours, so that nothing else is ever written into (`PRAGMA application_id`).
 APPLICATION_ID = 0x434E5453
-VERSION = 2
+VERSION = 3
 # The write-ahead log is cut back to this after a long reader let it grow.
 _WAL_BYTES = 64 * 1024 * 1024
 # After so many pages (16 MB) the log is moved into the file. SQLite's own 1,000 move the same few index pages so often
@@ -61,6 +61,7 @@ def prepare(db: sqlite3.Connection, path: Path, busy_seconds: float) -> None:
     _set_wal(db, path, busy_seconds)
     db.execute("PRAGMA synchronous = FULL")
     db.execute("PRAGMA foreign_keys = ON")
+    db.execute("PRAGMA secure_delete = ON")  # what is shredded is overwritten
     db.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
     db.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
     with transaction(db):

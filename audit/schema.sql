@@ -1,4 +1,4 @@
--- The audit store, version 2. Base tables first, then the flat views that people read. See SPEC.md.
+-- The audit store, version 3. Base tables first, then the flat views that people read. See SPEC.md.
 
 CREATE TABLE entries (
   seq        INTEGER PRIMARY KEY,
@@ -62,6 +62,15 @@ CREATE TABLE approval_votes (
   PRIMARY KEY (approval, issuer, subject)  -- one human, one vote
 ) STRICT;
 
+-- What a statement's client was sent, by the seq of its outcome, which names the digest: see audit/recording.py.
+CREATE TABLE recordings (
+  seq  INTEGER PRIMARY KEY,
+  data BLOB NOT NULL
+) STRICT;
+
+CREATE TRIGGER recordings_are_never_updated BEFORE UPDATE ON recordings
+BEGIN SELECT raise(ABORT, 'recordings are shredded, never changed'); END;
+
 CREATE VIEW statements AS
 SELECT i.seq,
        i.time,
@@ -84,6 +93,7 @@ SELECT i.seq,
        i.body ->> '$.request.reason'               AS reason,
        o.body ->> '$.message'                      AS message,
        i.body ->> '$.approval'                     AS approval,
+       o.body ->> '$.recording.mode'               AS recorded,
        i.session,
        i.statement
   FROM entries i

@@ -84,11 +84,16 @@ def as_time(text: str, now: datetime) -> str:
             moment = datetime.fromisoformat(text.strip())
         if moment.tzinfo is None:
             moment = moment.replace(tzinfo=UTC)
-        return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+        return stamp(moment)
     except (ValueError, OverflowError):
         raise SearchError(
             f"`{text}` is not a time: write it like 2026-11-24, 2026-11-24T10:00, or 2h for two hours ago"
         ) from None
+
+
+def stamp(moment: datetime) -> str:
+    """A time as entries hold it."""
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def search(path: Path, query: Query) -> Sequence[Found]:
@@ -154,9 +159,9 @@ def _conditions(db: sqlite3.Connection, query: Query) -> tuple[list[str], list[o
         parts.append((_PAIR.format(kind=kind, condition=condition), getattr(query, name)))
     window: list[tuple[str, int]] = []
     if query.since is not None:
-        window.append(("seq >= ?", _first_at(db, query.since)))
+        window.append(("seq >= ?", first_at(db, query.since)))
     if query.until is not None:
-        window.append(("seq < ?", _first_at(db, query.until)))
+        window.append(("seq < ?", first_at(db, query.until)))
     parts += [(f"e.{sql}", value) for sql, value in window]
     if query.text is not None:
         # The body is JSON: what is looked for must be escaped as it is there.
@@ -181,7 +186,7 @@ def _conditions(db: sqlite3.Connection, query: Query) -> tuple[list[str], list[o
     return conditions, values
 
 
-def _first_at(db: sqlite3.Connection, time: str) -> int:
+def first_at(db: sqlite3.Connection, time: str) -> int:
     """The first seq whose time is not before `time`: time never goes backwards along the chain, so bisect."""
     low, high = 1, db.execute("SELECT coalesce(max(seq), 0) + 1 FROM entries").fetchone()[0]
     while low < high:

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from audit import chain, sealing
+from audit import chain, recording, sealing
 from audit.approvals import Change, Conflict, account, apply
-from audit.entry import BodyError, Draft, Entry, as_text
+from audit.entry import BodyError, Draft, Entry, Kind, as_text
 from audit.errors import AuditUnavailable, unavailable
 from audit.note import NoteError, PublicKey, Signer
 from audit.proof import Proof, prove
+from audit.recording import Recording, Shred
 from audit.schema import make, prepare, transaction
 
 __all__ = ["AuditUnavailable", "Item", "Open", "Store", "Unit"]
@@ -31,10 +32,10 @@ BUSY_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One entry to append, and the change of an approval that happens with it or not at all."""
+    """One entry to append, and what happens with it or not at all: to an approval, or to recordings."""
 
     draft: Draft
-    change: Change | None = None
+    change: Change | Recording | Shred | None = None
 
 
 Unit = Sequence[Item]  # appended together or not at all
@@ -106,27 +107,30 @@ class Store:
         where nothing could be written, ValueError for a draft that is not JSON or a change that is not
         legal: then nothing of the call is in the store.
         """
-        sealed = [[(item, _body(item)) for item in unit] for unit in units]  # before anybody has to wait for us
+        sealed = [[(item, *_body(item)) for item in unit] for unit in units]  # before anybody has to wait for us
         results: list[Sequence[Entry] | Conflict] = []
         with self._lock, _told(self.path), transaction(self._db):
             seq, prev, last = self._head()
             now = self._time(last)
             appended: list[Entry] = []
+            recordings: list[tuple[int, bytes]] = []
             for unit in sealed:
                 entries: list[Entry] = []
                 before = prev
-                for at, (item, body) in enumerate(unit, seq + 1):
+                for at, (item, body, _) in enumerate(unit, seq + 1):
                     entries.append(chain.link(before, at, now, item.draft, body))
                     before = entries[-1].hash
                 try:
-                    self._apply([item.change for item, _ in unit if item.change is not None])
+                    self._apply([item.change for item, _, _ in unit])
                 except Conflict as conflict:
                     results.append(conflict)
                     continue
+                recordings += [(at, data) for at, (_, _, data) in enumerate(unit, seq + 1) if data is not None]
                 seq, prev = seq + len(entries), before
                 results.append(entries)
                 appended += entries
             self._insert(appended)
+            self._db.executemany("INSERT INTO recordings (seq, data) VALUES (?, ?)", recordings)
             self._check_in_place()
         self._seen = (seq, prev) if seq else None
         # If we crash before COMMIT returned, nothing was promised; after it, everything is on disk. A COMMIT
@@ -187,6 +191,21 @@ class Store:
             rows = self._db.execute("SELECT hash FROM entries WHERE seq <= ? ORDER BY seq", newest[:1])
             return prove([hash_ for (hash_,) in rows], seq, newest[1])
 
+    def settle_log(self) -> bool:
+        """Move the log into the file and empty it, so that what was shredded is in neither. False while others read.
+
+        Raises AuditUnavailable.
+        """
+        with self._lock, _told(self.path):
+            return bool(self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0)
+
+    def outcome_of(self, statement: str) -> int | None:
+        """The seq of a statement's outcome; None where there is none."""
+        with self._lock, _told(self.path):
+            sql = "SELECT seq FROM entries WHERE statement = ? AND kind = 'outcome' AND statement IS NOT NULL"
+            row = self._db.execute(sql, (statement,)).fetchone()
+        return int(row[0]) if row else None
+
     def open_statements(self) -> list[Open]:
         """Every intent without an outcome, the oldest first."""
         return self._open(
@@ -219,20 +238,31 @@ class Store:
                     " put it back, or keep it as evidence and restart"
                 )
 
-    def _apply(self, changes: Sequence[Change]) -> None:
+    def _apply(self, changes: Sequence[Change | Recording | Shred | None]) -> None:
         """Carry out the changes of one unit, all or none. Raises Conflict."""
-        if not changes:
-            return
+        if all(change is None or isinstance(change, Recording) for change in changes):
+            return  # a recording is put beside its entry, and conflicts with nothing
         self._db.execute("SAVEPOINT unit")
         try:
             for change in changes:
-                apply(self._db, change)
+                match change:
+                    case Shred(first, last):
+                        self._shred(first, last)
+                    case None | Recording():
+                        pass
+                    case _:
+                        apply(self._db, change)
         except Conflict:
             self._db.execute("ROLLBACK TO unit")
             raise
         finally:
             if self._db.in_transaction:  # SQLite itself rolls everything back on a full disk
                 self._db.execute("RELEASE unit")
+
+    def _shred(self, first: int, last: int) -> None:
+        if not self._db.execute("DELETE FROM recordings WHERE seq BETWEEN ? AND ?", (first, last)).rowcount:
+            which = f"entry {first} has" if first == last else f"the entries {first} to {last} have"
+            raise Conflict(f"{which} no recording (any more)")
 
     def _insert(self, entries: Sequence[Entry]) -> None:
         self._db.executemany(
@@ -268,16 +298,24 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _body(item: Item) -> str:
-    """The entry's body; for a change of an approval, with the `change` that tells it in full."""
-    body = item.draft.body
-    if item.change is None:
-        return as_text(body)
-    if not item.draft.kind.startswith("approval."):
-        raise BodyError(f"an approval changes with an `approval.…` entry, not with `{item.draft.kind}`")
-    if "change" in body:
-        raise BodyError("the key `change` of an approval's entry is written by the store itself; leave it out")
-    return as_text({**body, "change": account(item.change)})
+def _body(item: Item) -> tuple[str, bytes | None]:
+    """The entry's body, with what tells its change in full, and the recording to store with it."""
+    kind, body, data = item.draft.kind, item.draft.body, None
+    match item.change:
+        case None:
+            return as_text(body), None
+        case Recording() as made:
+            data, size = recording.pack(made.chunks)
+            fits, key, told = kind == Kind.OUTCOME, "recording", recording.account(made, data, size)
+        case Shred(first, last):
+            fits, key, told = kind == Kind.RECORDING_SHREDDED, "shredded", {"first": first, "last": last}
+        case _:
+            fits, key, told = kind.startswith("approval."), "change", account(item.change)
+    if not fits:
+        raise BodyError(f"a change that `{key}` tells does not go with the kind `{kind}`")
+    if key in body:
+        raise BodyError(f"the key `{key}` of such an entry is written by the store itself; leave it out")
+    return as_text({**body, key: told}), data
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ import sqlite3
 import struct
 import sys
 import tempfile
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -36,17 +37,17 @@ except ImportError:
     LIBRARY = False
 
 APPLICATION_ID = 0x434E5453
-VERSION = 2
+VERSION = 3
 GENESIS = hashlib.sha256(b"countersign audit chain v1\n").digest()
 
 # SHA-256 of the SQL of all our tables, indexes, views and triggers, sorted by name: a view that hides
 # rows or a trigger that eats them is no edit of an entry, and yet what people would be shown.
-SCHEMA = "f299ade3a9edd576eeeec783e74669a2202551f76793635606da09083bca2253"
+SCHEMA = "051e47c01b8ee645885a2fc5ebbae228ce6bdf2a72fbbd41df1b631aa63b83e5"
 
 _OBJECTS = (
     "SELECT name, type, tbl_name, sql FROM sqlite_master WHERE sql IS NOT NULL AND"
     " (tbl_name IN ('entries', 'checkpoints', 'approval_records', 'approval_votes', 'statements', 'sessions',"
-    " 'approvals'))"
+    " 'approvals', 'recordings'))"
     " AND (type <> 'index' OR name IN ('entries_by_statement', 'entries_by_subject', 'entries_by_session',"
     " 'entries_by_session_life', 'entries_by_key', 'approval_records_by_state')) ORDER BY name"
 )
@@ -359,6 +360,49 @@ def lone_ed25519_verifies(key: bytes, signature: bytes, message: bytes) -> bool:
     return (y | (x & 1) << 255).to_bytes(32, "little") == signature[:32]
 
 
+class _Recordings:
+    """The stored recordings beside the walk: each is held to its outcome; one that is gone must have been shredded."""
+
+    def __init__(self, stored: Iterator[tuple[int, bytes]]) -> None:
+        self._stored = stored
+        self._gone = array("Q")
+        self._shredded: list[tuple[int, int]] = []
+        self.next: float
+        self.next, self._data = next(stored, _NO_RECORDING)
+
+    def hold(self, number: int, kind: bytes, body: bytes) -> str | None:
+        """What is wrong with the recording of this entry, or with one that belongs to none."""
+        told = _json(body) if kind == b"outcome" else None
+        match told.get("recording") if isinstance(told, dict) else None:
+            case {"digest": str()} if self.next != number:
+                self._gone.append(number)
+            case {"digest": str(digest)}:
+                if hashlib.sha256(self._data).hexdigest() != digest:
+                    return "its recording is not the one that was made (edited)"
+                self.next, self._data = next(self._stored, _NO_RECORDING)
+        if self.next <= number:
+            return "there is a recording here that no outcome tells of (inserted)"
+        return None
+
+    def shred(self, number: int, body: bytes) -> None:
+        """An entry says that recordings before it were shredded."""
+        told = _json(body)
+        match told.get("shredded") if isinstance(told, dict) else None:
+            case {"first": int(first), "last": int(last)}:
+                self._shredded.append((first, min(last, number)))
+
+    def missing(self) -> int | None:
+        """The first entry whose recording is gone although nobody shredded it."""
+        ranges, until, at = sorted(self._shredded), 0, 0
+        for number in self._gone:
+            while at < len(ranges) and ranges[at][0] <= number:
+                until, at = max(until, ranges[at][1]), at + 1
+            if number > until:
+                return number
+        return None
+
+
+_NO_RECORDING: tuple[float, bytes] = (math.inf, b"")
 _ROTATION = "countersign key rotation v1"
 _CHECKPOINTS = "SELECT size, CAST(note AS BLOB), peaks FROM checkpoints WHERE size >= ? ORDER BY size"
 _KEY_ENTRIES = (
@@ -387,6 +431,7 @@ class _Walk:
     states: dict[str, str] = field(default_factory=dict)
     records: dict[str, str] = field(default_factory=dict)
     votes: dict[tuple[str, str, str], str] = field(default_factory=dict)
+    recordings: _Recordings = field(default_factory=lambda: _Recordings(iter(())))
 
     def start(self, db: sqlite3.Connection, since: int) -> None:
         """Take up the walk at the newest checkpoint before `since`, if its signature and its peaks hold."""
@@ -405,6 +450,8 @@ class _Walk:
         self.begun = self.seq + 1
         self.stored = iter(db.execute(_CHECKPOINTS, (self.seq,)))
         self.next_stored = next(self.stored, None)
+        stored = db.execute("SELECT seq, data FROM recordings WHERE seq > ? OR seq < 1 ORDER BY seq", (self.seq,))
+        self.recordings = _Recordings(iter(stored))
 
     def chain(self, db: sqlite3.Connection, progress: Callable[[int], None] | None) -> str | None:
         """Check every entry and checkpoint; the first problem, with `bad` set, or None."""
@@ -426,7 +473,7 @@ class _Walk:
     def _entries(self, rows: sqlite3.Cursor, progress: Callable[[int], None] | None) -> str | None:
         """The loop over every entry: what it needs each time is in local names, which is where its speed comes from."""
         sha256, join, peaks, due = hashlib.sha256, b"".join, self.peaks, self._due()
-        head, last, after = self.head, self.last, self.seq
+        head, last, after, recordings = self.head, self.last, self.seq, self.recordings
         for number, time, kind, session, subject, connection, body, prev, hash_ in rows:
             data = join(map(_field, (time, kind, session, subject, connection, body)))
             if number != after + 1:
@@ -439,6 +486,11 @@ class _Walk:
                 return self._at(number, problem)
             if kind[:4] == b"key." and (problem := self._key(number, kind, body)) is not None:
                 return self._at(number, problem)
+            if number >= recordings.next or b'"recording":{' in body:
+                if (problem := recordings.hold(number, kind, body)) is not None:
+                    return self._at(number, problem)
+            elif kind == b"recording.shredded":
+                recordings.shred(number, body)
             node = sha256(b"\x00" + hash_).digest()
             while after & 1:
                 node = sha256(b"\x01" + peaks.pop() + node).digest()
@@ -545,6 +597,10 @@ class _Walk:
             return self._at(seq, f"it names {key.vkey} as the audit's key, which is not the one you gave (foreign key)")
         if self.trusted and not self.held:
             return self._at(self.seq, "no entry is signed by the key that you gave (checkpoints deleted, or none made)")
+        if self.recordings.next != math.inf:
+            return self._at(int(self.recordings.next), "there is a recording of it, and no such entry (inserted)")
+        if (lost := self.recordings.missing()) is not None:
+            return self._at(lost, "its recording is gone, and no entry says that it was shredded (deleted)")
         return None
 
     def _replay(self, body: bytes) -> str | None:

@@ -40,6 +40,7 @@ from gateway.parameters import RECORDED_BYTES, recorded_parameters, size_of
 from gateway.policies import PolicyBook
 from gateway.recorder import Recorder, unrecorded
 from gateway.sessions import Sessions
+from gateway.transcript import RecordingBounds, Transcript
 from gateway.upstream import Upstream, UpstreamError, UpstreamLostError
 from policy.catalog import Catalog
 from policy.limits import UNLIMITED, Limits
@@ -64,13 +65,31 @@ class Grant:
     """The proof that a statement was decided and its intent is durable. Only this module makes one.
 
     `rewrite` holds the text to run, `sql`, and what is masked in it; `parameters` go with it; `id` names the
-    statement in the audit.
+    statement in the audit. A door tells `transcript` what it sends to the client, as it leaves.
     """
 
-    __slots__ = ("decision", "id", "limits", "outcome", "parameters", "rewrite", "settled", "started", "statement")
+    __slots__ = (
+        "decision",
+        "id",
+        "limits",
+        "outcome",
+        "parameters",
+        "rewrite",
+        "settled",
+        "started",
+        "statement",
+        "transcript",
+    )
 
     def __init__(
-        self, mint: object, id: str, statement: Statement, decision: Decision, limits: Limits = UNLIMITED
+        self,
+        mint: object,
+        id: str,
+        statement: Statement,
+        decision: Decision,
+        *,
+        limits: Limits = UNLIMITED,
+        bounds: RecordingBounds = RecordingBounds(),  # noqa: B008 - frozen
     ) -> None:
         if mint is not _MINT or decision.verdict.rewrite is None:
             raise RuntimeError("a grant is made by gateway.admission only")
@@ -81,6 +100,7 @@ class Grant:
         self.rewrite: Rewrite = decision.verdict.rewrite
         self.parameters = statement.parameters
         self.started = time.perf_counter()
+        self.transcript = Transcript(statement.session, bounds, self.started)
         self.outcome: Outcome | None = None
         self.settled = False
 
@@ -111,6 +131,7 @@ class Gateway:
         connections: Connections,
         sessions: Sessions,
         instance: str,
+        bounds: RecordingBounds | None = None,
     ) -> None:
         self.recorder = recorder
         self.approvals = approvals
@@ -121,6 +142,7 @@ class Gateway:
         self._decider = Decider(policies, connections)
         self._meter = Meter()
         self._asking: Counter[tuple[str, str]] = Counter()  # requests that are not in the audit yet
+        self._bounds = bounds or RecordingBounds()
 
     # -- sessions -------------------------------------------------------------------------------------
 
@@ -200,7 +222,10 @@ class Gateway:
         limits = self._limits(statements[0].session) if statements else UNLIMITED
         return await self._granted(
             [self._intent(*of) for of in zip(ids, statements, decisions, strict=True)],
-            lambda: [Grant(_MINT, *of, limits) for of in zip(ids, statements, decisions, strict=True)],
+            lambda: [
+                Grant(_MINT, *of, limits=limits, bounds=self._bounds)
+                for of in zip(ids, statements, decisions, strict=True)
+            ],
         )
 
     def settle(self, grant: Grant, outcome: Outcome) -> None:
@@ -379,7 +404,7 @@ class Gateway:
                     self.approvals.consume_item(record, session, statement_id),
                     self._intent(statement_id, statement, decision, approval=record.id),
                 ],
-                lambda: [Grant(_MINT, statement_id, statement, decision)],
+                lambda: [Grant(_MINT, statement_id, statement, decision, bounds=self._bounds)],
             )
         except Conflict:
             raise rejection(await self.approvals.get(record.id)) from None
@@ -453,8 +478,8 @@ class Gateway:
             body["approval"] = approval
         return _draft(Kind.INTENT, session, **body)
 
-    def _outcome(self, grant: Grant, outcome: Outcome) -> Draft:
-        return _draft(
+    def _outcome(self, grant: Grant, outcome: Outcome) -> Item:
+        draft = _draft(
             Kind.OUTCOME,
             grant.statement.session,
             statement=grant.id,
@@ -470,6 +495,7 @@ class Gateway:
             digest=outcome.digest,
             instance=self.instance,
         )
+        return Item(draft, grant.transcript.finish())
 
     def _note_effects(self, grant: Grant, outcome: Outcome) -> None:
         """Keep the session's books after a statement: what may have changed is asked for again."""

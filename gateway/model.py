@@ -8,6 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Literal
 
+from audit.recording import Mode
 from policy.catalog import Catalog
 from policy.model import Decision, Principal
 
@@ -36,6 +37,7 @@ class Connection:
     sslmode: SslMode = "prefer"
     sslrootcert: str | None = None
     description: str = ""
+    recording: Mode = Mode.METADATA
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ class Session:
     catalog: Catalog | None = None
     prepared: dict[str, Decision] = field(default_factory=dict)
     measured: dict[tuple[bytes, tuple[bytes | None, ...]], int] = field(default_factory=dict)
+    recorded: int = 0  # bytes of recordings so far
     ended: str | None = None  # the reason, once it is over
     on_end: list[Callable[[str], None]] = field(default_factory=list)  # called at once on revocation or expiry
 

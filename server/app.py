@@ -26,6 +26,7 @@ from gateway.errors import AuditUnavailableError, ConfigurationError
 from gateway.identity import TokenVerifier
 from gateway.policies import PolicyBook
 from gateway.recorder import Recorder
+from gateway.retention import keeping
 from gateway.sessions import Sessions
 from server.asgi import serving
 from server.config import Config, McpFile, Signing, WireFile
@@ -100,7 +101,9 @@ async def gateway_of(config: Config) -> AsyncIterator[Hall]:
             connections=connections,
             sessions=Sessions(recorder, longest=config.longest_session, instance=instance.id),
             instance=instance.id,
+            bounds=config.recordings,
         )
+        await stack.enter_async_context(keeping(recorder, config.audit_path, config.retention))
         yield Hall(gateway, verifier, config)
         for session in gateway.sessions.list():
             await gateway.close_session(session, "the gateway was stopped")

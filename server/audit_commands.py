@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import getpass
 import io
@@ -21,7 +22,9 @@ from rich.table import Table
 from audit import export as exporter
 from audit import search as finder
 from audit import verify as verifier
+from audit.approvals import Conflict
 from audit.entry import Draft
+from audit.retention import shredding
 from audit.search import Found, Query, SearchError
 from audit.store import AuditUnavailable, Item, Store
 from gateway.errors import AuditUnavailableError, ConfigurationError
@@ -172,6 +175,31 @@ def export(store: Path | None, config_path: Path, after: int, follow: bool) -> N
         raise AuditUnavailableError(str(error)) from None
 
 
+@audit.command()
+@click.argument("statement")
+@STORE
+@CONFIG
+@click.option("--why", required=True, help="Told by the entry that takes the recording's place.")
+def shred(statement: str, store: Path | None, config_path: Path, why: str) -> None:
+    """Delete the recording of one statement for good; who did it, and why, is an entry. The statement's stay."""
+    path = _store_path(store, config_path)
+    try:
+        with contextlib.closing(Store.open(path)) as opened:
+            if (seq := opened.outcome_of(statement)) is None:
+                raise ConfigurationError(
+                    f"there is no outcome of a statement `{statement}`", cure="`audit search` shows what there is."
+                )
+            [result] = opened.append([[shredding(getpass.getuser(), seq, why)]])
+            if isinstance(result, Conflict):
+                raise ConfigurationError(str(result))
+            settled = opened.settle_log()
+    except AuditUnavailable as error:
+        raise AuditUnavailableError(str(error)) from None
+    click.echo(f"shredded: the recording of {statement}, as entry {result[0].seq} says")
+    if not settled:
+        click.echo("note: others read the file just now; its log holds the bytes until it is next emptied", err=True)
+
+
 def _record_reading(path: Path, draft: Draft) -> None:
     """Who read what is an entry. A copy that cannot be written (an auditor's) is read without one, and says so."""
     try:
@@ -230,6 +258,9 @@ def _what(entry: Found) -> str:
             return f"{body['how']} {json.dumps(body['query'], ensure_ascii=False)}{found}"
         case "key.created" | "key.rotated":
             return str(body.get("vkey") or body["note"].split("\n")[2])
+        case "recording.shredded":
+            span = body["shredded"]
+            return f"{span['first']} to {span['last']}: {body['why']}"
         case "checkpoint.failed":
             return str(body["reason"])
         case kind if kind.startswith("approval."):

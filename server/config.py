@@ -15,9 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from audit import keys
 from audit.notary import Rhythm
 from audit.note import NoteError, PublicKey, Signer, check_name
+from audit.recording import Mode
+from audit.retention import Limits
 from gateway.errors import ConfigurationError
 from gateway.identity import Issuer
 from gateway.model import Connection, SslMode
+from gateway.transcript import RecordingBounds
 from policy.document import DocumentError, parse_document, validate
 from policy.pseudonyms import MaskKey
 
@@ -37,6 +40,15 @@ class CheckpointsFile(_Model):
     entries: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
 
 
+class RecordingsFile(_Model):
+    """How much of what clients are sent is recorded, where a connection records, and for how long it is kept."""
+
+    statement_bytes: Annotated[int, Field(ge=0, le=64 * 1024 * 1024)] = 256 * 1024
+    session_bytes: Annotated[int, Field(ge=0)] = 16 * 1024 * 1024
+    days: Annotated[float, Field(gt=0, le=36_500)] | None = None
+    megabytes: Annotated[int, Field(ge=1)] | None = None
+
+
 class AuditFile(_Model):
     """Where the audit lies, with which key it is signed, and who sees the signatures elsewhere.
 
@@ -49,6 +61,7 @@ class AuditFile(_Model):
     origin: str | None = None
     checkpoints: CheckpointsFile = CheckpointsFile()
     witnesses: list[Path] = []
+    recordings: RecordingsFile = RecordingsFile()
 
     @model_validator(mode="after")
     def _one_key(self) -> AuditFile:
@@ -81,6 +94,7 @@ class ConnectionFile(_Model):
     sslmode: SslMode = "prefer"
     sslrootcert: Path | None = None
     description: str = ""
+    recording: Mode = Mode.METADATA
 
     @model_validator(mode="after")
     def _one_password(self) -> ConnectionFile:
@@ -175,6 +189,8 @@ class Config:
     mcp: McpFile | None
     longest_session: timedelta
     mask_key: MaskKey | None = None
+    recordings: RecordingBounds = field(default_factory=RecordingBounds)
+    retention: Limits = field(default_factory=Limits)
 
 
 def load_config(path: Path) -> Config:
@@ -207,6 +223,8 @@ def load_config(path: Path) -> Config:
         mcp=file.mcp,
         longest_session=timedelta(seconds=file.longest_session),
         mask_key=_mask_key(file, base),
+        recordings=RecordingBounds(file.audit.recordings.statement_bytes, file.audit.recordings.session_bytes),
+        retention=_retention(file.audit.recordings),
     )
 
 
@@ -227,6 +245,13 @@ def _signing(file: AuditFile, base: Path) -> Signing:
         origin=file.origin,
         rhythm=Rhythm(file.checkpoints.seconds, file.checkpoints.entries),
         witnesses=tuple(base / witness for witness in file.witnesses),
+    )
+
+
+def _retention(file: RecordingsFile) -> Limits:
+    return Limits(
+        age=None if file.days is None else timedelta(days=file.days),
+        size=None if file.megabytes is None else file.megabytes * 1_000_000,
     )
 
 
@@ -274,6 +299,7 @@ def _connection(name: str, file: ConnectionFile, base: Path) -> Connection:
         sslmode=file.sslmode,
         sslrootcert=_root_certificate(name, base / file.sslrootcert) if file.sslrootcert else None,
         description=file.description,
+        recording=file.recording,
     )
 
 

@@ -229,6 +229,7 @@ def _write_files(state: Path, postgres: Postgres, password: str, issuer: Issuer,
                 "user": GATEWAY_ROLE,
                 "password_file": "upstream-password",
                 "sslmode": "disable",
+                "recording": "full",
                 "description": "the sample shop",
             }
         },

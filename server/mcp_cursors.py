@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import hashlib
 import secrets
-import struct
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -21,9 +20,10 @@ from gateway.admission import Gateway, Grant, outcome_of
 from gateway.errors import CountersignError, InvariantViolatedError, LimitExceededError, SessionEndedError
 from gateway.model import Outcome, Session, Status
 from gateway.upstream import Page, ResultColumn, Upstream, UpstreamError
-from policy.limits import Limits
 from policy.model import Principal
+from server import mcp_messages
 from server.mcp_failures import CallError, PostgresError
+from server.mcp_messages import Row
 from server.mcp_types import TypeBook
 from server.values import TypeFacts
 
@@ -40,11 +40,6 @@ _DISCARD_ROWS = 1000
 _CANCEL_SECONDS = 10.0
 
 _LOOK_FIRST = "If its statement was running, it may have taken effect: look before you repeat it."
-
-# The length of a NULL in a DataRow: -1.
-_NULL = b"\xff\xff\xff\xff"
-
-Row = tuple[bytes | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,13 +143,15 @@ class Reading:
 
     async def _granted(self, upstream: Upstream) -> Piece | None:
         async with self._admit() as grant:
-            portal = Portal(upstream, grant.limits, writes=_writes(grant))
+            portal = Portal(upstream, grant)
             try:
                 return await self._pages(upstream, grant, portal)
             except UpstreamError as error:
                 grant.finish(portal.outcome(outcome_of(error)))
                 quiet = await self._hides_something(grant)
-                raise PostgresError(error, grant.statement, grant.decision, grant.id, quiet=quiet) from None
+                failure = PostgresError(error, grant.statement, grant.decision, grant.id, quiet=quiet)
+                grant.transcript.message(mcp_messages.report(b"E", failure.shown))
+                raise failure from None
             except BaseException as error:
                 if grant.outcome is None:
                     grant.finish(portal.outcome(None if portal.done else outcome_of(error)))
@@ -170,21 +167,21 @@ class Reading:
         assert limit is not None, "a reading is made for a call that asks at once"
         if grant.decision.counts:
             await upstream.probe("BEGIN")
-        await portal.open(grant, limit, lambda columns: self._check_origins(grant, columns))
+        await portal.open(limit, lambda columns: self._check_origins(grant, columns))
         while True:
             try:
                 rows = await portal.take(limit)
             except LimitExceededError as error:
-                grant.finish(portal.outcome(outcome_of(error)))
+                grant.finish(portal.refused(error, outcome_of(error)))
                 raise
             more = await portal.more()
-            notices, portal.notices = tuple(map(grant.rewrite.without_secrets, portal.notices)), []
+            notices, portal.notices = tuple(portal.notices), []
             tag = None if more else portal.tag
             piece = Piece(grant, portal.columns, types, rows, tag, more, portal.dropped, notices)
             if not more:
                 if grant.decision.counts:
                     await self._commit(upstream, grant, portal)
-                grant.finish(portal.outcome())
+                grant.finish(portal.completed())
                 return piece
             self._reply(piece)
             try:
@@ -205,9 +202,8 @@ class Reading:
             await upstream.probe("COMMIT")
             return
         await upstream.probe("ROLLBACK")
-        grant.finish(
-            portal.outcome(Outcome(Status.FAILED, sqlstate=error.sqlstate, message=f"rolled back: {error.text}"))
-        )
+        rolled_back = Outcome(Status.FAILED, sqlstate=error.sqlstate, message=f"rolled back: {error.text}")
+        grant.finish(portal.refused(error, rolled_back))
         raise error
 
     async def _asked(self) -> PageLimit | None:
@@ -275,14 +271,16 @@ class Reading:
 class Portal:
     """A granted statement's rows as they come: what was fetched but not yet taken waits in a buffer."""
 
-    def __init__(self, upstream: Upstream, limits: Limits, *, writes: bool) -> None:
+    def __init__(self, upstream: Upstream, grant: Grant) -> None:
         self.columns: tuple[ResultColumn, ...] = ()
         self.tag: str | None = None
         self.notices: list[str] = []
         self.dropped = 0
         self._upstream = upstream
-        self._writes = writes
-        self._limits = limits
+        self._grant = grant
+        self._transcript = grant.transcript
+        self._writes = _writes(grant)
+        self._limits = grant.limits
         self._suspended = False
         self._cancelling: asyncio.Future[None] | None = None  # kept, so that it is not forgotten halfway
         self._buffer: deque[Row] = deque()
@@ -292,11 +290,14 @@ class Portal:
         self._size = 0
         self._digest = hashlib.sha256()
 
-    async def open(self, grant: Grant, limit: PageLimit, check: Callable[[tuple[ResultColumn, ...]], None]) -> None:
+    async def open(self, limit: PageLimit, check: Callable[[tuple[ResultColumn, ...]], None]) -> None:
         """Run it and fetch the first step. `check` may raise on the columns before a row is looked at."""
+        grant = self._grant
         page = await self._call(self._upstream.open(grant.sql, grant.parameters, min(_FIRST_ROWS, limit.rows)))
         self.columns = page.columns
         check(page.columns)
+        if page.columns:
+            self._transcript.message(mcp_messages.row_description(page.columns))
         self._add(page)
 
     async def take(self, limit: PageLimit) -> list[Row]:
@@ -345,6 +346,17 @@ class Portal:
             size=self._size,
             digest=self._digest.hexdigest() if self._rows else None,
         )
+
+    def completed(self) -> Outcome:
+        """The client gets the end of it: the outcome, with the command tag in the recording."""
+        if self.tag is not None:
+            self._transcript.message(mcp_messages.command_complete(self.tag))
+        return self.outcome()
+
+    def refused(self, error: CountersignError, ended: Outcome) -> Outcome:
+        """The client gets an error of the gateway's own instead of the end: as `outcome`, with it in the recording."""
+        self._transcript.message(mcp_messages.refusal(error))
+        return self.outcome(ended)
 
     @property
     def done(self) -> bool:
@@ -395,25 +407,22 @@ class Portal:
         self._fetched += len(page.rows)
         self._fetched_size += page.size
         self._suspended, self.tag = page.suspended, whole_tag(page.tag, len(page.rows), self._fetched)
-        # Lines of the server's log may quote the text that ran, which is not the client's.
-        self.notices += [
-            f"{n.get('S', 'NOTICE')}: {n.get('M', '')}"
-            for n in page.notices
-            if not n.get("V", "").startswith(("LOG", "DEBUG"))
-        ]
+        for notice in page.notices:
+            # Lines of the server's log may quote the text that ran, which is not the client's.
+            if notice.get("V", "").startswith(("LOG", "DEBUG")):
+                continue
+            text = self._grant.rewrite.without_secrets(notice.get("M", ""))
+            shown = {"S": notice.get("S", "NOTICE"), "M": text}
+            self.notices.append(f"{shown['S']}: {shown['M']}")
+            self._transcript.message(mcp_messages.report(b"N", shown))
 
     def _count(self, rows: list[Row], size: int) -> None:
         self._rows += len(rows)
         self._size += size
-        for row in rows:
-            self._digest.update(data_row(row))
-
-
-def data_row(row: Row) -> bytes:
-    """A row as the protocol's DataRow message: outcomes' digests are of these, the same at both doors."""
-    values = (_NULL if value is None else struct.pack("!I", len(value)) + value for value in row)
-    body = b"".join(values)
-    return struct.pack("!cIH", b"D", 6 + len(body), len(row)) + body
+        if rows:
+            data = b"".join(map(mcp_messages.data_row, rows))
+            self._digest.update(data)
+            self._transcript.rows(data)
 
 
 def whole_tag(tag: str | None, last: int, rows: int) -> str | None:

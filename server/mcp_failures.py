@@ -42,6 +42,9 @@ class PostgresError(Exception):
         """`quiet` keeps back what may quote values of rows: DETAIL, HINT and WHERE."""
         super().__init__(str(error))
         fields = {k: v for k, v in error.fields.items() if not quiet or k not in ("D", "H", "W")}
+        if (rewrite := decision.verdict.rewrite) is not None:
+            fields = {k: rewrite.without_secrets(v) for k, v in fields.items()}
+        self.shown = {k: v for k, v in fields.items() if k in "SCMDH"}
         self.failure, self.text = _postgres_failure(fields, statement, decision, reference)
 
 
@@ -139,8 +142,6 @@ def _postgres_failure(
     fields: Mapping[str, str], statement: Statement, decision: Decision, reference: str
 ) -> tuple[Failure, str]:
     message, sqlstate = fields.get("M", "unknown error"), fields.get("C", "XX000")
-    if decision.verdict.rewrite is not None:
-        message = decision.verdict.rewrite.without_secrets(message)
     position = client_position(fields.get("P"), decision, statement)
     detail, hint = fields.get("D"), fields.get("H")
     lines = [f"PostgreSQL: {fields.get('S', 'ERROR')} {sqlstate}: {message}"]

@@ -6,7 +6,7 @@ Source: PostgreSQL documentation, chapter "Frontend/Backend Protocol", section "
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 from wire.fields import Bare, Fields, ProtocolError, frame, int16, int32, sized, string, uint32
@@ -194,6 +194,13 @@ class RowDescription:
 
     TAG: ClassVar[bytes] = b"T"
     columns: tuple[Column, ...]
+
+    def in_formats(self, formats: tuple[int, ...]) -> RowDescription:
+        """The same with a Bind's result formats: none, one for all, or one each."""
+        each = formats if len(formats) > 1 else (formats or (0,)) * len(self.columns)
+        return RowDescription(
+            tuple([replace(column, format=format) for column, format in zip(self.columns, each, strict=False)])
+        )
 
     def encode(self) -> bytes:
         """The whole message, header and all."""

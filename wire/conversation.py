@@ -106,7 +106,7 @@ class Conversation:
 
     async def close(self) -> None:
         """Let nothing run on, and give every statement an outcome. The client hears nothing of it any more."""
-        self._closing = True
+        self._closing = self._replies.unheard = True
         self._batch.clear(self._replies)
         self._upstream.resume_reading()
         with contextlib.suppress(ValueError):
@@ -272,18 +272,23 @@ class Conversation:
         check_name(message.portal)
         await self._freshen()
         prepared = self._wire.prepared(message.statement)
-        portal = Portal(message.portal, prepared, message.readable(), self._session.search_path)
+        formats, search_path = message.results, self._session.search_path
+        portal = Portal(message.portal, prepared, message.readable(), search_path, formats=formats)
         await self._send(Owed(Owes.BIND, text=prepared.text, undo=self._wire.bind(portal)), raw)
 
     async def _describe(self, message: frontend.Describe, raw: bytes) -> None:
         await self._freshen()
-        prepared = (
-            self._wire.prepared(message.name) if message.kind == b"S" else self._wire.portal(message.name).prepared
-        )
+        portal = self._wire.portal(message.name) if message.kind == b"P" else None
+        prepared = portal.prepared if portal else self._wire.prepared(message.name)
         rewrite = prepared.decision.verdict.rewrite
-        await self._send(
-            Owed(Owes.DESCRIBE, text=prepared.text, origins=rewrite.origins if rewrite else frozenset()), raw
+        owed = Owed(
+            Owes.DESCRIBE,
+            text=prepared.text,
+            origins=rewrite.origins if rewrite else frozenset(),
+            description=prepared.description,
+            formats=portal.formats if portal else (),
         )
+        await self._send(owed, raw)
 
     async def _execute(self, message: frontend.Execute, raw: bytes) -> None:
         await self._freshen()
@@ -473,6 +478,7 @@ class Conversation:
         self._check()
 
     def _client_gone(self) -> None:
+        self._replies.unheard = True
         self._parking.abandon()
         self._progress.set()
 

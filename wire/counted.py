@@ -12,7 +12,7 @@ from gateway.admission import Gateway, Grant
 from wire import frontend, reports
 from wire.client import ClientConnection
 from wire.replies import Delivery, Owed, Owes, Replies
-from wire.session import RESERVED_NAME
+from wire.session import RESERVED_NAME, Description
 from wire.texts import Forwarded
 from wire.upstream import UpstreamSession
 
@@ -44,12 +44,18 @@ class CountedRuns:
 
     async def simple(self, grant: Grant, text: Forwarded) -> None:
         """Run the one statement of a simple query; the client is answered as for a simple query."""
-        origins = grant.rewrite.origins
+        origins, described = grant.rewrite.origins, Description()
         for owed in (
             Owed(Owes.PARSE, text=text, hidden=True),
             Owed(Owes.BIND, text=text, hidden=True),
-            Owed(Owes.DESCRIBE, text=text, origins=origins, rows_only=True),
-            Owed(Owes.EXECUTE, text=text, deliveries=(Delivery(grant),), origins=origins, withhold=True),
+            Owed(Owes.DESCRIBE, text=text, origins=origins, description=described, rows_only=True),
+            Owed(
+                Owes.EXECUTE,
+                text=text,
+                deliveries=(Delivery(grant, description=described),),
+                origins=origins,
+                withhold=True,
+            ),
         ):
             self._replies.expect(owed)
         self._upstream.batch_open = True
@@ -68,11 +74,12 @@ class CountedRuns:
         withheld = self._replies.take_withheld()
         if withheld is None:
             return  # it failed, and the client has heard why
-        completion, rows = withheld
-        error = await self._gateway.too_many(grant, rows)
+        error = await self._gateway.too_many(grant, withheld.rows)
         if error is None:
-            self._client.send(completion)
+            withheld.delivery.say(withheld.completion)
+            self._client.send(withheld.completion)
             return
-        self._replies.expect(Owed(Owes.POISON, substitute=reports.of_error(error)))
+        owed = Owed(Owes.POISON, deliveries=(withheld.delivery,), substitute=reports.of_error(error))
+        self._replies.expect(owed)
         self._forward(POISON + frontend.Flush().encode())
         await self._until_idle()

@@ -23,7 +23,10 @@ class Limiter:
     def delivery(self, grant: Grant, portal: Portal | None = None) -> Delivery:
         """The books of a statement's result; of a portal or cursor that is read in parts all parts count together."""
         analysis = grant.decision.analysis
-        return Delivery(grant, self._session.used(analysis.kind if analysis else "", portal))
+        used = self._session.used(analysis.kind if analysis else "", portal)
+        if portal is None:
+            return Delivery(grant, used)
+        return Delivery(grant, used, portal.prepared.description, portal.formats)
 
     def passes(self, piece: Rows) -> bool:
         """Whether rows may go to the client."""

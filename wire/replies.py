@@ -22,7 +22,7 @@ from wire.backend import CommandComplete, ErrorResponse, NoticeResponse, Paramet
 from wire.codec import Frame, Rows
 from wire.fields import ProtocolError
 from wire.reports import Report, as_client_sees, is_log_line, of_error
-from wire.session import Event, Phase, Portal, Prepared, Undo, Used, WireSession
+from wire.session import Description, Event, Phase, Portal, Prepared, Undo, Used, WireSession
 from wire.texts import Forwarded
 
 if TYPE_CHECKING:
@@ -71,6 +71,8 @@ _STEPS = {owes: {ord(tag): step for tag, step in of.items()} for owes, of in ANS
 
 _ERROR, _NOTICE, _PARAMETER, _NOTIFICATION = b"ENSA"
 _DESCRIPTION, _NO_DATA, _COPY_IN, _COMPLETE, _READY = b"TnGCZ"
+# What belongs to a statement's recording, besides rows, notices and errors.
+_SAID = b"TGHCIs"
 
 
 class CutError(Exception):
@@ -92,17 +94,23 @@ class InvariantError(Exception):
 
 @dataclass(slots=True, eq=False)
 class Delivery:
-    """What one grant has delivered so far. `size` is bytes of values, the digest is over whole messages."""
+    """What one grant has delivered to the client so far. `size` is bytes of values, the digest is over whole messages.
+
+    Where the client had the columns described before it ran the statement, `description` holds them, and `formats`
+    are those of the results.
+    """
 
     grant: Grant
     used: Used = field(default_factory=Used)
+    description: Description | None = None
+    formats: tuple[int, ...] = ()
     rows: int = 0
     size: int = 0
     settled: bool = False
     _hash: Any = None
 
     def add(self, piece: Rows) -> None:
-        """Count rows, or a piece of one."""
+        """Rows, or a piece of one, are sent."""
         self.rows += piece.messages
         self.size += piece.size
         self.used.rows += piece.messages
@@ -110,6 +118,19 @@ class Delivery:
         if self._hash is None:
             self._hash = hashlib.sha256()
         self._hash.update(piece.data)
+        self._describe()
+        self.grant.transcript.rows(piece.data)
+
+    def say(self, raw: bytes) -> None:
+        """A message that is no row is sent."""
+        self._describe()
+        self.grant.transcript.message(raw)
+
+    def _describe(self) -> None:
+        if self.description is not None:
+            described, self.description = self.description.in_formats(self.formats), None
+            if described is not None:
+                self.grant.transcript.message(described)
 
     @property
     def effects(self) -> Effects:
@@ -145,6 +166,8 @@ class Owed:
     undo: Undo[Prepared] | Undo[Portal] | None = None
     substitute: Report | None = None
     origins: Origins = frozenset()
+    description: Description | None = None  # what the answer describes, in these `formats`
+    formats: tuple[int, ...] = ()
     hidden: bool = False
     rows_only: bool = False  # of a Describe that the client did not send: NoData is hidden
     cut: bool = False  # its result was too large: the rest of it is hidden, and `substitute` ends it
@@ -155,6 +178,15 @@ class Owed:
     def current(self) -> Delivery | None:
         """The delivery that the next answer belongs to."""
         return self.deliveries[self.next] if self.next < len(self.deliveries) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Withheld:
+    """A CommandComplete that the client has not got yet, the row count that it tells, and whose it is."""
+
+    delivery: Delivery
+    completion: bytes
+    rows: int
 
 
 @dataclass(slots=True)
@@ -170,7 +202,8 @@ class Replies:
     status: str = "I"  # of the last ReadyForQuery
     dirty: bool = False  # something was sent since: the server may have an implicit transaction open
     copying: bool = False  # the server waits for COPY data
-    _withheld: tuple[bytes, int] | None = None
+    unheard: bool = False  # nothing reaches the client any more: nothing is delivered
+    _withheld: Withheld | None = None
     _queue: deque[Owed] = field(default_factory=deque)
     _held: list[tuple[Delivery, Outcome]] = field(default_factory=list)
     _transaction_ran: bool = False
@@ -202,7 +235,7 @@ class Replies:
     # -- answers --------------------------------------------------------------------------------------
 
     def rows(self, piece: Rows) -> bool:
-        """Rows or COPY data were received: whether the client gets them, or they exceed what it may have.
+        """Rows or COPY data were received: whether the client may get them, or they exceed what it may have.
 
         Raises ProtocolError where nobody asked, LimitExceededError the first time that they are too many.
         """
@@ -217,7 +250,8 @@ class Replies:
             error = LimitExceededError(why, cure="Ask for less: a narrower condition, an aggregate or a LIMIT.")
             owed.cut, owed.substitute = True, of_error(error)
             raise error
-        current.add(piece)
+        if not self.unheard:
+            current.add(piece)
         return True
 
     def received(self, frame: Frame) -> bytes:
@@ -240,20 +274,24 @@ class Replies:
             raise ProtocolError(f"the server answered {owed.owes.value} with a `{chr(tag)}` message")
         if tag == _DESCRIPTION and owed.origins:
             self._check_invariant(owed, frame)
-        elif tag == _COPY_IN:
+        if tag == _COPY_IN:
             self.copying = True
             self.session.happened(Event.COPY_IN)
         if owed.cut and tag == _READY:
             owed.hidden = False
         elif owed.cut:
             return self._ended_early(owed, step)
+        unseen = owed.hidden or (owed.rows_only and tag == _NO_DATA) or (owed.withhold and tag == _COMPLETE)
+        if tag in _SAID and not unseen:
+            self._said(owed, frame.raw)
+        if tag == _DESCRIPTION and owed.description is not None:
+            owed.description.raw, owed.description.formats = frame.raw, owed.formats
         if step in (Step.RESULT, Step.LAST_RESULT):
             self._completed(owed, frame)
         if step in (Step.DONE, Step.LAST_RESULT):
             self._queue.popleft()
         if tag == _READY:
             self._ready(frame)
-        unseen = owed.hidden or (owed.rows_only and tag == _NO_DATA) or (owed.withhold and tag == _COMPLETE)
         return b"" if unseen else frame.raw
 
     def _ended_early(self, owed: Owed, step: Step) -> bytes:
@@ -266,18 +304,27 @@ class Replies:
         current = owed.current
         assert current is not None, "what is cut has a statement"
         assert owed.substitute is not None, "what is cut has a report"
+        others = owed.deliveries[owed.next + 1 :] or any(later.deliveries for later in list(self._queue)[1:])
+        cut = CutError(owed.substitute) if others else None
+        told = ErrorResponse(cut.report if cut else owed.substitute).encode()
+        self._said(owed, told)
         owed.next += 1
         self._settle(current, current.failure(Status.FAILED, owed.substitute["C"], owed.substitute["M"]))
-        if owed.current is not None or any(d for later in list(self._queue)[1:] for d in later.deliveries):
-            raise CutError(owed.substitute)
+        if cut is not None:
+            raise cut
         if step is Step.LAST_RESULT:
             self._queue.popleft()
-        return ErrorResponse(owed.substitute).encode()
+        return told
 
-    def take_withheld(self) -> tuple[bytes, int] | None:
-        """The completion that was withheld, and its row count; None if there is none."""
+    def take_withheld(self) -> Withheld | None:
+        """The completion that was withheld; None if there is none."""
         withheld, self._withheld = self._withheld, None
         return withheld
+
+    def _said(self, owed: Owed | None, raw: bytes) -> None:
+        """The client gets this message, of the statement that is answered now."""
+        if owed is not None and (current := owed.current) is not None and not self.unheard:
+            current.say(raw)
 
     def copy_ended(self) -> None:
         """The client's end of the COPY data was sent on."""
@@ -304,7 +351,7 @@ class Replies:
             complete = CommandComplete.decode(frame.body)
             outcome = delivery.outcome(Status.COMPLETED, tag=complete.tag, rows=complete.rows)
             if owed.withhold:
-                self._withheld = (frame.raw, complete.rows or 0)
+                self._withheld = Withheld(delivery, frame.raw, complete.rows or 0)
                 self._held.append((delivery, outcome))
                 return
         else:
@@ -329,9 +376,11 @@ class Replies:
         fields = NoticeResponse.decode(frame.body).fields
         if is_log_line(fields):
             return b""
-        text = self._queue[0].text if self._queue else None
-        seen = as_client_sees(fields, text)
-        return frame.raw if seen == fields else NoticeResponse(seen).encode()
+        owed = self._queue[0] if self._queue else None
+        seen = as_client_sees(fields, owed.text if owed else None)
+        raw = frame.raw if seen == fields else NoticeResponse(seen).encode()
+        self._said(owed, raw)
+        return raw
 
     # -- errors ---------------------------------------------------------------------------------------
 
@@ -341,8 +390,9 @@ class Replies:
             return frame.raw  # a FATAL out of the blue: the connection ends with it
         owed = self._queue[0]
         fields = owed.substitute or as_client_sees(fields, owed.text)
-        code, message = fields.get("C"), fields.get("M")
+        code, message, raw = fields.get("C"), fields.get("M"), ErrorResponse(fields).encode()
         status = Status.CANCELLED if code == sqlstate.QUERY_CANCELED else Status.FAILED
+        self._said(owed, raw)
         for delivery, _ in self._held:
             text = f"rolled back: {message}"
             self._settle(delivery, delivery.failure(Status.FAILED, code, text))
@@ -357,7 +407,7 @@ class Replies:
         if self.copying:
             self.copying = False
             self.session.happened(Event.ERROR)
-        return ErrorResponse(fields).encode()
+        return raw
 
     def skip(self, owed: Owed) -> None:
         """A message was not sent on, because an earlier one failed: as if the server had skipped it."""

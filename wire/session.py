@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 from gateway.parameters import size_of
 from policy.model import Decision
 from wire import copy, frontend, sqlstate
+from wire.backend import RowDescription
 from wire.fields import ProtocolError
 from wire.reports import RefusalError, Report, report
 from wire.texts import Forwarded, forward_one
@@ -106,13 +107,32 @@ TRANSITIONS: Mapping[Phase, Mapping[Trigger, Phase]] = {
 }
 
 
+@dataclass(slots=True, eq=False)
+class Description:
+    """The RowDescription that the client was sent for a prepared statement; None before, and where it has no rows.
+
+    `formats` are the result formats (Bind's) that it says.
+    """
+
+    raw: bytes | None = None
+    formats: tuple[int, ...] = ()
+
+    def in_formats(self, formats: tuple[int, ...]) -> bytes | None:
+        """The message as a portal with these result formats would be described."""
+        if self.raw is not None and formats != self.formats:
+            self.raw = RowDescription.decode(self.raw[5:]).in_formats(formats).encode()
+            self.formats = formats
+        return self.raw
+
+
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A statement that Parse made: the client's text, what runs for it, and what was decided then."""
+    """A statement that Parse made: the client's text, what runs for it, what was decided then, and its columns."""
 
     name: str
     text: Forwarded
     decision: Decision
+    description: Description = field(default_factory=Description)
 
     @property
     def size(self) -> int:
@@ -140,6 +160,7 @@ class Portal:
     parameters: tuple[bytes | None, ...]
     search_path: tuple[str, ...]
     declared: bool = False
+    formats: tuple[int, ...] = ()  # of its results
     used: Used = field(default_factory=Used)
 
     @property

@@ -9,8 +9,10 @@ import psycopg
 import pytest
 
 from tests.doors.mcp_calls import call, client, error, query
+from tests.doors.test_recordings import complete
 from tests.policy.corpus import ROOT
 from tests.stack import Stack, running_stack, use_policy
+from wire import backend
 
 # Always true, and the planner expects each to hold for one row in 200: together, for none.
 DOUBTS = " AND ".join(f"(id + {n}) % 1 = 0" for n in range(4))
@@ -140,3 +142,23 @@ async def test_parts_of_a_counted_result_are_refused(counted: Stack, ids: list[i
     finally:
         await connection.close()
     assert seen(counted) == 0
+
+
+def test_the_recording_of_a_counted_write_ends_as_the_clients_answer_did(counted: Stack, ids: list[int]) -> None:
+    counted.psql("devin", misjudged(ids[:2]) + " RETURNING 'let through'")
+    described, *rows, tag = complete(counted, "%let through%")
+    assert isinstance(described, backend.RowDescription)
+    assert (len(rows), tag) == (2, backend.CommandComplete("UPDATE 2"))
+    counted.psql("devin", misjudged(ids[:7]) + " RETURNING 'taken back'")
+    last = complete(counted, "%taken back%")[-1]
+    assert isinstance(last, backend.ErrorResponse)
+    assert "changes 7 rows" in last.fields["M"]
+
+
+async def test_at_the_mcp_door_too(counted: Stack, ids: list[int]) -> None:
+    await query(counted, "devin", misjudged(ids[:2]) + " RETURNING 'let through by mcp'")
+    assert complete(counted, "%let through by mcp%")[-1] == backend.CommandComplete("UPDATE 2")
+    error(await call(counted, "devin", "query", sql=misjudged(ids[:7]) + " RETURNING 'taken back by mcp'"))
+    last = complete(counted, "%taken back by mcp%")[-1]
+    assert isinstance(last, backend.ErrorResponse)
+    assert "changes 7 rows" in last.fields["M"]

@@ -9,9 +9,11 @@ import psycopg
 import pytest
 
 from tests.doors.mcp_calls import call, error, query
+from tests.doors.test_recordings import complete
 from tests.policy.corpus import ROOT
 from tests.stack import Stack, running_stack, use_policy
 from tests.waiting import until
+from wire import backend
 
 # A join that takes minutes and no memory.
 ENDLESS = "SELECT count(*) FROM orders a, orders b, orders c, orders d WHERE a.total + b.total + c.total + d.total < 0"
@@ -116,3 +118,14 @@ def test_the_rows_of_a_day_are_counted_over_statements(limited: Stack) -> None:
     assert "more than the 2 rows" in limited.psql("grace", "SELECT id FROM orders LIMIT 3", "-At").stderr
     assert len(limited.psql("grace", "SELECT id FROM orders LIMIT 2", "-At").stdout.split()) == 2
     assert "has had the 10 rows that the policy grants for a day" in limited.psql("grace", "SELECT 1").stderr
+
+
+async def test_the_recording_holds_the_rows_that_passed_and_the_error(limited: Stack) -> None:
+    limited.psql("devin", "SELECT id, 'cut at the wire' FROM orders", "-At")
+    error(await call(limited, "devin", "query", sql="SELECT id, 'cut at mcp' FROM orders", max_rows=60))
+    for like in ("%cut at the wire%", "%cut at mcp%"):
+        described, *delivered, last = complete(limited, like)
+        assert isinstance(described, backend.RowDescription)
+        assert isinstance(last, backend.ErrorResponse)
+        assert "50 rows" in last.fields["M"]
+        assert len(delivered) <= 50

@@ -14,9 +14,11 @@ from click.testing import CliRunner, Result
 
 from audit.entry import Draft, Kind
 from audit.note import Signer
+from audit.recording import Chunk, Mode, Recording
 from audit.store import Item, Store
 from server.cli import main
 from tests.audit.test_search import STATEMENTS
+from tests.audit.test_store import outcome
 
 
 @pytest.fixture
@@ -86,3 +88,17 @@ def test_a_statements_escape_sequences_do_not_reach_the_terminal(tmp_path: Path)
     assert "SELECT 1" in shown
     assert not set("\x1b\x07\x9b\u202e") & set(shown)
     assert "".join(shown.split()).count("\\u{1b}") == 3
+
+
+def test_shredding_deletes_one_recording_and_says_so(path: Path) -> None:
+    with contextlib.closing(Store.open(path)) as store:
+        made = Recording(Mode.FULL, [Chunk(0, True, b"to be forgotten")])
+        store.append([[Item(outcome(77).draft, made)]])
+    done = run("shred", "st-in-test-77", path, "--why", "a privacy request")
+    assert (done.exit_code, "shredded: the recording of st-in-test-77" in done.output) == (0, True), done.output
+    assert run("verify", path).exit_code == 0
+    again = run("shred", "st-in-test-77", path, "--why", "twice")
+    assert (again.exit_code, "has no recording (any more)" in again.output) == (2, True)
+    unknown = run("shred", "st-nowhere", path, "--why", "x")
+    assert (unknown.exit_code, "no outcome of a statement `st-nowhere`" in unknown.output) == (2, True)
+    assert "a privacy request" in run("search", path, "--kind", "recording.shredded").output

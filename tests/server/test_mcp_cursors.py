@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from server.mcp_cursors import data_row, quoted, rows_of, whole_tag
+from server.mcp_cursors import quoted, rows_of, whole_tag
+from server.mcp_messages import data_row
 
 
 @pytest.mark.parametrize(

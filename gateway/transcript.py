@@ -1,0 +1,72 @@
+"""What one statement's client is sent, kept as it leaves: bounded slices and times, compressed later by the writer."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from audit.recording import Chunk, Mode, Recording
+from gateway.model import Session
+
+# Beyond the bounds there is room for what a statement cannot be without: columns, an error, a tag.
+_ESSENTIAL_BYTES = 4096
+_NOTICE = b"N"
+
+
+@dataclass(frozen=True, slots=True)
+class RecordingBounds:
+    """How much is recorded at most, in bytes of messages: of one statement, and of a whole session."""
+
+    statement: int = 256 * 1024
+    session: int = 16 * 1024 * 1024
+
+
+class Transcript:
+    """The recording of one statement while it is made. Keeps the slices that it is given: nothing is copied."""
+
+    __slots__ = ("_bounds", "_chunks", "_kept", "_left_out", "_mode", "_rows", "_session", "_started")
+
+    def __init__(self, session: Session, bounds: RecordingBounds, started: float) -> None:
+        """`started` is what `time.perf_counter` said when the intent was durable."""
+        self._session = session
+        self._mode = session.connection.recording
+        self._bounds = bounds
+        self._started = started
+        self._chunks: list[Chunk] = []
+        self._kept = 0
+        self._left_out = 0
+        self._rows = False
+
+    def message(self, raw: bytes) -> None:
+        """Whole messages that are no rows were sent."""
+        if self._mode is Mode.OFF:
+            return
+        if len(raw) > self._room() + (0 if raw[:1] == _NOTICE else _ESSENTIAL_BYTES):
+            self._left_out += len(raw)
+            return
+        self._keep(False, raw)
+
+    def rows(self, raw: bytes) -> None:
+        """Rows, or a piece of one, were sent."""
+        if self._mode is Mode.OFF:
+            return
+        room = self._room() if self._mode is Mode.FULL else 0
+        kept = raw[:room] if room < len(raw) else raw
+        self._left_out += len(raw) - len(kept)
+        if kept or not self._rows:
+            self._rows = True
+            self._keep(True, kept)
+
+    def finish(self) -> Recording | None:
+        """What is to be stored; None where nothing was sent, or nothing is recorded on this connection."""
+        if not self._chunks and not self._left_out:
+            return None
+        return Recording(self._mode, self._chunks, self._left_out)
+
+    def _room(self) -> int:
+        return max(0, min(self._bounds.statement - self._kept, self._bounds.session - self._session.recorded))
+
+    def _keep(self, rows: bool, raw: bytes) -> None:
+        self._chunks.append(Chunk(int((time.perf_counter() - self._started) * 1_000_000), rows, raw))
+        self._kept += len(raw)
+        self._session.recorded += len(raw)
