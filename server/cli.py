@@ -15,6 +15,7 @@ import click
 import uvloop
 
 from gateway.errors import CountersignError
+from server.approval_commands import approvals
 from server.audit_commands import audit
 from server.policy_commands import policy
 
@@ -66,6 +67,7 @@ def main(verbose: bool) -> None:
     )
 
 
+main.add_command(approvals)
 main.add_command(audit)
 main.add_command(policy)
 
