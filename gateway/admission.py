@@ -299,7 +299,7 @@ class Gateway:
     ) -> Grant:
         session, statement_id = statement.session, new_statement_id()
         catalog = await self.catalog(session)
-        request, pending = self.approvals.request_item(statement, decision, catalog, statement_id, datetime.now(UTC))
+        request, pending = self.approvals.request_item(statement, decision, catalog, statement_id)
         outcome = _draft(
             Kind.OUTCOME,
             session,
@@ -341,6 +341,8 @@ class Gateway:
         if decision.verdict.effect is Effect.DENY:
             raise await self._record_refusal([statement], [decision])
         await self.approvals.check_binding(record, statement, decision, await self.catalog(session))
+        if (record := await self.approvals.get(record.id)).state is not State.APPROVED:
+            raise rejection(record)  # its time ran out while we looked
         statement_id = new_statement_id()
         try:
             [grant] = await self._granted(
