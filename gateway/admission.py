@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -18,10 +17,11 @@ from datetime import UTC, datetime
 from audit.approvals import ApprovalRecord, Conflict, State
 from audit.entry import Draft, Entry, Kind
 from audit.writer import Item
-from gateway import explain
-from gateway.approvals import Approvals, Pending, principal_body, rejection
+from gateway import explain, rehearsal
+from gateway.approvals import Approvals, Pending, rejection
 from gateway.connections import Connections
 from gateway.deciding import Decider
+from gateway.drafts import draft, intent_of, outcome_entry
 from gateway.errors import (
     ApprovalPendingError,
     ApprovalRejectedError,
@@ -37,6 +37,7 @@ from gateway.metering import Meter
 from gateway.model import ClientInfo, Door, Outcome, Session, Statement, Status
 from gateway.policies import PolicyBook
 from gateway.recorder import Recorder, unrecorded
+from gateway.rehearsal import Expected
 from gateway.sessions import Sessions
 from gateway.upstream import Upstream, UpstreamError, UpstreamLostError
 from policy.catalog import Catalog
@@ -62,10 +63,18 @@ class Grant:
     statement in the audit.
     """
 
-    __slots__ = ("decision", "id", "limits", "outcome", "parameters", "rewrite", "settled", "started", "statement")
+    __slots__ = (
+        "decision", "expected", "id", "limits", "outcome", "parameters", "rewrite", "settled", "started", "statement",
+    )  # fmt: skip
 
     def __init__(
-        self, mint: object, id: str, statement: Statement, decision: Decision, limits: Limits = UNLIMITED
+        self,
+        mint: object,
+        id: str,
+        statement: Statement,
+        decision: Decision,
+        limits: Limits = UNLIMITED,
+        expected: Expected | None = None,
     ) -> None:
         if mint is not _MINT or decision.verdict.rewrite is None:
             raise RuntimeError("a grant is made by gateway.admission only")
@@ -73,6 +82,7 @@ class Grant:
         self.statement = statement
         self.decision = decision
         self.limits = limits
+        self.expected = expected  # how many rows people approved
         self.rewrite: Rewrite = decision.verdict.rewrite
         self.parameters = statement.parameters
         self.started = time.perf_counter()
@@ -83,6 +93,11 @@ class Grant:
     def sql(self) -> bytes:
         """The text to run."""
         return self.rewrite.sql
+
+    @property
+    def counted(self) -> bool:
+        """Whether its transaction must stay open until `Gateway.too_many` has said nothing against its row count."""
+        return self.decision.counts or self.expected is not None
 
     def finish(self, outcome: Outcome) -> None:
         """Say what came of it; `Gateway.admit` writes it on leaving the block."""
@@ -159,7 +174,17 @@ class Gateway:
 
     def too_many(self, grant: Grant, rows: int) -> RowCountError | None:
         """The error with which a counted statement must be rolled back; None where its grant covers the count."""
-        return self._decider.too_many(grant.statement, grant.decision, rows)
+        if (expected := grant.expected) is not None and not expected.at_least <= rows <= expected.at_most:
+            return RowCountError(
+                f"the statement changes {rows} rows, and people approved {expected.rows}"
+                f" ({expected.at_least} to {expected.at_most})",
+                cure="Nothing was changed. Send it again to ask for approval of what it does now.",
+            )
+        return self._decider.too_many(grant.statement, grant.decision, rows) if grant.decision.counts else None
+
+    def counts(self, decision: Decision) -> bool:
+        """Whether the rows of a statement will be counted, if it runs."""
+        return decision.counts or (decision.verdict.effect is Effect.APPROVE and rehearsal.is_write(decision))
 
     # -- the path -------------------------------------------------------------------------------------
 
@@ -193,7 +218,7 @@ class Gateway:
         ids = [new_statement_id() for _ in statements]
         limits = self._limits(statements[0].session) if statements else UNLIMITED
         return await self._granted(
-            [self._intent(*of) for of in zip(ids, statements, decisions, strict=True)],
+            [intent_of(self.instance, *of) for of in zip(ids, statements, decisions, strict=True)],
             lambda: [Grant(_MINT, *of, limits) for of in zip(ids, statements, decisions, strict=True)],
         )
 
@@ -204,7 +229,7 @@ class Gateway:
         session = grant.statement.session
         self._note_effects(grant, outcome)
         self.recorder.post(
-            self._outcome(grant, outcome),
+            outcome_entry(self.instance, grant, outcome),
             failed=lambda error: self.sessions.end(session, unrecorded(error).text),
         )
 
@@ -250,8 +275,8 @@ class Gateway:
     def invariant_violated(self, grant: Grant, detail: str) -> None:
         """Record, loudly, that a raw masked column was about to leave. The door ends the session."""
         session = grant.statement.session
-        draft = _draft(Kind.INVARIANT_VIOLATED, session, statement=grant.id, detail=detail)
-        self.recorder.post(draft, failed=lambda error: self.sessions.end(session, str(error)))
+        entry = draft(Kind.INVARIANT_VIOLATED, session, statement=grant.id, detail=detail)
+        self.recorder.post(entry, failed=lambda error: self.sessions.end(session, str(error)))
 
     # -- inside ---------------------------------------------------------------------------------------
 
@@ -285,8 +310,8 @@ class Gateway:
                 "sqlstate": RefusedError.sqlstate if denied else None,
                 "instance": self.instance,
             }
-            drafts.append(self._intent(statement_id, statement, decision))
-            drafts.append(_draft(Kind.OUTCOME, statement.session, **body))
+            drafts.append(intent_of(self.instance, statement_id, statement, decision))
+            drafts.append(draft(Kind.OUTCOME, statement.session, **body))
         await self.recorder.record(*drafts)
         assert first is not None
         return RefusedError(*first)
@@ -299,8 +324,9 @@ class Gateway:
     ) -> Grant:
         session, statement_id = statement.session, new_statement_id()
         catalog = await self.catalog(session)
-        request, pending = self.approvals.request_item(statement, decision, catalog, statement_id)
-        outcome = _draft(
+        evidence = await self._evidence(statement, decision, catalog)
+        request, pending = self.approvals.request_item(statement, decision, catalog, statement_id, evidence)
+        outcome = draft(
             Kind.OUTCOME,
             session,
             statement=statement_id,
@@ -308,7 +334,7 @@ class Gateway:
             message=f"waits for {pending.id}: {pending.why}",
             instance=self.instance,
         )
-        intent = self._intent(statement_id, statement, decision, approval=pending.id)
+        intent = intent_of(self.instance, statement_id, statement, decision, approval=pending.id)
         asking = asyncio.ensure_future(self.recorder.record(intent, outcome, request))
         if on_pending is None:
             await asking
@@ -323,6 +349,25 @@ class Gateway:
                 await asyncio.shield(self._take_back(asking, pending, session))
             raise
         return await self._consume(record, statement)
+
+    async def _evidence(self, statement: Statement, decision: Decision, catalog: Catalog) -> rehearsal.Evidence | None:
+        """What approvers are shown of a write's effect: it runs under a grant of its own, and is rolled back."""
+        if not rehearsal.is_write(decision):
+            return None
+        if (why := rehearsal.obstacle(decision, catalog)) is not None:
+            return rehearsal.not_measured(decision, why)
+
+        async def masked(sql: str) -> Rewrite | None:
+            reading = await self.decide(statement.session, sql.encode())
+            return reading.verdict.rewrite if reading.verdict.effect is Effect.ALLOW else None
+
+        statement_id = new_statement_id()
+        [grant] = await self._granted(
+            [intent_of(self.instance, statement_id, statement, decision, rehearsal=True)],
+            lambda: [Grant(_MINT, statement_id, statement, decision)],
+        )
+        async with self._settled(grant):
+            return await rehearsal.rehearse(self.connections, grant, catalog, masked)
 
     async def _take_back(self, asking: Awaitable[object], pending: Pending, session: Session) -> None:
         await asking  # what is not written yet cannot be withdrawn
@@ -348,9 +393,9 @@ class Gateway:
             [grant] = await self._granted(
                 [
                     self.approvals.consume_item(record, session, statement_id),
-                    self._intent(statement_id, statement, decision, approval=record.id),
+                    intent_of(self.instance, statement_id, statement, decision, approval=record.id),
                 ],
-                lambda: [Grant(_MINT, statement_id, statement, decision)],
+                lambda: [Grant(_MINT, statement_id, statement, decision, UNLIMITED, Expected.read(record.evidence))],
             )
         except Conflict:
             raise rejection(await self.approvals.get(record.id)) from None
@@ -385,62 +430,10 @@ class Gateway:
                 outcome = grant.outcome or Outcome(Status.UNKNOWN, message="the door said nothing of it")
                 self._note_effects(grant, outcome)
                 try:
-                    await asyncio.shield(self.recorder.record(self._outcome(grant, outcome)))
+                    await asyncio.shield(self.recorder.record(outcome_entry(self.instance, grant, outcome)))
                 except AuditUnavailableError as error:
                     self.sessions.end(grant.statement.session, unrecorded(error).text)
                     raise unrecorded(error) from None
-
-    def _intent(
-        self, statement_id: str, statement: Statement, decision: Decision, approval: str | None = None
-    ) -> Draft:
-        session, analysis, rewrite = statement.session, decision.analysis, decision.verdict.rewrite
-        body: dict[str, object] = {
-            "statement": statement_id,
-            "door": session.door.value,
-            "text": statement.text.decode("utf-8", "replace"),
-            "sha256": hashlib.sha256(statement.text).hexdigest(),
-            "parameters": [None if p is None else p.decode("utf-8", "replace") for p in statement.parameters],
-            "principal": principal_body(session.principal),
-            "client": {
-                "name": session.client.name,
-                "version": session.client.version,
-                "address": session.client.address,
-            },
-            "request": dict(statement.request),
-            "verdict": {
-                "effect": str(decision.verdict.effect),
-                "rules": explain.rules(decision),
-                "reasons": [r.text for r in explain.deciding_reasons(decision)],
-            },
-            "demands": [str(d) for d in analysis.demands] if analysis else [],
-            "policy": decision.policy,
-            "catalog": decision.catalog,
-            "search_path": list(session.search_path),
-            "instance": self.instance,
-        }
-        if rewrite is not None and rewrite.splices:
-            body["rewritten"] = rewrite.shown
-        if approval is not None:
-            body["approval"] = approval
-        return _draft(Kind.INTENT, session, **body)
-
-    def _outcome(self, grant: Grant, outcome: Outcome) -> Draft:
-        return _draft(
-            Kind.OUTCOME,
-            grant.statement.session,
-            statement=grant.id,
-            status=outcome.status.value,
-            tag=outcome.tag,
-            rows=outcome.rows,
-            size=outcome.size,
-            duration_ms=grant.duration_ms,
-            sqlstate=outcome.sqlstate,
-            message=outcome.message,
-            masked=[str(m) for m in grant.rewrite.masked],
-            filtered=list(grant.rewrite.filtered),
-            digest=outcome.digest,
-            instance=self.instance,
-        )
 
     def _note_effects(self, grant: Grant, outcome: Outcome) -> None:
         """Keep the session's books after a statement: what may have changed is asked for again."""
@@ -492,13 +485,3 @@ def outcome_of(error: BaseException) -> Outcome:
 def new_statement_id() -> str:
     """A name for one statement in the audit: 80 random bits."""
     return "st-" + secrets.token_hex(10)
-
-
-def _draft(kind: Kind, session: Session, **body: object) -> Draft:
-    return Draft(
-        kind=kind,
-        session=session.id,
-        subject=session.principal.subject,
-        connection=session.connection.name,
-        body=body,
-    )

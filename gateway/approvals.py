@@ -105,11 +105,19 @@ class Approvals:
     # -- asking ---------------------------------------------------------------------------------------
 
     def request_item(
-        self, statement: Statement, decision: Decision, catalog: Catalog, statement_id: str
+        self,
+        statement: Statement,
+        decision: Decision,
+        catalog: Catalog,
+        statement_id: str,
+        evidence: Mapping[str, object] | None = None,
     ) -> tuple[Item, Pending]:
-        """The entry and the record that ask for approval, to be appended with the statement's own entries."""
+        """The entry and the record that ask for approval, to be appended with the statement's own entries.
+
+        `evidence` is what was measured; the digest covers it too.
+        """
         session, terms, now = statement.session, decision.verdict.terms, self._clock()
-        binding = binding_of(statement, decision, catalog)
+        binding = binding_of(statement, decision, catalog) | {"evidence": _digest(evidence)}
         expires = now + min((t.expires for t in terms), default=timedelta(minutes=30))
         pending = Pending(
             id=new_id(),
@@ -136,6 +144,7 @@ class Approvals:
             binding=binding,
             created=now,
             expires=expires,
+            evidence=evidence,
         )
         draft = _draft(
             Kind.APPROVAL_REQUESTED,

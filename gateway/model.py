@@ -97,6 +97,7 @@ class Status(StrEnum):
     CANCELLED = "cancelled"
     REFUSED = "refused"  # we said no; the upstream never saw it
     PENDING = "pending"  # waits for approval; the run is a statement of its own
+    REHEARSED = "rehearsed"  # ran in a transaction that was rolled back, to show people what it does
     SKIPPED = "skipped"  # an earlier error of the same batch kept it from running
     UNKNOWN = "unknown"  # the gateway or the upstream vanished in between
 

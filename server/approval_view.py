@@ -11,6 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from server import evidence
 from server.visible import visible
 
 Approval = Mapping[str, Any]
@@ -51,6 +52,10 @@ def page_of(approval: Approval, now: datetime) -> RenderableType:
         facts.add_row("vote", _plain(_vote(vote)))
     for warning in approval["warnings"]:
         facts.add_row("warning", Text(visible(warning), style="bold red"))
+    for line in evidence.sentences(approval["evidence"]):
+        facts.add_row("measured", _plain(line))
+    for line in evidence.samples(approval["evidence"]):
+        facts.add_row("row", _plain(line))
     facts.add_row("digest", _plain(approval["digest"]))
     parts: list[RenderableType] = [facts, Text("\nstatement", style="dim"), _block(approval["statement_visible"])]
     if approval["parameters"]:

@@ -163,7 +163,7 @@ class Reading:
         types = await self._types.of(connection, grant.decision.catalog, upstream)
         limit = await self._asked()
         assert limit is not None, "a reading is made for a call that asks at once"
-        if grant.decision.counts:
+        if grant.counted:
             await upstream.probe("BEGIN")
         await portal.open(grant, limit, lambda columns: self._check_origins(grant, columns))
         while True:
@@ -177,7 +177,7 @@ class Reading:
             tag = None if more else portal.tag
             piece = Piece(grant, portal.columns, types, rows, tag, more, portal.dropped, notices)
             if not more:
-                if grant.decision.counts:
+                if grant.counted:
                     await self._commit(upstream, grant, portal)
                 grant.finish(portal.outcome())
                 return piece

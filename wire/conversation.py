@@ -229,7 +229,7 @@ class Conversation:
             message.text, [(start, grant.rewrite) for start, grant in zip(starts, grants, strict=True)]
         )
         self._wire.simple_query()
-        if len(grants) == 1 and grants[0].decision.counts:
+        if len(grants) == 1 and grants[0].counted:
             await self._counted.simple(grants[0], forwarded)
             return
         self._replies.expect(
@@ -296,7 +296,7 @@ class Conversation:
                 "what this prepared statement means or may show has changed since it was prepared",
                 "Prepare it again.",
             )
-        if decision.counts and message.max_rows:
+        if message.max_rows and self._gateway.counts(decision):
             decision = denial(
                 decision,
                 "statement.counted",
@@ -315,11 +315,11 @@ class Conversation:
                 text=prepared.text,
                 deliveries=(self._limiter.delivery(grant, portal),),
                 origins=grant.rewrite.origins,
-                withhold=decision.counts,
+                withhold=grant.counted,
             ),
             raw,
         )
-        if decision.counts:
+        if grant.counted:
             await self._counted.settle(grant)
         if decision.analysis is not None and decision.analysis.effects.copy_in:
             # Only the server's word says whether the client's next messages are COPY data.

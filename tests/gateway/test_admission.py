@@ -367,8 +367,17 @@ async def test_who_goes_away_while_the_intent_is_written_leaves_no_statement_run
 
 
 async def test_who_goes_away_while_the_request_is_written_leaves_nothing_to_approve(path: OnePath) -> None:
-    await leave_while_it_is_written(path, "devin", "DELETE FROM tickets")
+    await leave_while_it_is_written(path, "devin", "ALTER TABLE tickets ADD COLUMN later integer")
     assert path.rows("SELECT state, requester FROM approvals") == [("cancelled", "devin")]
+    assert b"ALTER TABLE" not in path.sent
+
+
+async def test_who_goes_away_before_the_rehearsal_is_written_leaves_no_request_and_nothing_is_sent(
+    path: OnePath,
+) -> None:
+    await leave_while_it_is_written(path, "devin", "DELETE FROM tickets")
+    assert path.rows("SELECT state, requester FROM approvals") == []
+    assert path.entries("DELETE FROM tickets") == [("intent", None), ("outcome", "cancelled")]
     assert b"DELETE FROM" not in path.sent
 
 

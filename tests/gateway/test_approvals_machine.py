@@ -236,6 +236,10 @@ class ApprovalsMachine(RuleBasedStateMachine):
         self.run(self._use(asked, where, "devin", "none"))
         assert asked.executions == expected
 
+    @rule(asked=approvals, who=st.sampled_from(sorted(PEOPLE.keys() - MAY_VOTE)))
+    def others_try_to_vote(self, asked: Asked, who: str) -> None:
+        self.run(self._vote(asked, 0, who, "approve"))
+
     @rule(asked=approvals, where=ANYWHERE)
     def die_while_it_runs(self, asked: Asked, where: int) -> None:
         async def die_and_return() -> None:

@@ -1,0 +1,90 @@
+"""The entries around a statement, as the audit keeps them: who, what, by which rules, and what came of it."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from audit.entry import Draft, Kind
+from gateway import explain
+from gateway.approvals import principal_body
+from gateway.model import Outcome, Session, Statement
+from policy.model import Decision
+
+if TYPE_CHECKING:
+    from gateway.admission import Grant
+
+
+def intent_of(
+    instance: str,
+    statement_id: str,
+    statement: Statement,
+    decision: Decision,
+    *,
+    approval: str | None = None,
+    rehearsal: bool = False,
+) -> Draft:
+    """What is durable before anything runs. `rehearsal`: it will be rolled back, whatever it does."""
+    session, analysis, rewrite = statement.session, decision.analysis, decision.verdict.rewrite
+    body: dict[str, object] = {
+        "statement": statement_id,
+        "door": session.door.value,
+        "text": statement.text.decode("utf-8", "replace"),
+        "sha256": hashlib.sha256(statement.text).hexdigest(),
+        "parameters": [None if p is None else p.decode("utf-8", "replace") for p in statement.parameters],
+        "principal": principal_body(session.principal),
+        "client": {
+            "name": session.client.name,
+            "version": session.client.version,
+            "address": session.client.address,
+        },
+        "request": dict(statement.request),
+        "verdict": {
+            "effect": str(decision.verdict.effect),
+            "rules": explain.rules(decision),
+            "reasons": [r.text for r in explain.deciding_reasons(decision)],
+        },
+        "demands": [str(d) for d in analysis.demands] if analysis else [],
+        "policy": decision.policy,
+        "catalog": decision.catalog,
+        "search_path": list(session.search_path),
+        "instance": instance,
+    }
+    if rewrite is not None and rewrite.splices:
+        body["rewritten"] = rewrite.shown
+    if approval is not None:
+        body["approval"] = approval
+    if rehearsal:
+        body["rehearsal"] = True
+    return draft(Kind.INTENT, session, **body)
+
+
+def outcome_entry(instance: str, grant: Grant, outcome: Outcome) -> Draft:
+    """What came of a granted statement."""
+    return draft(
+        Kind.OUTCOME,
+        grant.statement.session,
+        statement=grant.id,
+        status=outcome.status.value,
+        tag=outcome.tag,
+        rows=outcome.rows,
+        size=outcome.size,
+        duration_ms=grant.duration_ms,
+        sqlstate=outcome.sqlstate,
+        message=outcome.message,
+        masked=[str(m) for m in grant.rewrite.masked],
+        filtered=list(grant.rewrite.filtered),
+        digest=outcome.digest,
+        instance=instance,
+    )
+
+
+def draft(kind: Kind, session: Session, **body: object) -> Draft:
+    """An entry about a session's doings."""
+    return Draft(
+        kind=kind,
+        session=session.id,
+        subject=session.principal.subject,
+        connection=session.connection.name,
+        body=body,
+    )
