@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -21,7 +20,7 @@ from gateway import explain, rehearsal
 from gateway.approvals import Approvals, Pending, rejection
 from gateway.connections import Connections
 from gateway.deciding import Decider
-from gateway.drafts import draft, intent_of, outcome_entry
+from gateway.drafts import denial, draft, intent_of, new_statement_id, outcome_entry, outcome_of
 from gateway.errors import (
     ApprovalPendingError,
     ApprovalRejectedError,
@@ -30,7 +29,6 @@ from gateway.errors import (
     RefusedError,
     RowCountError,
     SessionEndedError,
-    UpstreamUnavailableError,
 )
 from gateway.identity import VerifiedToken
 from gateway.metering import Meter
@@ -39,18 +37,14 @@ from gateway.policies import PolicyBook
 from gateway.recorder import Recorder, unrecorded
 from gateway.rehearsal import Expected
 from gateway.sessions import Sessions
-from gateway.upstream import Upstream, UpstreamError, UpstreamLostError
+from gateway.upstream import Upstream
 from policy.catalog import Catalog
 from policy.limits import UNLIMITED, Limits
 from policy.model import (
-    Analysis,
-    ApprovalTerms,
     Decision,
     Effect,
-    Reason,
     Rewrite,
     Transaction,
-    Verdict,
 )
 
 _MINT = object()
@@ -268,6 +262,46 @@ class Gateway:
         async with self._settled(await self._consume(record, statement)) as grant:
             yield grant
 
+    @asynccontextmanager
+    async def rehearsing(self, statement: Statement, decision: Decision) -> AsyncIterator[Grant]:
+        """A grant for a run that the caller rolls back, whatever comes of it; the intent says so."""
+        statement_id = new_statement_id()
+        [grant] = await self._granted(
+            [intent_of(self.instance, statement_id, statement, decision, rehearsal=True)],
+            lambda: [Grant(_MINT, statement_id, statement, decision)],
+        )
+        async with self._settled(grant):
+            yield grant
+
+    async def propose(self, statement: Statement, decision: Decision, evidence: rehearsal.Evidence) -> None:
+        """Ask people about a decision that was made and measured elsewhere. Always raises ApprovalPendingError."""
+        self._check_alive(statement.session)
+        await self._begin_approved(statement, decision, None, evidence)
+
+    @asynccontextmanager
+    async def admit_decided(
+        self, record: ApprovalRecord, statement: Statement, decision: Decision
+    ) -> AsyncIterator[Grant]:
+        """The single use of an approval for what was decided just now; it must fit what the yes is bound to."""
+        async with self._settled(await self._consume(record, statement, decision)) as grant:
+            yield grant
+
+    @asynccontextmanager
+    async def admit_step(self, whole: Grant, statement: Statement, decision: Decision) -> AsyncIterator[Grant]:
+        """One statement of something approved as a whole, while `whole` is under way and the policy is the same."""
+        self._check_alive(whole.statement.session)
+        if decision.verdict.effect is Effect.DENY:
+            raise await self._record_refusal([statement], [decision])
+        if whole.settled or decision.policy != whole.decision.policy:
+            raise ApprovalRejectedError("the policy has changed since the approval", cure="Propose it again.")
+        statement_id = new_statement_id()
+        [grant] = await self._granted(
+            [intent_of(self.instance, statement_id, statement, decision)],
+            lambda: [Grant(_MINT, statement_id, statement, decision)],
+        )
+        async with self._settled(grant):
+            yield grant
+
     async def refuse(self, statement: Statement, decision: Decision, text: str, cure: str) -> RefusedError:
         """Record that a door itself cannot run a statement; returns the error to show."""
         return await self._record_refusal([statement], [denial(decision, "door", text, cure)])
@@ -321,10 +355,12 @@ class Gateway:
         statement: Statement,
         decision: Decision,
         on_pending: Callable[[Pending], Awaitable[None]] | None,
+        evidence: rehearsal.Evidence | None = None,
     ) -> Grant:
         session, statement_id = statement.session, new_statement_id()
         catalog = await self.catalog(session)
-        evidence = await self._evidence(statement, decision, catalog)
+        if evidence is None:
+            evidence = await self._evidence(statement, decision, catalog)
         request, pending = self.approvals.request_item(statement, decision, catalog, statement_id, evidence)
         outcome = draft(
             Kind.OUTCOME,
@@ -354,26 +390,21 @@ class Gateway:
         """What approvers are shown of a write's effect: it runs under a grant of its own, and is rolled back."""
         if not rehearsal.is_write(decision):
             return None
-        if (why := rehearsal.obstacle(decision, catalog)) is not None:
+        if (why := rehearsal.obstacle(statement.session.connection, decision, catalog)) is not None:
             return rehearsal.not_measured(decision, why)
 
         async def masked(sql: str) -> Rewrite | None:
             reading = await self.decide(statement.session, sql.encode())
             return reading.verdict.rewrite if reading.verdict.effect is Effect.ALLOW else None
 
-        statement_id = new_statement_id()
-        [grant] = await self._granted(
-            [intent_of(self.instance, statement_id, statement, decision, rehearsal=True)],
-            lambda: [Grant(_MINT, statement_id, statement, decision)],
-        )
-        async with self._settled(grant):
+        async with self.rehearsing(statement, decision) as grant:
             return await rehearsal.rehearse(self.connections, grant, catalog, masked)
 
     async def _take_back(self, asking: Awaitable[object], pending: Pending, session: Session) -> None:
         await asking  # what is not written yet cannot be withdrawn
         await self.approvals.withdraw(pending.id, session)
 
-    async def _consume(self, record: ApprovalRecord, statement: Statement) -> Grant:
+    async def _consume(self, record: ApprovalRecord, statement: Statement, decision: Decision | None = None) -> Grant:
         """Check that the yes still fits, use it up and make the intent durable: one transaction."""
         if record.state is not State.APPROVED:
             raise rejection(record)
@@ -382,7 +413,8 @@ class Gateway:
         if session.catalog is None:
             # The yes is bound to the schema: a snapshot of a moment ago will not do.
             await self.connections.latest(session.connection)
-        decision = await self.decide(session, statement.text, statement.parameters)
+        if decision is None:
+            decision = await self.decide(session, statement.text, statement.parameters)
         if decision.verdict.effect is Effect.DENY:
             raise await self._record_refusal([statement], [decision])
         await self.approvals.check_binding(record, statement, decision, await self.catalog(session))
@@ -457,31 +489,3 @@ class Gateway:
             session.prepared.clear()
         elif effects.deallocates is not None:
             session.prepared.pop(effects.deallocates, None)
-
-
-def denial(decision: Decision, code: str, text: str, cure: str) -> Decision:
-    """The same decision turned into a deny by a door or by the path itself."""
-    reason = Reason(Effect.DENY, code, text, cure=cure)
-    no_terms: tuple[ApprovalTerms, ...] = ()
-    analysis: Analysis | None = decision.analysis
-    return Decision(Verdict(Effect.DENY, (reason,), None, no_terms), analysis, decision.policy, decision.catalog)
-
-
-def outcome_of(error: BaseException) -> Outcome:
-    """What an error says came of the statement that it interrupted."""
-    match error:
-        case UpstreamError():
-            status = Status.CANCELLED if error.sqlstate == "57014" else Status.FAILED
-            return Outcome(status, sqlstate=error.sqlstate, message=error.fields.get("M"))
-        case UpstreamLostError() | UpstreamUnavailableError():
-            return Outcome(Status.UNKNOWN, sqlstate="08006", message=str(error))
-        case asyncio.CancelledError() | GeneratorExit():
-            return Outcome(Status.CANCELLED, sqlstate="57014", message="the client went away or cancelled")
-        case CountersignError():
-            return Outcome(Status.FAILED, sqlstate=error.sqlstate, message=error.text)
-    return Outcome(Status.UNKNOWN, sqlstate="XX000", message=f"internal error: {type(error).__name__}")
-
-
-def new_statement_id() -> str:
-    """A name for one statement in the audit: 80 random bits."""
-    return "st-" + secrets.token_hex(10)

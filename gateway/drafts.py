@@ -1,15 +1,22 @@
-"""The entries around a statement, as the audit keeps them: who, what, by which rules, and what came of it."""
+"""The entries around a statement, as the audit keeps them: who, what, by which rules, and what came of it.
+
+Here too: what an error says of the statement that it interrupted, and a decision turned into a deny.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import secrets
 from typing import TYPE_CHECKING
 
 from audit.entry import Draft, Kind
 from gateway import explain
 from gateway.approvals import principal_body
-from gateway.model import Outcome, Session, Statement
-from policy.model import Decision
+from gateway.errors import CountersignError, UpstreamUnavailableError
+from gateway.model import Outcome, Session, Statement, Status
+from gateway.upstream import UpstreamError, UpstreamLostError
+from policy.model import Analysis, ApprovalTerms, Decision, Effect, Reason, Verdict
 
 if TYPE_CHECKING:
     from gateway.admission import Grant
@@ -88,3 +95,31 @@ def draft(kind: Kind, session: Session, **body: object) -> Draft:
         connection=session.connection.name,
         body=body,
     )
+
+
+def denial(decision: Decision, code: str, text: str, cure: str) -> Decision:
+    """The same decision turned into a deny by a door or by the path itself."""
+    reason = Reason(Effect.DENY, code, text, cure=cure)
+    no_terms: tuple[ApprovalTerms, ...] = ()
+    analysis: Analysis | None = decision.analysis
+    return Decision(Verdict(Effect.DENY, (reason,), None, no_terms), analysis, decision.policy, decision.catalog)
+
+
+def outcome_of(error: BaseException) -> Outcome:
+    """What an error says came of the statement that it interrupted."""
+    match error:
+        case UpstreamError():
+            status = Status.CANCELLED if error.sqlstate == "57014" else Status.FAILED
+            return Outcome(status, sqlstate=error.sqlstate, message=error.fields.get("M"))
+        case UpstreamLostError() | UpstreamUnavailableError():
+            return Outcome(Status.UNKNOWN, sqlstate="08006", message=str(error))
+        case asyncio.CancelledError() | GeneratorExit():
+            return Outcome(Status.CANCELLED, sqlstate="57014", message="the client went away or cancelled")
+        case CountersignError():
+            return Outcome(Status.FAILED, sqlstate=error.sqlstate, message=error.text)
+    return Outcome(Status.UNKNOWN, sqlstate="XX000", message=f"internal error: {type(error).__name__}")
+
+
+def new_statement_id() -> str:
+    """A name for one statement in the audit: 80 random bits."""
+    return "st-" + secrets.token_hex(10)

@@ -13,6 +13,8 @@ from policy.model import Decision, Principal
 
 __all__ = ["ClientInfo", "Connection", "Door", "Outcome", "Principal", "Session", "SslMode", "Statement", "Status"]
 
+# Whether writes and migrations that need approval are run and rolled back on the database itself.
+Rehearse = Literal["live", "off"]
 SslMode = Literal["disable", "prefer", "require", "verify-full"]
 
 
@@ -36,6 +38,7 @@ class Connection:
     sslmode: SslMode = "prefer"
     sslrootcert: str | None = None
     description: str = ""
+    rehearse: Rehearse = "live"
 
 
 @dataclass(frozen=True, slots=True)

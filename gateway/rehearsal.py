@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from gateway.connections import Connections
 from gateway.errors import UpstreamUnavailableError
-from gateway.model import Outcome, Status
+from gateway.model import Connection, Outcome, Status
 from gateway.upstream import Page, Upstream, UpstreamError, UpstreamLostError
 from policy.catalog import Catalog, Relation, RelationKind
-from policy.model import Action, Decision, ObjectKind, Rewrite
+from policy.model import Action, Decision, Rewrite
 
 if TYPE_CHECKING:
     from gateway.admission import Grant
@@ -25,8 +25,8 @@ Evidence = dict[str, object]
 
 _KINDS = ("InsertStmt", "UpdateStmt", "DeleteStmt", "MergeStmt")
 _WRITES = (Action.INSERT, Action.UPDATE, Action.DELETE)
-_LOCK_TIMEOUT = "2s"
-_STATEMENT_TIMEOUT = "10s"
+LOCK_TIMEOUT = "2s"
+STATEMENT_TIMEOUT = "10s"
 # The real run may change so much more or less than the rehearsal did, in per cent, rounded down: few rows exactly.
 _TOLERANCE_PERCENT = 10
 _SAMPLE_ROWS = 5
@@ -84,20 +84,28 @@ def is_write(decision: Decision) -> bool:
     return decision.analysis is not None and decision.analysis.kind in _KINDS
 
 
-def obstacle(decision: Decision, catalog: Catalog) -> str | None:
-    """Why a statement is not rehearsed; None where a ROLLBACK takes back all that it does."""
+def obstacle(connection: Connection, decision: Decision, catalog: Catalog) -> str | None:
+    """Why a write is not rehearsed; None where a ROLLBACK takes back all that it does."""
+    if connection.rehearse == "off":
+        return "rehearsals are off on this connection"
     analysis = decision.analysis
     if analysis is None or not is_write(decision):
         return "only INSERT, UPDATE, DELETE and MERGE are rehearsed"
     for demand in analysis.demands:
-        name = f"`{demand.object}`" + (f" ({demand.via})" if demand.via else "")
-        if demand.action is Action.CALL and not demand.builtin:
-            return f"it calls {name}, and what a function does outside of the transaction cannot be taken back"
         if demand.action not in (*_WRITES, Action.SELECT, Action.CALL, Action.EXPLAIN):
-            return f"it demands {demand.action.value} of {name}, which is not rehearsed"
-    for oid in analysis.relations | {d.oid for d in analysis.demands if d.object.kind is ObjectKind.RELATION}:
-        relation = catalog.relations.get(oid or 0)
-        if relation is None or relation.kind is RelationKind.FOREIGN:
+            return f"it demands {demand.action.value} of `{demand.object}`, which is not rehearsed"
+    return outside_effects(decision, catalog)
+
+
+def outside_effects(decision: Decision, catalog: Catalog) -> str | None:
+    """What of a statement could reach beyond its transaction; None where nothing does."""
+    assert decision.analysis is not None
+    for demand in decision.analysis.demands:
+        if demand.action is Action.CALL and not demand.builtin:
+            name = f"`{demand.object}`" + (f" ({demand.via})" if demand.via else "")
+            return f"it calls {name}, and what a function does outside of the transaction cannot be taken back"
+    for oid in decision.analysis.relations:
+        if (relation := catalog.relations.get(oid)) is None or relation.kind is RelationKind.FOREIGN:
             return "it reaches a foreign table, whose server cannot be rolled back"
     return None
 
@@ -164,8 +172,8 @@ async def _measure(
     path = ", ".join('"' + schema.replace('"', '""') + '"' for schema in search_path)
     await upstream.probe("BEGIN")
     await upstream.probe(f"SET LOCAL search_path TO {path}")
-    await upstream.probe(f"SET LOCAL lock_timeout TO '{_LOCK_TIMEOUT}'")
-    await upstream.probe(f"SET LOCAL statement_timeout TO '{_STATEMENT_TIMEOUT}'")
+    await upstream.probe(f"SET LOCAL lock_timeout TO '{LOCK_TIMEOUT}'")
+    await upstream.probe(f"SET LOCAL statement_timeout TO '{STATEMENT_TIMEOUT}'")
     started = time.perf_counter()
     page = await upstream.open(grant.sql, grant.parameters, _DISCARD_ROWS if b"returning" in grant.sql.lower() else 0)
     rows = await _changed(upstream, page)
@@ -214,7 +222,7 @@ async def _sample(
     [(transaction,)] = await upstream.probe("SELECT pg_catalog.pg_current_xact_id()::pg_catalog.xid::pg_catalog.text")
     columns = ", ".join(f"{_quoted(column)}::pg_catalog.text" for column in key)
     try:
-        await witness.probe(f"SET statement_timeout TO '{_LOCK_TIMEOUT}'")
+        await witness.probe(f"SET statement_timeout TO '{LOCK_TIMEOUT}'")
         found = await witness.probe(
             f"SELECT {columns} FROM {name} WHERE xmax::pg_catalog.text = '{transaction}' LIMIT {_SAMPLE_ROWS}"  # noqa: S608 - our own
         )

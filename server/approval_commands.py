@@ -55,10 +55,10 @@ def approvals() -> None:
 def list_(config_path: Path, url: str | None, as_json: bool) -> None:
     """What is open now, the oldest first."""
 
-    async def ask(call: _Call) -> list[Approval]:
+    async def ask(call: Call) -> list[Approval]:
         return _open_ones(await call("list_approvals"))
 
-    found = _run(config_path, url, ask)
+    found = run(config_path, url, ask)
     if as_json:
         for approval in found:
             click.echo(_as_json(approval))
@@ -75,7 +75,7 @@ def list_(config_path: Path, url: str | None, as_json: bool) -> None:
 @JSON
 def show(approval_id: str, config_path: Path, url: str | None, as_json: bool) -> None:
     """One approval whole: the exact statement, who asks and why, what was measured, the votes, the digest."""
-    _print(_run(config_path, url, lambda call: call("approval_status", id=approval_id)), as_json)
+    print_approval(run(config_path, url, lambda call: call("approval_status", id=approval_id)), as_json)
 
 
 @approvals.command()
@@ -95,7 +95,7 @@ def approve(
             cure="Give the digest that `countersign approvals show` prints.",
         )
 
-    async def vote(call: _Call) -> Approval | None:
+    async def vote(call: Call) -> Approval | None:
         signed = digest
         if signed is None:
             seen = await call("approval_status", id=approval_id)
@@ -105,8 +105,8 @@ def approve(
             signed = seen["digest"]
         return await call("approve", id=approval_id, digest=signed, comment=comment)
 
-    if (voted := _run(config_path, url, vote)) is not None:
-        _print(voted, as_json)
+    if (voted := run(config_path, url, vote)) is not None:
+        print_approval(voted, as_json)
     else:
         click.echo("nothing was decided")
 
@@ -119,7 +119,7 @@ def approve(
 @JSON
 def reject(approval_id: str, config_path: Path, url: str | None, comment: str, as_json: bool) -> None:
     """Vote no: one rejection ends the request."""
-    _print(_run(config_path, url, lambda call: call("reject", id=approval_id, comment=comment)), as_json)
+    print_approval(run(config_path, url, lambda call: call("reject", id=approval_id, comment=comment)), as_json)
 
 
 @approvals.command()
@@ -130,20 +130,20 @@ def reject(approval_id: str, config_path: Path, url: str | None, comment: str, a
 def watch(config_path: Path, url: str | None, as_json: bool, once: bool) -> None:
     """Print each request as it comes and what becomes of it, until interrupted."""
 
-    async def follow(call: _Call) -> None:
+    async def follow(call: Call) -> None:
         known: dict[str, str] = {}
         while True:
             for approval in await _changes(call, known):
-                _print(approval, as_json) if approval["state"] == "requested" else _print_end(approval, as_json)
+                print_approval(approval, as_json) if approval["state"] == "requested" else _print_end(approval, as_json)
                 if once:
                     return
             await asyncio.sleep(_WATCH_SECONDS)
 
     with contextlib.suppress(KeyboardInterrupt):
-        _run(config_path, url, follow)
+        run(config_path, url, follow)
 
 
-async def _changes(call: _Call, known: dict[str, str]) -> list[Approval]:
+async def _changes(call: Call, known: dict[str, str]) -> list[Approval]:
     """What is in another state than `known` says (and now says so there): new ones, decided ones, gone ones."""
     now = {approval["id"]: approval for approval in _open_ones(await call("list_approvals"))}
     for gone in known.keys() - now.keys():
@@ -156,10 +156,11 @@ async def _changes(call: _Call, known: dict[str, str]) -> list[Approval]:
     return sorted(changed, key=lambda approval: str(approval["created"]))
 
 
-_Call = Callable[..., Awaitable[dict[str, Any]]]
+Call = Callable[..., Awaitable[dict[str, Any]]]
 
 
-def _run(config_path: Path, url: str | None, work: Callable[[_Call], Awaitable[T]]) -> T:
+def run(config_path: Path, url: str | None, work: Callable[[Call], Awaitable[T]]) -> T:
+    """Do some work with the approval tools, as the person of COUNTERSIGN_TOKEN. Raises CountersignError."""
     # What a connection needs takes a second to import: not for `--help`.
     import uvloop
 
@@ -182,7 +183,8 @@ def _open_ones(answer: dict[str, Any]) -> list[Approval]:
     return found
 
 
-def _print(approval: Approval, as_json: bool) -> None:
+def print_approval(approval: Approval, as_json: bool) -> None:
+    """One approval whole, for a person or as a line of JSON."""
     if as_json:
         click.echo(_as_json(approval))
     else:

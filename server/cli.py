@@ -17,6 +17,7 @@ import uvloop
 from gateway.errors import CountersignError
 from server.approval_commands import approvals
 from server.audit_commands import audit
+from server.migrate_commands import migrate
 from server.policy_commands import policy
 
 P = ParamSpec("P")
@@ -69,6 +70,7 @@ def main(verbose: bool) -> None:
 
 main.add_command(approvals)
 main.add_command(audit)
+main.add_command(migrate)
 main.add_command(policy)
 
 

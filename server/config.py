@@ -17,7 +17,7 @@ from audit.notary import Rhythm
 from audit.note import NoteError, PublicKey, Signer, check_name
 from gateway.errors import ConfigurationError
 from gateway.identity import Issuer
-from gateway.model import Connection, SslMode
+from gateway.model import Connection, Rehearse, SslMode
 from policy.document import DocumentError, parse_document, validate
 from policy.pseudonyms import MaskKey
 
@@ -81,6 +81,7 @@ class ConnectionFile(_Model):
     sslmode: SslMode = "prefer"
     sslrootcert: Path | None = None
     description: str = ""
+    rehearse: Rehearse = "live"
 
     @model_validator(mode="after")
     def _one_password(self) -> ConnectionFile:
@@ -274,6 +275,7 @@ def _connection(name: str, file: ConnectionFile, base: Path) -> Connection:
         sslmode=file.sslmode,
         sslrootcert=_root_certificate(name, base / file.sslrootcert) if file.sslrootcert else None,
         description=file.description,
+        rehearse=file.rehearse,
     )
 
 

@@ -12,6 +12,8 @@ def sentences(evidence: Evidence | None) -> list[str]:
     """What was measured, or why nothing was. Empty for a statement that is not measured at all."""
     if evidence is None:
         return []
+    if "migration" in evidence:
+        return _migration(evidence["migration"])
     if not evidence["measured"]:
         lines = [f"not measured: {evidence['why']}"]
     else:
@@ -28,6 +30,27 @@ def sentences(evidence: Evidence | None) -> list[str]:
 def samples(evidence: Evidence | None) -> list[str]:
     """Some rows before and after, one line a row: only what changes, and what names the row."""
     return [_sample(one["before"], one["after"]) for one in (evidence or {}).get("sample", ())]
+
+
+def _migration(seen: Evidence) -> list[str]:
+    lines = [f"migration: {seen['title']}", f"runs {seen['how']}"]
+    if not seen["rehearsed"]:
+        lines.append(f"not measured: {seen['why_not']}")
+    for number, step in enumerate(seen["statements"], 1):
+        time = f", {step['duration_ms']} ms" if "duration_ms" in step else ""
+        lines.append(f"statement {number} ({step['kind']}{time})")
+        lines += [f"  lock {lock['mode']} on {lock['relation']}" for lock in step.get("locks", ())]
+        lines += [f"  rewrites {relation}" for relation in step.get("rewrites", ())]
+        lines += [f"  lint {found['rule']}: {found['message']}" for found in step["lint"]]
+        lines += [f"  {step['note']}"] if "note" in step else []
+    return lines + [_change(change) for change in seen["changes"]]
+
+
+def _change(change: Mapping[str, str | None]) -> str:
+    said = {"created": change["after"], "dropped": change["before"]}.get(change["what"] or "")
+    if change["what"] == "changed":
+        said = f"{change['before']} -> {change['after']}"
+    return f"{change['what']} {change['kind']} {change['name']}" + (f": {said}" if said else "")
 
 
 def _rows(count: int) -> str:

@@ -11,14 +11,15 @@ from mcp.types import CallToolResult
 from pydantic import Field
 
 from audit.approvals import ApprovalRecord, State
-from gateway.admission import Gateway
+from gateway.admission import Gateway, Grant
 from gateway.approvals import Pending, rejection
 from gateway.errors import ApprovalRejectedError
+from gateway.migrations import Migrations, is_migration
 from policy.model import Principal, PrincipalKind
 from server import evidence
-from server.mcp_query import OptionalText, QueryTool, waiting
+from server.mcp_query import ConnectionName, OptionalText, QueryTool, waiting
 from server.mcp_results import Answer, QueryResult, as_text, completed
-from server.mcp_sessions import McpSessions, ToolContext
+from server.mcp_sessions import McpSessions, ToolContext, request_of
 from server.mcp_settings import McpSettings
 from server.visible import visible, warnings
 
@@ -80,6 +81,22 @@ class ApprovalTools:
         self._sessions = sessions
         self._queries = queries
         self._settings = settings
+        self._migrations = Migrations(gateway)
+
+    async def propose_migration(
+        self,
+        context: ToolContext,
+        title: Annotated[str, Field(description="what it is for, in a few words", min_length=1, max_length=200)],
+        sql: Annotated[str, Field(description="the statements, in order, separated by semicolons; no BEGIN or COMMIT")],
+        reason: Annotated[OptionalText, Field(description="why it is needed: people read it")] = "",
+        connection: ConnectionName = "",
+    ) -> Annotated[CallToolResult, QueryResult]:
+        """Rehearse several statements in a transaction that is rolled back, and ask people about them."""
+        async with self._sessions.of(context, connection) as session:
+            request = request_of(context, "propose_migration", reason) | {"title": title}
+            pending = await self._migrations.propose(session, sql.encode("utf-8"), title, request)
+        result = QueryResult(status="pending", pending=waiting(pending, self._settings.poll_seconds))
+        return completed(result, as_text(result))
 
     async def list_approvals(self, context: ToolContext) -> Annotated[CallToolResult, ApprovalList]:
         """Open approvals: all of them for people, only its own for an agent."""
@@ -142,6 +159,8 @@ class ApprovalTools:
         if record.state is not State.APPROVED:
             raise rejection(record)
         async with self._sessions.of(context, record.connection) as session:
+            if is_migration(record):
+                return _ran(await self._migrations.run(record, session))
             return await self._queries.run(
                 session, lambda: self._gateway.admit_approved(id, session), self._queries.limit()
             )
@@ -162,6 +181,18 @@ class ApprovalTools:
                 f"there is no approval `{approval_id}`", cure="See `list_approvals` for the open ones."
             )
         return record
+
+
+def _ran(grant: Grant) -> CallToolResult:
+    outcome = grant.outcome
+    result = QueryResult(
+        status="completed",
+        statement=grant.id,
+        tag=outcome.tag if outcome else None,
+        messages=[outcome.message] if outcome and outcome.message else [],
+        duration_ms=grant.duration_ms,
+    )
+    return completed(result, as_text(result))
 
 
 def info_of(record: ApprovalRecord) -> ApprovalInfo:

@@ -17,7 +17,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gateway.admission import Gateway, Grant, outcome_of
+from gateway.admission import Gateway, Grant
+from gateway.drafts import outcome_of
 from gateway.errors import CountersignError, InvariantViolatedError, LimitExceededError, SessionEndedError
 from gateway.model import Outcome, Session, Status
 from gateway.upstream import Page, ResultColumn, Upstream, UpstreamError

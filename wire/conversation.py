@@ -12,7 +12,8 @@ import contextlib
 import logging
 from collections.abc import Callable
 
-from gateway.admission import Gateway, Grant, denial
+from gateway.admission import Gateway, Grant
+from gateway.drafts import denial
 from gateway.errors import CountersignError
 from gateway.model import Outcome, Session, Statement, Status
 from gateway.upstream import UpstreamError, UpstreamLostError

@@ -21,12 +21,14 @@ UPDATE = "UPDATE tickets SET subject = subject"
 WAYS = ("url", "store")
 
 
-def process(stack: Stack, who: str, way: str, *arguments: str, token: str | None = None) -> subprocess.Popen[str]:
+def process(
+    stack: Stack, who: str, way: str, *arguments: str, token: str | None = None, group: str = "approvals"
+) -> subprocess.Popen[str]:
     """The command as this person runs it, in a process of its own."""
     where = ["--url", stack.url] if way == "url" else ["--config", str(stack.demo.config_path)]
     kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "HOME") if name in os.environ}
     return subprocess.Popen(
-        [sys.executable, "-c", COMMAND, "approvals", *arguments, *where],
+        [sys.executable, "-c", COMMAND, group, *arguments, *where],
         env=kept | {"COUNTERSIGN_TOKEN": stack.tokens[who] if token is None else token, "COLUMNS": "200"},
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
