@@ -30,6 +30,7 @@ _ATTEMPTS = 4
 _PAUSE_SECONDS = 1.0
 _LOCK_NOT_AVAILABLE = "55P03"
 _OUTSIDE = ("VacuumStmt", "ReindexStmt", "CreatedbStmt", "DropdbStmt")
+_OF_SESSIONS = ("VariableSetStmt", "VariableShowStmt", "DiscardStmt", "DeclareCursorStmt", "ListenStmt")
 _EVENT_TRIGGERS = "SELECT evtname FROM pg_catalog.pg_event_trigger WHERE evtenabled IN ('O', 'A') LIMIT 1"
 
 
@@ -256,7 +257,7 @@ def _check_kind(number: int, decision: Decision) -> None:
         raise MigrationError(
             f"statement {number} of the migration controls the transaction", cure="Leave BEGIN and COMMIT out."
         )
-    if effects.copy_in or effects.copy_out or effects.prepares or effects.executes or effects.search_path:
+    if effects.copy_in or effects.copy_out or effects.prepares or effects.executes or _kind(decision) in _OF_SESSIONS:
         raise MigrationError(f"statement {number} of the migration needs a client's session", cure="Leave it out.")
 
 
