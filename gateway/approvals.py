@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -97,22 +97,35 @@ def binding_digest(binding: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(binding, sort_keys=True).encode()).hexdigest()[:32]
 
 
-class Approvals:
-    """The queue of one gateway process."""
+def _utc() -> datetime:
+    return datetime.now(UTC)
 
-    def __init__(self, recorder: Recorder, store: book.Reader) -> None:
+
+class Approvals:
+    """The queue of one gateway process. `clock` tells the time in UTC."""
+
+    def __init__(self, recorder: Recorder, store: book.Reader, clock: Callable[[], datetime] = _utc) -> None:
         self._recorder = recorder
         self._store = store
+        self._clock = clock
         self._changed: dict[str, asyncio.Event] = {}
 
     # -- asking ---------------------------------------------------------------------------------------
 
     def request_item(
-        self, statement: Statement, decision: Decision, catalog: Catalog, statement_id: str, now: datetime
+        self,
+        statement: Statement,
+        decision: Decision,
+        catalog: Catalog,
+        statement_id: str,
+        evidence: Mapping[str, object] | None = None,
     ) -> tuple[Item, Pending]:
-        """The entry and the record that ask for approval, to be appended with the statement's own entries."""
-        session, terms = statement.session, decision.verdict.terms
-        binding = binding_of(statement, decision, catalog)
+        """The entry and the record that ask for approval, to be appended with the statement's own entries.
+
+        `evidence` is what was measured; the digest covers it too.
+        """
+        session, terms, now = statement.session, decision.verdict.terms, self._clock()
+        binding = binding_of(statement, decision, catalog) | {"evidence": _digest(evidence)}
         expires = now + min((t.expires for t in terms), default=timedelta(minutes=30))
         pending = Pending(
             id=new_id(),
@@ -139,6 +152,7 @@ class Approvals:
             binding=binding,
             created=now,
             expires=expires,
+            evidence=evidence,
         )
         draft = _draft(
             Kind.APPROVAL_REQUESTED,
@@ -158,18 +172,18 @@ class Approvals:
     # -- reading --------------------------------------------------------------------------------------
 
     async def get(self, approval_id: str) -> ApprovalRecord:
-        """The record, its expiry carried out if it is due. Raises ApprovalRejectedError for an unknown id."""
+        """The record, with what time and votes have made of it. Raises ApprovalRejectedError for an unknown id."""
         record = self._store.get(approval_id)
         if record is None:
             raise ApprovalRejectedError(
                 f"there is no approval `{approval_id}`", cure="See `list_approvals` for the open ones."
             )
-        return await self._expire_if_due(record)
+        return await self._settled(record)
 
     async def list(self, session: Session | None = None) -> Sequence[ApprovalRecord]:
         """Open approvals, the oldest first: all for people, an agent's own for agents."""
         records = [
-            await self._expire_if_due(r) for state in (State.REQUESTED, State.APPROVED) for r in self._store.list(state)
+            await self._settled(r) for state in (State.REQUESTED, State.APPROVED) for r in self._store.list(state)
         ]
         open_ones = [r for r in records if r.state in (State.REQUESTED, State.APPROVED)]
         if session is not None and session.principal.kind is PrincipalKind.AGENT:
@@ -179,7 +193,7 @@ class Approvals:
     async def open_requests(self, principal: Principal) -> int:
         """How many requests of this principal wait for people now."""
         waiting = [r for r in self._store.list(State.REQUESTED) if _is_requester(r, principal)]
-        current = [await self._expire_if_due(record) for record in waiting]
+        current = [await self._settled(record) for record in waiting]
         return sum(record.state is State.REQUESTED for record in current)
 
     async def wait(self, approval_id: str, seconds: float | None) -> ApprovalRecord:
@@ -221,7 +235,7 @@ class Approvals:
             choice=choice,
             groups=sorted(voter.groups),
             comment=comment,
-            time=datetime.now(UTC),
+            time=self._clock(),
         )
         body = {"choice": choice, "voter": principal_body(voter), "comment": comment, "digest": record.digest}
         try:
@@ -230,8 +244,7 @@ class Approvals:
             )
         except book.Conflict as conflict:
             raise ApprovalRejectedError(f"the vote was not counted: {conflict}") from None
-        await self._count(approval_id, session)
-        return await self.get(approval_id)
+        return await self._settled(self._store.get(approval_id) or record, session)
 
     async def withdraw(self, approval_id: str, session: Session) -> ApprovalRecord:
         """The requester, or the human behind it, takes the request back."""
@@ -264,20 +277,29 @@ class Approvals:
 
     # -- inside ---------------------------------------------------------------------------------------
 
-    async def _count(self, approval_id: str, session: Session) -> None:
-        record = await self.get(approval_id)
-        if record.state is not State.REQUESTED:
-            return
-        if any(v.choice == "reject" for v in record.votes):
-            await self._move(record, State.REQUESTED, State.DENIED, Kind.APPROVAL_DENIED, session)
-        elif all(_humans_for(record, terms) >= int(str(terms["quorum"])) for terms in record.terms):
-            await self._move(record, State.REQUESTED, State.APPROVED, Kind.APPROVAL_APPROVED, session)
+    async def _settled(self, record: ApprovalRecord, session: Session | None = None) -> ApprovalRecord:
+        """The record after the transition that is due, if one is.
 
-    async def _expire_if_due(self, record: ApprovalRecord) -> ApprovalRecord:
-        if record.state in (State.REQUESTED, State.APPROVED) and datetime.now(UTC) >= record.expires:
-            await self._move(record, record.state, State.EXPIRED, Kind.APPROVAL_EXPIRED, None)
-            return self._store.get(record.id) or record
+        Whoever looks carries it out, so a process that dies between a vote and its count loses nothing. A vote
+        that comes in meanwhile is counted before the transition: the swap compares the number of votes too.
+        """
+        while (due := self._due(record)) is not None:
+            become, kind = due
+            await self._move(record, record.state, become, kind, session, votes=len(record.votes))
+            record = self._store.get(record.id) or record
         return record
+
+    def _due(self, record: ApprovalRecord) -> tuple[State, Kind] | None:
+        """What time and votes make of a record. One rejection ends it, whatever the others say."""
+        if record.state in (State.REQUESTED, State.APPROVED) and self._clock() >= record.expires:
+            return State.EXPIRED, Kind.APPROVAL_EXPIRED
+        if record.state is not State.REQUESTED:
+            return None
+        if any(v.choice == "reject" for v in record.votes):
+            return State.DENIED, Kind.APPROVAL_DENIED
+        if record.terms and all(_humans_for(record, terms) >= int(str(terms["quorum"])) for terms in record.terms):
+            return State.APPROVED, Kind.APPROVAL_APPROVED
+        return None
 
     async def _move(
         self,
@@ -286,12 +308,14 @@ class Approvals:
         become: State,
         kind: Kind,
         session: Session | None,
+        *,
+        votes: int | None = None,
         **body: object,
     ) -> None:
         """One transition; losing the race to another process is fine, its entry says what happened."""
         draft = _draft(kind, record, session, digest=record.digest, **body)
         with contextlib.suppress(book.Conflict):
-            await self._recorder.record(Item(draft, Transition(record.id, expect, become)))
+            await self._recorder.record(Item(draft, Transition(record.id, expect, become, votes)))
         if event := self._changed.get(record.id):
             event.set()
 

@@ -15,7 +15,9 @@ import click
 import uvloop
 
 from gateway.errors import CountersignError
+from server.approval_commands import approvals
 from server.audit_commands import audit
+from server.migrate_commands import migrate
 from server.policy_commands import policy
 
 P = ParamSpec("P")
@@ -66,7 +68,9 @@ def main(verbose: bool) -> None:
     )
 
 
+main.add_command(approvals)
 main.add_command(audit)
+main.add_command(migrate)
 main.add_command(policy)
 
 

@@ -19,7 +19,7 @@ from audit.recording import Mode
 from audit.retention import Limits
 from gateway.errors import ConfigurationError
 from gateway.identity import Issuer
-from gateway.model import Connection, SslMode
+from gateway.model import Connection, Rehearse, SslMode
 from gateway.transcript import RecordingBounds
 from policy.document import DocumentError, parse_document, validate
 from policy.pseudonyms import MaskKey
@@ -95,6 +95,7 @@ class ConnectionFile(_Model):
     sslrootcert: Path | None = None
     description: str = ""
     recording: Mode = Mode.METADATA
+    rehearse: Rehearse = "live"
 
     @model_validator(mode="after")
     def _one_password(self) -> ConnectionFile:
@@ -300,6 +301,7 @@ def _connection(name: str, file: ConnectionFile, base: Path) -> Connection:
         sslrootcert=_root_certificate(name, base / file.sslrootcert) if file.sslrootcert else None,
         description=file.description,
         recording=file.recording,
+        rehearse=file.rehearse,
     )
 
 

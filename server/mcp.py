@@ -123,6 +123,16 @@ def build_door(gateway: Gateway, settings: McpSettings, identify: Identify = htt
         "Show one approval: the exact statement, who asks and why, the digest, the votes and its state.",
     )
     add(
+        approvals.propose_migration,
+        "propose_migration",
+        "Propose a migration",
+        "Propose several schema or data changes as one: they are rehearsed in a transaction that is rolled back, "
+        "linted, and shown to people with the locks they take and what they change. Then call `await_approval`: "
+        "it runs the whole once, in one transaction where PostgreSQL can.",
+        reads=False,
+        destructive=True,
+    )
+    add(
         approvals.approve,
         "approve",
         "Approve a statement",
