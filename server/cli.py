@@ -17,6 +17,7 @@ import uvloop
 from gateway.errors import CountersignError
 from server.audit_commands import audit
 from server.policy_commands import policy
+from server.replay import replay
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -68,6 +69,7 @@ def main(verbose: bool) -> None:
 
 main.add_command(audit)
 main.add_command(policy)
+main.add_command(replay)
 
 
 @main.command()
