@@ -6,6 +6,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from audit.approvals import Conflict
 from audit.entry import Entry
@@ -45,6 +46,11 @@ class Writer:
         self.notify: Callable[[Sequence[tuple[Done, Result]]], None] = _deliver
         self._thread = threading.Thread(target=self._run, name="audit-writer", daemon=True)
         self._thread.start()
+
+    @property
+    def path(self) -> Path:
+        """The store's file."""
+        return self._store.path
 
     def submit(self, unit: Unit, done: Done, *, wake: bool = True) -> None:
         """Queue a unit; `done` gets its entries once they are durable, or why they are not. Waits for no disk.

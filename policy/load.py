@@ -137,6 +137,9 @@ class PolicyFile(_Model):
     version: Literal[1] = 1
     rules: list[RuleFile] = []
     masks: list[MaskFile] = []
+    auditors: Annotated[
+        list[WhoFile], Field(description="who may search the audit; each entry as `who` of a rule, any of them")
+    ] = []
 
 
 def load_policy(text: str, source: str) -> Policy:
@@ -162,7 +165,8 @@ def load_policy(text: str, source: str) -> Policy:
         for index, entry in enumerate(file.masks)
         for mask in _as_masks(document, entry, index, f"mask ({place}:{document.locate(('masks', index))[0]})")
     )
-    return Policy(hash=_digest(file), source=source, rules=tuple(rules), masks=masks)
+    auditors = tuple(who for who in map(_as_who, file.auditors) if who is not None)
+    return Policy(hash=_digest(file), source=source, rules=tuple(rules), masks=masks, auditors=auditors)
 
 
 def policy_schema() -> dict[str, Any]:

@@ -110,6 +110,7 @@ class Policy:
     source: str
     rules: tuple[Rule, ...]
     masks: tuple[Mask, ...]
+    auditors: tuple[Who, ...] = ()  # who may read the audit through the gateway
 
 
 @dataclass(frozen=True, slots=True)
