@@ -42,6 +42,7 @@ def audit() -> None:
 audit.add_command(signing_commands.checkpoint)
 audit.add_command(signing_commands.key)
 audit.add_command(signing_commands.prove)
+audit.add_command(signing_commands.consistency)
 
 
 @audit.command()

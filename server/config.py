@@ -17,6 +17,7 @@ from audit.notary import Rhythm
 from audit.note import NoteError, PublicKey, Signer, check_name
 from audit.recording import Mode
 from audit.retention import Limits
+from audit.witness import FileWitness
 from gateway.errors import ConfigurationError
 from gateway.identity import Issuer
 from gateway.model import Connection, SslMode
@@ -46,6 +47,13 @@ class RecordingsFile(_Model):
     megabytes: Annotated[int, Field(ge=1)] | None = None
 
 
+class WitnessFile(_Model):
+    """A witness: an append-only file elsewhere. Nothing runs while a required one does not take checkpoints."""
+
+    path: Path
+    required: bool = False
+
+
 class AuditFile(_Model):
     """Where the audit lies, with which key it is signed, and who sees the signatures elsewhere.
 
@@ -57,7 +65,7 @@ class AuditFile(_Model):
     key_env: str | None = None
     origin: str | None = None
     checkpoints: CheckpointsFile = CheckpointsFile()
-    witnesses: list[Path] = []
+    witnesses: list[Path | WitnessFile] = []
     recordings: RecordingsFile = RecordingsFile()
 
     @model_validator(mode="after")
@@ -147,7 +155,7 @@ class Signing:
     key_env: str | None = None
     origin: str | None = None
     rhythm: Rhythm = field(default_factory=Rhythm)
-    witnesses: tuple[Path, ...] = ()
+    witnesses: tuple[FileWitness, ...] = ()
 
     def key(self) -> Signer:
         """The key as it is now. Raises audit.errors.AuditUnavailable."""
@@ -230,8 +238,13 @@ def _signing(file: AuditFile, base: Path) -> Signing:
         key_env=file.key_env,
         origin=file.origin,
         rhythm=Rhythm(file.checkpoints.seconds, file.checkpoints.entries),
-        witnesses=tuple(base / witness for witness in file.witnesses),
+        witnesses=tuple(_witness(witness, base) for witness in file.witnesses),
     )
+
+
+def _witness(file: Path | WitnessFile, base: Path) -> FileWitness:
+    named = WitnessFile(path=file) if isinstance(file, Path) else file
+    return FileWitness(base / named.path, required=named.required)
 
 
 def _retention(file: RecordingsFile) -> Limits:
