@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from audit import keys
 from audit.notary import Rhythm
@@ -99,7 +99,8 @@ class ConnectionFile(_Model):
     sslmode: SslMode = "prefer"
     sslrootcert: Path | None = None
     description: str = ""
-    recording: Mode = Mode.METADATA
+    # YAML 1.1 reads a bare `off` as false.
+    recording: Annotated[Mode, BeforeValidator(lambda value: Mode.OFF if value is False else value)] = Mode.METADATA
 
     @model_validator(mode="after")
     def _one_password(self) -> ConnectionFile:
