@@ -202,13 +202,13 @@ def _table(columns: Sequence[backend.Column], rows: Sequence[Sequence[str]]) -> 
     names = [_line(columns[at].name) if at < len(columns) else "?" for at in range(count)]
     widths = [max(cell_len(row[at]) for row in [names, *rows] if at < len(row)) for at in range(count)]
     right = [at < len(columns) and columns[at].type in _NUMBERS for at in range(count)]
-    lines = [" | ".join(_padded(name, width, 0.5) for name, width in zip(names, widths, strict=True))]
-    lines.append("-+-".join("-" * width for width in widths))
+    lines = [" " + " | ".join(_padded(name, width, 0.5) for name, width in zip(names, widths, strict=True))]
+    lines.append("+".join("-" * (width + 2) for width in widths))
     for row in rows:
         cells = zip(row, widths, right, strict=False)
-        lines.append(" | ".join(_padded(cell, width, 1.0 if number else 0.0) for cell, width, number in cells))
+        lines.append(" " + " | ".join(_padded(cell, width, 1.0 if number else 0.0) for cell, width, number in cells))
     plural = "row" if len(rows) == 1 else "rows"
-    return "".join(f" {line.rstrip()}\n" for line in lines) + f"({len(rows)} {plural})\n"
+    return "".join(f"{line.rstrip()}\n" for line in lines) + f"({len(rows)} {plural})\n"
 
 
 def _padded(text: str, width: int, before: float) -> str:
