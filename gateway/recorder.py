@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from audit.entry import Draft, Entry
 from audit.store import AuditUnavailable
@@ -25,6 +26,11 @@ class Recorder:
         self._loop = asyncio.get_running_loop()
         self._lingering: asyncio.TimerHandle | None = None
         writer.notify = self._from_writer
+
+    @property
+    def store(self) -> Path:
+        """The file that is written: for reading beside the writer."""
+        return self._writer.path
 
     def _from_writer(self, finished: Sequence[tuple[Callable[[_Result], None], _Result]]) -> None:
         """On the writer thread: carry a whole batch of results over in one call."""

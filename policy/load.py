@@ -244,6 +244,9 @@ class PolicyFile(_Model):
     masks: list[MaskFile] = []
     rows: list[RowsFile] = []
     limits: list[LimitsFile] = []
+    auditors: Annotated[
+        list[WhoFile], Field(description="who may search the audit; each entry as `who` of a rule, any of them")
+    ] = []
 
 
 def load_policy(text: str, source: str) -> Policy:
@@ -283,6 +286,7 @@ def load_policy(text: str, source: str) -> Policy:
         rows=filters,
         windows=windows,
         limits=_as_limits(document, file),
+        auditors=tuple(who for who in map(_as_who, file.auditors) if who is not None),
     )
 
 

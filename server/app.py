@@ -17,7 +17,6 @@ from audit.entry import Draft, Kind
 from audit.instances import Instance, close_dangling
 from audit.notary import Notary
 from audit.store import AuditUnavailable, Store
-from audit.witness import FileWitness
 from audit.writer import Writer
 from gateway.admission import Gateway
 from gateway.approvals import Approvals
@@ -114,8 +113,7 @@ async def gateway_of(config: Config) -> AsyncIterator[Hall]:
 def notary_of(store: Store, signing: Signing) -> Notary:
     """Who signs this store. Raises AuditUnavailable."""
     signing.prepare(store.public_keys())
-    witnesses = [FileWitness(path) for path in signing.witnesses]
-    return Notary(store, signing.key, rhythm=signing.rhythm, witnesses=witnesses)
+    return Notary(store, signing.key, rhythm=signing.rhythm, witnesses=signing.witnesses)
 
 
 @asynccontextmanager

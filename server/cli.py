@@ -19,6 +19,7 @@ from server.approval_commands import approvals
 from server.audit_commands import audit
 from server.migrate_commands import migrate
 from server.policy_commands import policy
+from server.replay import replay
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -72,6 +73,7 @@ main.add_command(approvals)
 main.add_command(audit)
 main.add_command(migrate)
 main.add_command(policy)
+main.add_command(replay)
 
 
 @main.command()

@@ -10,13 +10,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from audit import keys
 from audit.notary import Rhythm
 from audit.note import NoteError, PublicKey, Signer, check_name
 from audit.recording import Mode
 from audit.retention import Limits
+from audit.witness import FileWitness
 from gateway.errors import ConfigurationError
 from gateway.identity import Issuer
 from gateway.model import Connection, Rehearse, SslMode
@@ -27,6 +28,11 @@ from policy.pseudonyms import MaskKey
 _MAKE_KEY = "`openssl rand -hex 32`"
 
 Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+def _off(value: object) -> object:
+    """YAML 1.1 reads a bare `off` as false."""
+    return "off" if value is False else value
 
 
 class _Model(BaseModel):
@@ -49,6 +55,13 @@ class RecordingsFile(_Model):
     megabytes: Annotated[int, Field(ge=1)] | None = None
 
 
+class WitnessFile(_Model):
+    """A witness: an append-only file elsewhere. Nothing runs while a required one does not take checkpoints."""
+
+    path: Path
+    required: bool = False
+
+
 class AuditFile(_Model):
     """Where the audit lies, with which key it is signed, and who sees the signatures elsewhere.
 
@@ -60,7 +73,7 @@ class AuditFile(_Model):
     key_env: str | None = None
     origin: str | None = None
     checkpoints: CheckpointsFile = CheckpointsFile()
-    witnesses: list[Path] = []
+    witnesses: list[Path | WitnessFile] = []
     recordings: RecordingsFile = RecordingsFile()
 
     @model_validator(mode="after")
@@ -94,8 +107,8 @@ class ConnectionFile(_Model):
     sslmode: SslMode = "prefer"
     sslrootcert: Path | None = None
     description: str = ""
-    recording: Mode = Mode.METADATA
-    rehearse: Rehearse = "live"
+    recording: Annotated[Mode, BeforeValidator(_off)] = Mode.METADATA
+    rehearse: Annotated[Rehearse, BeforeValidator(_off)] = "live"
 
     @model_validator(mode="after")
     def _one_password(self) -> ConnectionFile:
@@ -160,7 +173,7 @@ class Signing:
     key_env: str | None = None
     origin: str | None = None
     rhythm: Rhythm = field(default_factory=Rhythm)
-    witnesses: tuple[Path, ...] = ()
+    witnesses: tuple[FileWitness, ...] = ()
 
     def key(self) -> Signer:
         """The key as it is now. Raises audit.errors.AuditUnavailable."""
@@ -245,8 +258,13 @@ def _signing(file: AuditFile, base: Path) -> Signing:
         key_env=file.key_env,
         origin=file.origin,
         rhythm=Rhythm(file.checkpoints.seconds, file.checkpoints.entries),
-        witnesses=tuple(base / witness for witness in file.witnesses),
+        witnesses=tuple(_witness(witness, base) for witness in file.witnesses),
     )
+
+
+def _witness(file: Path | WitnessFile, base: Path) -> FileWitness:
+    named = WitnessFile(path=file) if isinstance(file, Path) else file
+    return FileWitness(base / named.path, required=named.required)
 
 
 def _retention(file: RecordingsFile) -> Limits:
