@@ -37,6 +37,7 @@ class Kind(StrEnum):
     KEY_CREATED = "key.created"
     KEY_ROTATED = "key.rotated"
     CHECKPOINT_FAILED = "checkpoint.failed"
+    WEBHOOK_FAILED = "webhook.failed"
     INVARIANT_VIOLATED = "invariant.violated"
 
 
