@@ -27,6 +27,7 @@ class Kind(StrEnum):
     CATALOG_LOADED = "catalog.loaded"
     APPROVAL_REQUESTED = "approval.requested"
     APPROVAL_VOTED = "approval.voted"
+    APPROVAL_BROKEN_GLASS = "approval.broken_glass"
     APPROVAL_APPROVED = "approval.approved"
     APPROVAL_DENIED = "approval.denied"
     APPROVAL_EXPIRED = "approval.expired"

@@ -127,12 +127,9 @@ class WebhookFile(_Model):
     url: str
     secret_file: Path | None = None
     secret_env: str | None = None
-    events: list[Literal["requested", "voted", "approved", "denied", "expired", "withdrawn", "consumed", "void"]] = [
-        "requested",
-        "approved",
-        "denied",
-        "expired",
-    ]
+    events: list[
+        Literal["requested", "voted", "broken_glass", "approved", "denied", "expired", "withdrawn", "consumed", "void"]
+    ] = ["requested", "broken_glass", "approved", "denied", "expired"]
     statement: bool = False
 
     @model_validator(mode="after")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sqlite3
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -189,6 +190,53 @@ async def test_waiting_ends_with_the_vote(desk: Desk) -> None:
     waiting = asyncio.create_task(desk.approvals.wait(pending.id, 20))
     await desk.vote(pending, GRACE)
     assert (await waiting).state is State.APPROVED
+
+
+GLASS = replace(TERMS, quorum=2, break_glass=frozenset({"on-call"}))
+SAM = person("sam", "on-call")
+
+
+async def test_in_an_emergency_one_person_of_the_rules_choice_decides_alone_and_loudly(desk: Desk) -> None:
+    pending = await desk.ask(GLASS)
+    vote = desk.approvals.vote
+    with pytest.raises(ApprovalRejectedError, match="needs a comment"):
+        await vote(pending.id, session_of(SAM), "break_glass", pending.digest, None)
+    with pytest.raises(ApprovalRejectedError, match="digest"):
+        await vote(pending.id, session_of(SAM), "break_glass", "0" * 32, "the shop is down")
+    record = await vote(pending.id, session_of(SAM), "break_glass", pending.digest, "the shop is down")
+    assert record.state is State.APPROVED
+    with contextlib.closing(sqlite3.connect(f"file:{desk.path}?mode=ro", uri=True)) as db:
+        found = db.execute("SELECT subject, body FROM entries WHERE kind = 'approval.broken_glass'").fetchall()
+    [(subject, body)] = found
+    assert subject == "sam"
+    assert "the shop is down" in body
+    report = verify(desk.path)
+    assert report.ok, report.problem
+
+
+@pytest.mark.parametrize(
+    ("terms", "who", "sentence"),
+    [
+        ((TERMS,), SAM, "no rule lets `sam` break the glass"),
+        ((GLASS, TERMS), SAM, "no rule lets `sam` break the glass"),  # every rule must
+        ((GLASS,), GRACE, "no rule lets `grace` break the glass"),
+        ((GLASS,), person("bot", "on-call", kind=PrincipalKind.AGENT, of="sam"), "agents cannot vote"),
+    ],
+)
+async def test_the_glass_is_not_broken_without_a_permission_of_every_rule_nor_by_an_agent(
+    desk: Desk, terms: tuple[ApprovalTerms, ...], who: Principal, sentence: str
+) -> None:
+    pending = await desk.ask(*terms)
+    with pytest.raises(ApprovalRejectedError, match=sentence):
+        await desk.approvals.vote(pending.id, session_of(who), "break_glass", pending.digest, "now")
+    assert (await desk.approvals.get(pending.id)).state is State.REQUESTED
+
+
+async def test_a_rejection_stands_against_a_broken_glass(desk: Desk) -> None:
+    pending = await desk.ask(GLASS)
+    await desk.vote(pending, GRACE, "reject")
+    with pytest.raises(ApprovalRejectedError, match="already denied"):
+        await desk.approvals.vote(pending.id, session_of(SAM), "break_glass", pending.digest, "now")
 
 
 DIFFERENCES = [

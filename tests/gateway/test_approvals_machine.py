@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Coroutine
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -218,12 +219,13 @@ class ApprovalsMachine(RuleBasedStateMachine):
         withdrawals: list[tuple[int, str]],
         order: Any,
     ) -> None:
+        work = [partial(self._vote, asked, *one) for one in votes]
+        work += [partial(self._use, asked, *one) for one in uses]
+        work += [partial(self._withdraw, asked, *one) for one in withdrawals]
+        order.shuffle(work)
+
         async def together() -> None:
-            work = [self._vote(asked, *one) for one in votes]
-            work += [self._use(asked, *one) for one in uses]
-            work += [self._withdraw(asked, *one) for one in withdrawals]
-            order.shuffle(work)
-            await asyncio.gather(*work)
+            await asyncio.gather(*(begin() for begin in work))
 
         self.run(together())
 
