@@ -26,7 +26,7 @@ from gateway.errors import ApprovalRejectedError
 from gateway.model import Session, Statement
 from gateway.recorder import Recorder
 from policy.catalog import Catalog
-from policy.model import ApprovalTerms, Decision, Principal, PrincipalKind
+from policy.model import Action, ApprovalTerms, Decision, Principal, PrincipalKind
 
 # Other processes vote on the same file; their votes are seen at the latest after this long.
 _POLL_SECONDS = 0.5
@@ -55,14 +55,17 @@ def binding_of(statement: Statement, decision: Decision, catalog: Catalog) -> di
     """Everything a yes is bound to, by name, so that each difference can be told apart at use."""
     session, analysis = statement.session, decision.analysis
     relations = sorted(analysis.relations) if analysis else []
-    schema = repr([catalog.relations.get(oid) for oid in relations])
+    # What it calls, seen and unseen; a function that a migration makes itself is not there yet.
+    called = sorted({d.oid for d in analysis.demands if d.oid and d.action is Action.CALL}) if analysis else []
+    functions = [f for oid in called if (f := catalog.function(oid)) is not None]
+    schema = repr([*(catalog.relations.get(oid) for oid in relations), *functions])
     return {
         "text": hashlib.sha256(statement.text).hexdigest(),
         "parameters": _digest([None if p is None else p.hex() for p in statement.parameters]),
         "principal": _digest([session.principal.issuer, session.principal.subject]),
         "connection": session.connection.name,
         "search_path": _digest(list(session.search_path)),
-        "objects": _digest(relations),
+        "objects": _digest([relations, [f.oid for f in functions]]),
         "schema": hashlib.sha256(schema.encode()).hexdigest(),
         "policy": decision.policy,
     }
@@ -75,7 +78,7 @@ _DIFFERENCES: Mapping[str, str] = {
     "connection": "the approval was given for another connection",
     "search_path": "the search path has changed since",
     "objects": "a name now means another object than when it was approved",
-    "schema": "a touched relation's definition has changed since",
+    "schema": "the definition of a touched relation or of a called function has changed since",
     "policy": "the policy has changed since",
 }
 

@@ -21,7 +21,7 @@ from gateway.approvals import Approvals, Pending
 from gateway.errors import ApprovalRejectedError
 from gateway.model import ClientInfo, Connection, Door, Session, Statement
 from gateway.recorder import Recorder
-from policy.catalog import Catalog, Column, Relation, RelationKind
+from policy.catalog import Catalog, Column, Function, Relation, RelationKind, Volatility
 from policy.model import (
     Action,
     Analysis,
@@ -263,9 +263,16 @@ async def test_a_changed_search_path_schema_or_policy_voids_the_approval(desk: D
     altered = Catalog("epoch-2", 180000, {7: wider}, {}, frozenset({"public"}))
     cases = [
         (moved, decision_of(TERMS), CATALOG, "search path"),
-        (session_of(DEVIN), decision_of(TERMS), altered, "definition has changed"),
+        (session_of(DEVIN), decision_of(TERMS), altered, "definition of a touched relation"),
         (session_of(DEVIN), decision_of(TERMS, policy="policy-2"), CATALOG, "policy has changed"),
     ]
+    calling = decision_of(TERMS)
+    assert calling.analysis is not None
+    called = Demand(Action.CALL, ObjectName(ObjectKind.FUNCTION, "public", "f"), 90)
+    other = replace(calling, analysis=replace(calling.analysis, demands=(*calling.analysis.demands, called)))
+    function = Function(90, "public", "f", "f", Volatility.VOLATILE, "sql")
+    made = replace(CATALOG, functions={("public", "f"): (function,)})
+    cases.append((session_of(DEVIN), other, made, "another object"))
     for session, decision, catalog, sentence in cases:
         record = await desk.vote(await desk.ask(), GRACE)
         with pytest.raises(ApprovalRejectedError, match=sentence):
