@@ -36,7 +36,7 @@ LEGAL: Mapping[State, frozenset[State]] = {
     State.APPROVED: frozenset({State.CONSUMED, State.EXPIRED, State.VOID}),
 }
 
-CHOICES = ("approve", "reject")
+CHOICES = ("approve", "reject", "break_glass")
 
 
 class Conflict(Exception):  # noqa: N818 - a race that was lost, not an error
@@ -45,7 +45,7 @@ class Conflict(Exception):  # noqa: N818 - a race that was lost, not an error
 
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """One verified human's word. `choice` is `approve` or `reject`."""
+    """One verified human's word. `choice` is one of CHOICES."""
 
     issuer: str
     subject: str

@@ -25,6 +25,7 @@ class Recorder:
         self._writer = writer
         self._loop = asyncio.get_running_loop()
         self._lingering: asyncio.TimerHandle | None = None
+        self.listeners: list[Callable[[Entry], None]] = []  # told of what `record` made durable, on the loop
         writer.notify = self._from_writer
 
     @property
@@ -45,6 +46,10 @@ class Recorder:
         future: asyncio.Future[Sequence[Entry]] = self._loop.create_future()
 
         def done(result: _Result) -> None:
+            if self.listeners and not isinstance(result, Exception):
+                for entry in result:
+                    for listener in self.listeners:
+                        listener(entry)
             if future.cancelled():
                 return  # nobody waits any more; the entries stand all the same
             if isinstance(result, Exception):

@@ -31,6 +31,7 @@ from server.asgi import serving
 from server.config import Config, McpFile, Signing, WireFile
 from server.http import build_app
 from server.mcp_settings import McpSettings
+from server.webhooks import announcing
 from wire.listener import WireDoor
 from wire.upstream import Factory
 
@@ -103,6 +104,7 @@ async def gateway_of(config: Config) -> AsyncIterator[Hall]:
             bounds=config.recordings,
         )
         await stack.enter_async_context(keeping(recorder, config.audit_path, config.retention))
+        await stack.enter_async_context(announcing(config.webhooks, recorder))
         yield Hall(gateway, verifier, config)
         for session in gateway.sessions.list():
             await gateway.close_session(session, "the gateway was stopped")

@@ -84,9 +84,16 @@ def show(approval_id: str, config_path: Path, url: str | None, as_json: bool) ->
 @URL
 @click.option("--digest", default=None, help="The digest of what you have read (`show`); without it you are asked.")
 @COMMENT
+@click.option("--break-glass", is_flag=True, help="An emergency: decide alone, where the policy lets you. Say why.")
 @JSON
 def approve(
-    approval_id: str, config_path: Path, url: str | None, digest: str | None, comment: str, as_json: bool
+    approval_id: str,
+    config_path: Path,
+    url: str | None,
+    digest: str | None,
+    comment: str,
+    break_glass: bool,
+    as_json: bool,
 ) -> None:
     """Vote yes. Without --digest the approval is shown first and you are asked."""
     if digest is None and not sys.stdin.isatty():
@@ -103,7 +110,7 @@ def approve(
             if not click.confirm("Approve exactly this?"):
                 return None
             signed = seen["digest"]
-        return await call("approve", id=approval_id, digest=signed, comment=comment)
+        return await call("approve", id=approval_id, digest=signed, comment=comment, break_glass=break_glass)
 
     if (voted := run(config_path, url, vote)) is not None:
         print_approval(voted, as_json)

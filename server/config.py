@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -24,8 +25,11 @@ from gateway.model import Connection, Rehearse, SslMode
 from gateway.transcript import RecordingBounds
 from policy.document import DocumentError, parse_document, validate
 from policy.pseudonyms import MaskKey
+from server.webhooks import Webhook
 
 _MAKE_KEY = "`openssl rand -hex 32`"
+_SECRET_BYTES = 24  # the least that the Standard Webhooks specification lets a secret have
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 
@@ -144,6 +148,27 @@ class McpFile(_Model):
     row_limit: Annotated[int, Field(ge=1, le=100_000)] = 200
 
 
+class WebhookFile(_Model):
+    """Who is told what happens to approvals. The secret comes from a file or an environment variable."""
+
+    url: str
+    secret_file: Path | None = None
+    secret_env: str | None = None
+    events: list[
+        Literal["requested", "voted", "broken_glass", "approved", "denied", "expired", "withdrawn", "consumed", "void"]
+    ] = ["requested", "broken_glass", "approved", "denied", "expired"]
+    statement: bool = False
+
+    @model_validator(mode="after")
+    def _one_secret(self) -> WebhookFile:
+        if (self.secret_file is None) == (self.secret_env is None):
+            raise ValueError("give exactly one of `secret_file` and `secret_env`")
+        host = urlsplit(self.url).hostname
+        if not self.url.startswith("https://") and not (self.url.startswith("http://") and host in _LOOPBACK):
+            raise ValueError("`url` must be an https address, or http on this machine")
+        return self
+
+
 class ConfigFile(_Model):
     """The whole file."""
 
@@ -157,6 +182,7 @@ class ConfigFile(_Model):
     # The secret of `hash` masks comes from a file or an environment variable, never from this file.
     mask_key_file: Path | None = None
     mask_key_env: str | None = None
+    webhooks: list[WebhookFile] = []
 
     @model_validator(mode="after")
     def _one_mask_key(self) -> ConfigFile:
@@ -205,6 +231,7 @@ class Config:
     mask_key: MaskKey | None = None
     recordings: RecordingBounds = field(default_factory=RecordingBounds)
     retention: Limits = field(default_factory=Limits)
+    webhooks: tuple[Webhook, ...] = ()
 
 
 def load_config(path: Path) -> Config:
@@ -239,6 +266,7 @@ def load_config(path: Path) -> Config:
         mask_key=_mask_key(file, base),
         recordings=RecordingBounds(file.audit.recordings.statement_bytes, file.audit.recordings.session_bytes),
         retention=_retention(file.audit.recordings),
+        webhooks=tuple(_webhook(hook, base) for hook in file.webhooks),
     )
 
 
@@ -357,6 +385,23 @@ def _mask_key(file: ConfigFile, base: Path) -> MaskKey | None:
         return MaskKey(text.strip())
     except ValueError as error:
         raise ConfigurationError(f"{what}: {error}", cure=f"Make one: {_MAKE_KEY}.") from None
+
+
+def _webhook(file: WebhookFile, base: Path) -> Webhook:
+    """A webhook with its secret: the bytes of the text, without white space at its ends; 24 or more."""
+    what = f"the secret of the webhook `{file.url}`"
+    if file.secret_file is not None:
+        try:
+            secret = (base / file.secret_file).read_bytes().strip()
+        except OSError as error:
+            raise ConfigurationError(
+                f"{what} cannot be read: {error.strerror}", cure=f"Make one: {_MAKE_KEY}."
+            ) from None
+    else:
+        secret = os.environ.get(file.secret_env or "", "").strip().encode()
+    if len(secret) < _SECRET_BYTES:
+        raise ConfigurationError(f"{what} has fewer than {_SECRET_BYTES} bytes", cure=f"Make one: {_MAKE_KEY}.")
+    return Webhook(file.url, secret, frozenset(file.events), file.statement)
 
 
 def _absolute_tls(wire: WireFile | None, base: Path) -> WireFile | None:

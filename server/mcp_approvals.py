@@ -15,6 +15,7 @@ from gateway.admission import Gateway, Grant
 from gateway.approvals import Pending, rejection
 from gateway.errors import ApprovalRejectedError
 from gateway.migrations import Migrations, is_migration
+from gateway.voting import BREAK_GLASS
 from policy.model import Principal, PrincipalKind
 from server import evidence
 from server.mcp_query import ConnectionName, OptionalText, QueryTool, waiting
@@ -117,11 +118,15 @@ class ApprovalTools:
         id: ApprovalId,
         digest: Annotated[str, Field(description="the digest from `approval_status`")],
         comment: Comment = "",
+        break_glass: Annotated[
+            bool, Field(description="an emergency: decide alone, where the policy lets you; needs a comment")
+        ] = False,
     ) -> Annotated[CallToolResult, ApprovalInfo]:
         """Vote yes. The statement then runs once, when the requester fetches it."""
         async with self._sessions.of(context) as session:
             await self._seen(id, session.principal)
-            record = await self._gateway.approvals.vote(id, session, "approve", digest, comment or None)
+            choice = BREAK_GLASS if break_glass else "approve"
+            record = await self._gateway.approvals.vote(id, session, choice, digest, comment or None)
         return _answer(record)
 
     async def reject(

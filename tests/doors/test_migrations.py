@@ -85,7 +85,7 @@ async def test_a_schema_that_changed_meanwhile_voids_it_before_it_is_used(shop: 
     await approve(shop, shown)
     shop.direct("ALTER TABLE public.orders ADD COLUMN other text")
     said = error(await call(shop, "devin", "await_approval", id=shown["id"]))
-    assert "definition has changed since" in said["what"]
+    assert "the definition of a touched relation" in said["what"]
     assert shop.direct("SELECT count(*) FROM information_schema.columns WHERE column_name = 'note'") == [(0,)]
 
 
