@@ -36,7 +36,7 @@ LEGAL: Mapping[State, frozenset[State]] = {
     State.APPROVED: frozenset({State.CONSUMED, State.EXPIRED, State.VOID}),
 }
 
-CHOICES = ("approve", "reject")
+CHOICES = ("approve", "reject", "break_glass")
 
 
 class Conflict(Exception):  # noqa: N818 - a race that was lost, not an error
@@ -45,7 +45,7 @@ class Conflict(Exception):  # noqa: N818 - a race that was lost, not an error
 
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """One verified human's word. `choice` is `approve` or `reject`."""
+    """One verified human's word. `choice` is one of CHOICES."""
 
     issuer: str
     subject: str
@@ -101,11 +101,12 @@ class CastVote:
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """Compare and swap of the state."""
+    """Compare and swap of the state and, where `votes` is given, of the number of votes that was counted."""
 
     id: str
     expect: State
     become: State
+    votes: int | None = None
 
 
 Change = Request | CastVote | Transition
@@ -136,7 +137,7 @@ def account(change: Change) -> dict[str, object]:
                 raise ValueError(f"a vote is one of {', '.join(CHOICES)}, not `{vote.choice}`")
             text = _sha256(vote_text(vote))
             return {"approval": id_, "issuer": vote.issuer, "subject": vote.subject, "vote": text}
-        case Transition(id_, expect, become):
+        case Transition(id_, expect, become, _):
             if become not in LEGAL.get(expect, frozenset()):
                 raise ValueError(f"no approval goes from {expect} to {become}")
             return {"approval": id_, "from": expect.value, "to": become.value}
@@ -149,8 +150,8 @@ def apply(db: sqlite3.Connection, change: Change) -> None:
             _request(db, record)
         case CastVote(id_, vote):
             _cast(db, id_, vote)
-        case Transition(id_, expect, become):
-            _move(db, id_, expect, become)
+        case Transition(id_, expect, become, votes):
+            _move(db, id_, expect, become, votes)
 
 
 def _sha256(text: str) -> str:
@@ -180,7 +181,11 @@ def _cast(db: sqlite3.Connection, id_: str, vote: Vote) -> None:
         raise Conflict(f"`{vote.subject}` has already voted on `{id_}`") from None
 
 
-def _move(db: sqlite3.Connection, id_: str, expect: State, become: State) -> None:
+def _move(db: sqlite3.Connection, id_: str, expect: State, become: State, votes: int | None) -> None:
+    if votes is not None:
+        [cast] = db.execute("SELECT count(*) FROM approval_votes WHERE approval = ?", (id_,)).fetchone()
+        if cast != votes:
+            raise Conflict(f"approval `{id_}` has {cast} votes, not {votes}")
     swap = "UPDATE approval_records SET state = ? WHERE id = ? AND state = ?"
     if db.execute(swap, (become.value, id_, expect.value)).rowcount != 1:
         raise Conflict(f"approval `{id_}` is {_state(db, id_)}, not {expect.value}")

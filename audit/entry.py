@@ -27,6 +27,7 @@ class Kind(StrEnum):
     CATALOG_LOADED = "catalog.loaded"
     APPROVAL_REQUESTED = "approval.requested"
     APPROVAL_VOTED = "approval.voted"
+    APPROVAL_BROKEN_GLASS = "approval.broken_glass"
     APPROVAL_APPROVED = "approval.approved"
     APPROVAL_DENIED = "approval.denied"
     APPROVAL_EXPIRED = "approval.expired"
@@ -38,6 +39,7 @@ class Kind(StrEnum):
     KEY_CREATED = "key.created"
     KEY_ROTATED = "key.rotated"
     CHECKPOINT_FAILED = "checkpoint.failed"
+    WEBHOOK_FAILED = "webhook.failed"
     INVARIANT_VIOLATED = "invariant.violated"
 
 

@@ -1,7 +1,8 @@
 """Decides when a checkpoint is due: after so many seconds, so many entries, and at the end. Runs in the writer.
 
 A checkpoint that fails is tried again, logged each time, and told by one entry for as long as it goes on failing.
-Entries are written all the same: an unsigned entry is evidence too, only weaker.
+Entries are written all the same: an unsigned entry is evidence too, only weaker. Where a witness is required, nothing
+new is begun until it has taken a checkpoint again (`blocked`); what runs still gets its outcome.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from audit.store import Item, Store
 from audit.witness import FileWitness
 
 log = logging.getLogger(__name__)
+
+# While a required witness keeps everybody waiting, it is asked again so soon.
+_BLOCKED_RETRY_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,7 @@ class Notary:
         self._new = 0  # entries since the last try
         self._open = True  # something may be unsigned: another process's entries, at first
         self._failing = False
+        self.blocked: str | None = None  # why nothing may begin
 
     def start(self) -> None:
         """Check the key and what the witnesses have seen, before anything is written. Raises AuditUnavailable."""
@@ -59,6 +64,8 @@ class Notary:
         notes = self._store.notes()
         for witness in self._witnesses:
             witness.check(keys, notes)
+        if any(witness.required for witness in self._witnesses):
+            self.seal()  # known from the start, not from the first checkpoint on
 
     def wrote(self, entries: int) -> None:
         """So many entries were appended."""
@@ -71,7 +78,8 @@ class Notary:
             return None
         if self._new >= self._rhythm.entries:
             return 0.0
-        return self._tried + self._rhythm.seconds - self._clock()
+        pause = self._rhythm.seconds if self.blocked is None else min(_BLOCKED_RETRY_SECONDS, self._rhythm.seconds)
+        return self._tried + pause - self._clock()
 
     def seal(self) -> None:
         """Make a checkpoint and hand it to the witnesses. Never raises: see above."""
@@ -85,11 +93,15 @@ class Notary:
         except Exception as error:  # a bug of ours must not end the thread that writes the entries
             log.exception("a checkpoint failed")
             problem = f"no checkpoint could be made: internal error: {type(error).__name__}"
+        blocked = problem if any(witness.required for witness in self._witnesses) else None
         for witness in self._witnesses:
             try:
                 self._hand(witness)
             except AuditUnavailable as error:
                 problem, self._open = f"a witness did not take a checkpoint: {error}", True
+                if witness.required:
+                    blocked = f"a required witness did not take a checkpoint: {error}"
+        self.blocked, self._open = blocked, self._open or blocked is not None
         self._tell(problem)
 
     def _hand(self, witness: FileWitness) -> None:

@@ -1,6 +1,8 @@
-"""Proofs that one entry is in the audit, as c2sp.org/tlog-proof writes them down. Sans-IO.
+"""Proofs that one entry is in the audit, and that one checkpoint carries on another. Sans-IO.
 
-Whoever has the proof, the entry and the log's public key needs nothing else: not the store, nor the other entries.
+As c2sp.org/tlog-proof writes the first down, and c2sp.org/tlog-witness the second (the body of `add-checkpoint`).
+Whoever has the proof and the log's public key, and the entry or the older checkpoint, needs nothing else: not the
+store, nor the other entries.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from audit.checkpoint import Checkpoint
-from audit.merkle import SIZE, ProofError, check_inclusion, inclusion_proof
+from audit.merkle import SIZE, ProofError, check_consistency, check_inclusion, consistency_proof, inclusion_proof
 from audit.note import PublicKey, open_note
 
 _TITLE = "c2sp.org/tlog-proof@v1"
@@ -52,6 +54,48 @@ class Proof:
         signed = Checkpoint.parse(open_note(self.note, keys))
         check_inclusion(entry_hash, self.seq - 1, signed.size, self.path, signed.root)
         return signed
+
+
+@dataclass(frozen=True, slots=True)
+class Extension:
+    """That the first `old` of the entries under the signed `note` are those of an older checkpoint."""
+
+    old: int
+    path: Sequence[bytes]
+    note: str
+
+    @property
+    def text(self) -> str:
+        """The proof as it is handed over."""
+        path = "".join(f"{base64.b64encode(node).decode('ascii')}\n" for node in self.path)
+        return f"old {self.old}\n{path}\n{self.note}"
+
+    @classmethod
+    def parse(cls, text: str) -> Extension:
+        """Read a proof. Raises ProofError."""
+        head, _, note = text.partition("\n\n")
+        first, *path = head.split("\n")
+        if not re.fullmatch(r"old (0|[1-9][0-9]{0,18})", first):
+            raise ProofError("this is no proof of consistency: it must begin with `old` and a size")
+        return cls(int(first[4:]), [_node(line) for line in path], note)
+
+    def check(self, older: str, keys: Collection[PublicKey]) -> tuple[Checkpoint, Checkpoint]:
+        """The older checkpoint (a signed note) and the newer one, each signed by one of these keys.
+
+        Raises ProofError where the newer does not carry on the older, `audit.note.NoteError` where no such key signed.
+        """
+        old, new = (Checkpoint.parse(open_note(note, keys)) for note in (older, self.note))
+        if (old.size, old.origin) != (self.old, new.origin):
+            raise ProofError(
+                f"the proof is about {self.old} entries of `{new.origin}`, and the checkpoint about others"
+            )
+        check_consistency(old.size, old.root, new.size, new.root, self.path)
+        return old, new
+
+
+def extend(hashes: Sequence[bytes], old: int, note: str) -> Extension:
+    """The proof for the first `old` under a note over exactly these entries (their `hash`). Raises IndexError."""
+    return Extension(old, consistency_proof(hashes, old), note)
 
 
 def prove(hashes: Sequence[bytes], seq: int, note: str) -> Proof:

@@ -20,7 +20,7 @@ from audit.approvals import Change, Conflict, account, apply
 from audit.entry import BodyError, Draft, Entry, Kind, as_text
 from audit.errors import AuditUnavailable, unavailable
 from audit.note import NoteError, PublicKey, Signer
-from audit.proof import Proof, prove
+from audit.proof import Extension, Proof, extend, prove
 from audit.recording import Recording, Shred
 from audit.schema import make, prepare, transaction
 
@@ -190,6 +190,15 @@ class Store:
                 return None
             rows = self._db.execute("SELECT hash FROM entries WHERE seq <= ? ORDER BY seq", newest[:1])
             return prove([hash_ for (hash_,) in rows], seq, newest[1])
+
+    def extension(self, old: int, size: int, note: str) -> Extension | None:
+        """That the first `old` of the `size` entries under this note are the older ones; None without so many entries.
+
+        Reads the hashes of all entries, as `prove`. Raises AuditUnavailable.
+        """
+        with self._lock, _told(self.path):
+            rows = self._db.execute("SELECT hash FROM entries WHERE seq <= ? ORDER BY seq", (size,)).fetchall()
+        return extend([hash_ for (hash_,) in rows], old, note) if 1 <= old <= size == len(rows) else None
 
     def settle_log(self) -> bool:
         """Move the log into the file and empty it, so that what was shredded is in neither. False while others read.

@@ -20,10 +20,11 @@ _TAIL_BYTES = 64 * 1024
 
 
 class FileWitness:
-    """An append-only file of checkpoints."""
+    """An append-only file of checkpoints. Where it is `required`, nothing runs while it does not take them."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, required: bool = False) -> None:
         self.path = path
+        self.required = required
 
     def newest(self) -> str | None:
         """The newest note of the file; None where there is none yet. Raises AuditUnavailable."""

@@ -6,9 +6,10 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from audit.approvals import Conflict
-from audit.entry import Entry
+from audit.entry import Entry, Kind
 from audit.notary import Notary
 from audit.store import AuditUnavailable, Item, Store, Unit
 
@@ -21,6 +22,9 @@ Done = Callable[[Result], None]
 
 # More than this and the first of a batch would wait too long for the last; 256 entries take about 4 ms.
 _LARGEST_BATCH = 256
+
+# What a missing required witness keeps from happening; everything else is the end or the account of something.
+_BEGINNINGS = frozenset((Kind.INTENT, Kind.SESSION_OPENED))
 
 
 def _deliver(finished: Sequence[tuple[Done, Result]]) -> None:
@@ -45,6 +49,11 @@ class Writer:
         self.notify: Callable[[Sequence[tuple[Done, Result]]], None] = _deliver
         self._thread = threading.Thread(target=self._run, name="audit-writer", daemon=True)
         self._thread.start()
+
+    @property
+    def path(self) -> Path:
+        """The store's file."""
+        return self._store.path
 
     def submit(self, unit: Unit, done: Done, *, wake: bool = True) -> None:
         """Queue a unit; `done` gets its entries once they are durable, or why they are not. Waits for no disk.
@@ -75,7 +84,7 @@ class Writer:
         while True:
             batch = self._take()
             if batch:
-                results = self._write(batch)
+                results = self._permitted(batch)
                 self._tell(results)  # before anything is signed: a statement waits for its intent, not for that
                 self._sign(sum(len(result) for _, result in results if not isinstance(result, Exception)))
             elif self._closing:
@@ -102,6 +111,18 @@ class Writer:
                     return []
                 self._ready.wait(due)
             return [self._waiting.popleft() for _ in range(min(len(self._waiting), _LARGEST_BATCH))]
+
+    def _permitted(self, batch: Sequence[tuple[Unit, Done]]) -> list[tuple[Done, Result]]:
+        """Write, but for what begins something while a required witness is missing: that is refused."""
+        if self._notary is None or self._notary.blocked is None:
+            return self._write(batch)
+        error = AuditUnavailable(self._notary.blocked)
+        begins = [any(item.draft.kind in _BEGINNINGS for item in unit) for unit, _ in batch]
+        refused: list[tuple[Done, Result]] = [
+            (done, error) for (_, done), new in zip(batch, begins, strict=True) if new
+        ]
+        rest = [one for one, new in zip(batch, begins, strict=True) if not new]
+        return refused + (self._write(rest) if rest else [])
 
     def _write(self, batch: Sequence[tuple[Unit, Done]]) -> list[tuple[Done, Result]]:
         results: Sequence[Sequence[Entry] | Conflict]

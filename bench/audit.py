@@ -14,12 +14,23 @@ from pathlib import Path
 from audit import search as finder
 from audit.entry import Draft, Kind
 from audit.note import Signer
+from audit.recording import Chunk, Mode, Recording
 from audit.search import Query
 from audit.store import Item, Store
 from audit.verify import verify
 
 _KEY = Signer("example.com/bench", bytes(32))
 _BATCH = 1000
+# As the default, `metadata`, records a short SELECT: columns, when the row left, the tag.
+_RECORDING = Recording(
+    Mode.METADATA,
+    [
+        Chunk(310, False, b"T\0\0\0\x33\0\2name\0" + bytes(18) + b"price\0" + bytes(18)),
+        Chunk(310, True, b""),
+        Chunk(330, False, b"C\0\0\0\x0dSELECT 1\0"),
+    ],
+    40,
+)
 
 
 def pair(number: int) -> list[Item]:
@@ -50,7 +61,7 @@ def pair(number: int) -> list[Item]:
     }
     return [
         Item(Draft(Kind.INTENT, session, subject, "shop", intent)),
-        Item(Draft(Kind.OUTCOME, session, subject, "shop", outcome)),
+        Item(Draft(Kind.OUTCOME, session, subject, "shop", outcome), _RECORDING),
     ]
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import secrets
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -19,10 +17,11 @@ from datetime import UTC, datetime
 from audit.approvals import ApprovalRecord, Conflict, State
 from audit.entry import Draft, Entry, Kind
 from audit.writer import Item
-from gateway import explain
-from gateway.approvals import Approvals, Pending, principal_body, rejection
+from gateway import explain, rehearsal
+from gateway.approvals import Approvals, Pending, rejection
 from gateway.connections import Connections
 from gateway.deciding import Decider
+from gateway.drafts import denial, draft, intent_of, new_statement_id, outcome_entry, outcome_of
 from gateway.errors import (
     ApprovalPendingError,
     ApprovalRejectedError,
@@ -31,28 +30,24 @@ from gateway.errors import (
     RefusedError,
     RowCountError,
     SessionEndedError,
-    UpstreamUnavailableError,
 )
 from gateway.identity import VerifiedToken
 from gateway.metering import Meter
 from gateway.model import ClientInfo, Door, Outcome, Session, Statement, Status
-from gateway.parameters import RECORDED_BYTES, recorded_parameters, size_of
+from gateway.parameters import RECORDED_BYTES, size_of
 from gateway.policies import PolicyBook
 from gateway.recorder import Recorder, unrecorded
+from gateway.rehearsal import Expected
 from gateway.sessions import Sessions
 from gateway.transcript import RecordingBounds, Transcript
-from gateway.upstream import Upstream, UpstreamError, UpstreamLostError
+from gateway.upstream import Upstream
 from policy.catalog import Catalog
 from policy.limits import UNLIMITED, Limits
 from policy.model import (
-    Analysis,
-    ApprovalTerms,
     Decision,
     Effect,
-    Reason,
     Rewrite,
     Transaction,
-    Verdict,
 )
 
 _MINT = object()
@@ -70,6 +65,7 @@ class Grant:
 
     __slots__ = (
         "decision",
+        "expected",
         "id",
         "limits",
         "outcome",
@@ -89,6 +85,7 @@ class Grant:
         decision: Decision,
         *,
         limits: Limits = UNLIMITED,
+        expected: Expected | None = None,
         bounds: RecordingBounds = RecordingBounds(),  # noqa: B008 - frozen
     ) -> None:
         if mint is not _MINT or decision.verdict.rewrite is None:
@@ -97,6 +94,7 @@ class Grant:
         self.statement = statement
         self.decision = decision
         self.limits = limits
+        self.expected = expected  # how many rows people approved
         self.rewrite: Rewrite = decision.verdict.rewrite
         self.parameters = statement.parameters
         self.started = time.perf_counter()
@@ -108,6 +106,11 @@ class Grant:
     def sql(self) -> bytes:
         """The text to run."""
         return self.rewrite.sql
+
+    @property
+    def counted(self) -> bool:
+        """Whether its transaction must stay open until `Gateway.too_many` has said nothing against its row count."""
+        return self.decision.counts or self.expected is not None
 
     def finish(self, outcome: Outcome) -> None:
         """Say what came of it; `Gateway.admit` writes it on leaving the block."""
@@ -187,7 +190,19 @@ class Gateway:
 
     async def too_many(self, grant: Grant, rows: int) -> RowCountError | None:
         """The error with which a counted statement must be rolled back; None where its grant covers the count."""
+        if (expected := grant.expected) is not None and not expected.at_least <= rows <= expected.at_most:
+            return RowCountError(
+                f"the statement changes {rows} rows, and people approved {expected.rows}"
+                f" ({expected.at_least} to {expected.at_most})",
+                cure="Nothing was changed. Send it again to ask for approval of what it does now.",
+            )
+        if not grant.decision.counts:
+            return None
         return await self._decider.too_many(grant.statement, grant.decision, rows)
+
+    def counts(self, decision: Decision) -> bool:
+        """Whether the rows of a statement will be counted, if it runs."""
+        return decision.counts or (decision.verdict.effect is Effect.APPROVE and rehearsal.is_write(decision))
 
     # -- the path -------------------------------------------------------------------------------------
 
@@ -221,7 +236,7 @@ class Gateway:
         ids = [new_statement_id() for _ in statements]
         limits = self._limits(statements[0].session) if statements else UNLIMITED
         return await self._granted(
-            [self._intent(*of) for of in zip(ids, statements, decisions, strict=True)],
+            [intent_of(self.instance, *of) for of in zip(ids, statements, decisions, strict=True)],
             lambda: [
                 Grant(_MINT, *of, limits=limits, bounds=self._bounds)
                 for of in zip(ids, statements, decisions, strict=True)
@@ -235,7 +250,7 @@ class Gateway:
         session = grant.statement.session
         self._note_effects(grant, outcome)
         self.recorder.post(
-            self._outcome(grant, outcome),
+            outcome_entry(self.instance, grant, outcome),
             failed=lambda error: self.sessions.end(session, unrecorded(error).text),
         )
 
@@ -278,6 +293,46 @@ class Gateway:
         async with self._settled(await self._consume(record, statement)) as grant:
             yield grant
 
+    @asynccontextmanager
+    async def rehearsing(self, statement: Statement, decision: Decision) -> AsyncIterator[Grant]:
+        """A grant for a run that the caller rolls back, whatever comes of it; the intent says so."""
+        statement_id = new_statement_id()
+        [grant] = await self._granted(
+            [intent_of(self.instance, statement_id, statement, decision, rehearsal=True)],
+            lambda: [Grant(_MINT, statement_id, statement, decision)],
+        )
+        async with self._settled(grant):
+            yield grant
+
+    async def propose(self, statement: Statement, decision: Decision, evidence: rehearsal.Evidence) -> None:
+        """Ask people about a decision that was made and measured elsewhere. Always raises ApprovalPendingError."""
+        self._check_alive(statement.session)
+        await self._begin_approved(statement, decision, None, evidence)
+
+    @asynccontextmanager
+    async def admit_decided(
+        self, record: ApprovalRecord, statement: Statement, decision: Decision
+    ) -> AsyncIterator[Grant]:
+        """The single use of an approval for what was decided just now; it must fit what the yes is bound to."""
+        async with self._settled(await self._consume(record, statement, decision)) as grant:
+            yield grant
+
+    @asynccontextmanager
+    async def admit_step(self, whole: Grant, statement: Statement, decision: Decision) -> AsyncIterator[Grant]:
+        """One statement of something approved as a whole, while `whole` is under way and the policy is the same."""
+        self._check_alive(whole.statement.session)
+        if decision.verdict.effect is Effect.DENY:
+            raise await self._record_refusal([statement], [decision])
+        if whole.settled or decision.policy != whole.decision.policy:
+            raise ApprovalRejectedError("the policy has changed since the approval", cure="Propose it again.")
+        statement_id = new_statement_id()
+        [grant] = await self._granted(
+            [intent_of(self.instance, statement_id, statement, decision)],
+            lambda: [Grant(_MINT, statement_id, statement, decision)],
+        )
+        async with self._settled(grant):
+            yield grant
+
     async def refuse(self, statement: Statement, decision: Decision, text: str, cure: str) -> RefusedError:
         """Record that a door itself cannot run a statement; returns the error to show."""
         return await self._record_refusal([statement], [denial(decision, "door", text, cure)])
@@ -285,8 +340,8 @@ class Gateway:
     def invariant_violated(self, grant: Grant, detail: str) -> None:
         """Record, loudly, that a raw masked column was about to leave. The door ends the session."""
         session = grant.statement.session
-        draft = _draft(Kind.INVARIANT_VIOLATED, session, statement=grant.id, detail=detail)
-        self.recorder.post(draft, failed=lambda error: self.sessions.end(session, str(error)))
+        entry = draft(Kind.INVARIANT_VIOLATED, session, statement=grant.id, detail=detail)
+        self.recorder.post(entry, failed=lambda error: self.sessions.end(session, str(error)))
 
     # -- inside ---------------------------------------------------------------------------------------
 
@@ -320,8 +375,8 @@ class Gateway:
                 "sqlstate": RefusedError.sqlstate if denied else None,
                 "instance": self.instance,
             }
-            drafts.append(self._intent(statement_id, statement, decision))
-            drafts.append(_draft(Kind.OUTCOME, statement.session, **body))
+            drafts.append(intent_of(self.instance, statement_id, statement, decision))
+            drafts.append(draft(Kind.OUTCOME, statement.session, **body))
         await self.recorder.record(*drafts)
         assert first is not None
         return RefusedError(*first)
@@ -331,6 +386,7 @@ class Gateway:
         statement: Statement,
         decision: Decision,
         on_pending: Callable[[Pending], Awaitable[None]] | None,
+        evidence: rehearsal.Evidence | None = None,
     ) -> Grant:
         session, statement_id = statement.session, new_statement_id()
         requester = session.principal.issuer, session.principal.subject
@@ -339,11 +395,13 @@ class Gateway:
             if (unfit := await self._unfit_for_approval(statement, decision)) is not None:
                 raise await self._record_refusal([statement], [unfit])
             catalog = await self.catalog(session)
+            if evidence is None:
+                evidence = await self._evidence(statement, decision, catalog)
         except BaseException:
             self._asking[requester] -= 1
             raise
-        request, pending = self.approvals.request_item(statement, decision, catalog, statement_id, datetime.now(UTC))
-        outcome = _draft(
+        request, pending = self.approvals.request_item(statement, decision, catalog, statement_id, evidence)
+        outcome = draft(
             Kind.OUTCOME,
             session,
             statement=statement_id,
@@ -351,7 +409,7 @@ class Gateway:
             message=f"waits for {pending.id}: {pending.why}",
             instance=self.instance,
         )
-        intent = self._intent(statement_id, statement, decision, approval=pending.id)
+        intent = intent_of(self.instance, statement_id, statement, decision, approval=pending.id)
         asking = asyncio.ensure_future(self.recorder.record(intent, outcome, request))
         asking.add_done_callback(lambda _: self._asking.subtract((requester,)))
         if on_pending is None:
@@ -380,11 +438,25 @@ class Gateway:
             return denial(decision, "approval.many", text, "Wait for people to decide, or withdraw some.")
         return None
 
+    async def _evidence(self, statement: Statement, decision: Decision, catalog: Catalog) -> rehearsal.Evidence | None:
+        """What approvers are shown of a write's effect: it runs under a grant of its own, and is rolled back."""
+        if not rehearsal.is_write(decision):
+            return None
+        if (why := rehearsal.obstacle(statement.session.connection, decision, catalog)) is not None:
+            return rehearsal.not_measured(decision, why)
+
+        async def masked(sql: str) -> Rewrite | None:
+            reading = await self.decide(statement.session, sql.encode())
+            return reading.verdict.rewrite if reading.verdict.effect is Effect.ALLOW else None
+
+        async with self.rehearsing(statement, decision) as grant:
+            return await rehearsal.rehearse(self.connections, grant, catalog, masked)
+
     async def _take_back(self, asking: Awaitable[object], pending: Pending, session: Session) -> None:
         await asking  # what is not written yet cannot be withdrawn
         await self.approvals.withdraw(pending.id, session)
 
-    async def _consume(self, record: ApprovalRecord, statement: Statement) -> Grant:
+    async def _consume(self, record: ApprovalRecord, statement: Statement, decision: Decision | None = None) -> Grant:
         """Check that the yes still fits, use it up and make the intent durable: one transaction."""
         if record.state is not State.APPROVED:
             raise rejection(record)
@@ -393,18 +465,30 @@ class Gateway:
         if session.catalog is None:
             # The yes is bound to the schema: a snapshot of a moment ago will not do.
             await self.connections.latest(session.connection)
-        decision = await self.decide(session, statement.text, statement.parameters)
+        if decision is None:
+            decision = await self.decide(session, statement.text, statement.parameters)
         if decision.verdict.effect is Effect.DENY:
             raise await self._record_refusal([statement], [decision])
         await self.approvals.check_binding(record, statement, decision, await self.catalog(session))
+        if (record := await self.approvals.get(record.id)).state is not State.APPROVED:
+            raise rejection(record)  # its time ran out while we looked
         statement_id = new_statement_id()
         try:
             [grant] = await self._granted(
                 [
                     self.approvals.consume_item(record, session, statement_id),
-                    self._intent(statement_id, statement, decision, approval=record.id),
+                    intent_of(self.instance, statement_id, statement, decision, approval=record.id),
                 ],
-                lambda: [Grant(_MINT, statement_id, statement, decision, bounds=self._bounds)],
+                lambda: [
+                    Grant(
+                        _MINT,
+                        statement_id,
+                        statement,
+                        decision,
+                        expected=Expected.read(record.evidence),
+                        bounds=self._bounds,
+                    )
+                ],
             )
         except Conflict:
             raise rejection(await self.approvals.get(record.id)) from None
@@ -439,63 +523,10 @@ class Gateway:
                 outcome = grant.outcome or Outcome(Status.UNKNOWN, message="the door said nothing of it")
                 self._note_effects(grant, outcome)
                 try:
-                    await asyncio.shield(self.recorder.record(self._outcome(grant, outcome)))
+                    await asyncio.shield(self.recorder.record(outcome_entry(self.instance, grant, outcome)))
                 except AuditUnavailableError as error:
                     self.sessions.end(grant.statement.session, unrecorded(error).text)
                     raise unrecorded(error) from None
-
-    def _intent(
-        self, statement_id: str, statement: Statement, decision: Decision, approval: str | None = None
-    ) -> Draft:
-        session, analysis, rewrite = statement.session, decision.analysis, decision.verdict.rewrite
-        body: dict[str, object] = {
-            "statement": statement_id,
-            "door": session.door.value,
-            "text": statement.text.decode("utf-8", "replace"),
-            "sha256": hashlib.sha256(statement.text).hexdigest(),
-            **recorded_parameters(statement.parameters),
-            "principal": principal_body(session.principal),
-            "client": {
-                "name": session.client.name,
-                "version": session.client.version,
-                "address": session.client.address,
-            },
-            "request": dict(statement.request),
-            "verdict": {
-                "effect": str(decision.verdict.effect),
-                "rules": explain.rules(decision),
-                "reasons": [r.text for r in explain.deciding_reasons(decision)],
-            },
-            "demands": [str(d) for d in analysis.demands] if analysis else [],
-            "policy": decision.policy,
-            "catalog": decision.catalog,
-            "search_path": list(session.search_path),
-            "instance": self.instance,
-        }
-        if rewrite is not None and rewrite.splices:
-            body["rewritten"] = rewrite.shown
-        if approval is not None:
-            body["approval"] = approval
-        return _draft(Kind.INTENT, session, **body)
-
-    def _outcome(self, grant: Grant, outcome: Outcome) -> Item:
-        draft = _draft(
-            Kind.OUTCOME,
-            grant.statement.session,
-            statement=grant.id,
-            status=outcome.status.value,
-            tag=outcome.tag,
-            rows=outcome.rows,
-            size=outcome.size,
-            duration_ms=grant.duration_ms,
-            sqlstate=outcome.sqlstate,
-            message=outcome.message,
-            masked=[str(m) for m in grant.rewrite.masked],
-            filtered=list(grant.rewrite.filtered),
-            digest=outcome.digest,
-            instance=self.instance,
-        )
-        return Item(draft, grant.transcript.finish())
 
     def _note_effects(self, grant: Grant, outcome: Outcome) -> None:
         """Keep the session's books after a statement: what may have changed is asked for again."""
@@ -520,41 +551,3 @@ class Gateway:
             session.prepared.clear()
         elif effects.deallocates is not None:
             session.prepared.pop(effects.deallocates, None)
-
-
-def denial(decision: Decision, code: str, text: str, cure: str) -> Decision:
-    """The same decision turned into a deny by a door or by the path itself."""
-    reason = Reason(Effect.DENY, code, text, cure=cure)
-    no_terms: tuple[ApprovalTerms, ...] = ()
-    analysis: Analysis | None = decision.analysis
-    return Decision(Verdict(Effect.DENY, (reason,), None, no_terms), analysis, decision.policy, decision.catalog)
-
-
-def outcome_of(error: BaseException) -> Outcome:
-    """What an error says came of the statement that it interrupted."""
-    match error:
-        case UpstreamError():
-            status = Status.CANCELLED if error.sqlstate == "57014" else Status.FAILED
-            return Outcome(status, sqlstate=error.sqlstate, message=error.fields.get("M"))
-        case UpstreamLostError() | UpstreamUnavailableError():
-            return Outcome(Status.UNKNOWN, sqlstate="08006", message=str(error))
-        case asyncio.CancelledError() | GeneratorExit():
-            return Outcome(Status.CANCELLED, sqlstate="57014", message="the client went away or cancelled")
-        case CountersignError():
-            return Outcome(Status.FAILED, sqlstate=error.sqlstate, message=error.text)
-    return Outcome(Status.UNKNOWN, sqlstate="XX000", message=f"internal error: {type(error).__name__}")
-
-
-def new_statement_id() -> str:
-    """A name for one statement in the audit: 80 random bits."""
-    return "st-" + secrets.token_hex(10)
-
-
-def _draft(kind: Kind, session: Session, **body: object) -> Draft:
-    return Draft(
-        kind=kind,
-        session=session.id,
-        subject=session.principal.subject,
-        connection=session.connection.name,
-        body=body,
-    )

@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -21,12 +21,12 @@ from audit import approvals as book
 from audit.approvals import ApprovalRecord, CastVote, Request, State, Transition, Vote
 from audit.entry import Draft, Kind
 from audit.writer import Item
-from gateway import explain
+from gateway import explain, voting
 from gateway.errors import ApprovalRejectedError
 from gateway.model import Session, Statement
 from gateway.recorder import Recorder
 from policy.catalog import Catalog
-from policy.model import ApprovalTerms, Decision, Principal, PrincipalKind
+from policy.model import Action, ApprovalTerms, Decision, Principal, PrincipalKind
 
 # Other processes vote on the same file; their votes are seen at the latest after this long.
 _POLL_SECONDS = 0.5
@@ -55,7 +55,10 @@ def binding_of(statement: Statement, decision: Decision, catalog: Catalog) -> di
     """Everything a yes is bound to, by name, so that each difference can be told apart at use."""
     session, analysis = statement.session, decision.analysis
     relations = sorted(analysis.relations) if analysis else []
-    schema = repr([catalog.relations.get(oid) for oid in relations])
+    # What it calls, seen and unseen; a function that a migration makes itself is not there yet.
+    called = sorted({d.oid for d in analysis.demands if d.oid and d.action is Action.CALL}) if analysis else []
+    functions = [f for oid in called if (f := catalog.function(oid)) is not None]
+    schema = repr([*(catalog.relations.get(oid) for oid in relations), *functions])
     return {
         "text": hashlib.sha256(statement.text).hexdigest(),
         "parameters": _digest([None if p is None else p.hex() for p in statement.parameters]),
@@ -70,7 +73,7 @@ def binding_of(statement: Statement, decision: Decision, catalog: Catalog) -> di
         ),
         "connection": session.connection.name,
         "search_path": _digest(list(session.search_path)),
-        "objects": _digest(relations),
+        "objects": _digest([relations, [f.oid for f in functions]]),
         "schema": hashlib.sha256(schema.encode()).hexdigest(),
         "policy": decision.policy,
     }
@@ -83,7 +86,7 @@ _DIFFERENCES: Mapping[str, str] = {
     "connection": "the approval was given for another connection",
     "search_path": "the search path has changed since",
     "objects": "a name now means another object than when it was approved",
-    "schema": "a touched relation's definition has changed since",
+    "schema": "the definition of a touched relation or of a called function has changed since",
     "policy": "the policy has changed since",
 }
 
@@ -97,22 +100,35 @@ def binding_digest(binding: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(binding, sort_keys=True).encode()).hexdigest()[:32]
 
 
-class Approvals:
-    """The queue of one gateway process."""
+def _utc() -> datetime:
+    return datetime.now(UTC)
 
-    def __init__(self, recorder: Recorder, store: book.Reader) -> None:
+
+class Approvals:
+    """The queue of one gateway process. `clock` tells the time in UTC."""
+
+    def __init__(self, recorder: Recorder, store: book.Reader, clock: Callable[[], datetime] = _utc) -> None:
         self._recorder = recorder
         self._store = store
+        self._clock = clock
         self._changed: dict[str, asyncio.Event] = {}
 
     # -- asking ---------------------------------------------------------------------------------------
 
     def request_item(
-        self, statement: Statement, decision: Decision, catalog: Catalog, statement_id: str, now: datetime
+        self,
+        statement: Statement,
+        decision: Decision,
+        catalog: Catalog,
+        statement_id: str,
+        evidence: Mapping[str, object] | None = None,
     ) -> tuple[Item, Pending]:
-        """The entry and the record that ask for approval, to be appended with the statement's own entries."""
-        session, terms = statement.session, decision.verdict.terms
-        binding = binding_of(statement, decision, catalog)
+        """The entry and the record that ask for approval, to be appended with the statement's own entries.
+
+        `evidence` is what was measured; the digest covers it too.
+        """
+        session, terms, now = statement.session, decision.verdict.terms, self._clock()
+        binding = binding_of(statement, decision, catalog) | {"evidence": _digest(evidence)}
         expires = now + min((t.expires for t in terms), default=timedelta(minutes=30))
         pending = Pending(
             id=new_id(),
@@ -139,6 +155,7 @@ class Approvals:
             binding=binding,
             created=now,
             expires=expires,
+            evidence=evidence,
         )
         draft = _draft(
             Kind.APPROVAL_REQUESTED,
@@ -158,28 +175,28 @@ class Approvals:
     # -- reading --------------------------------------------------------------------------------------
 
     async def get(self, approval_id: str) -> ApprovalRecord:
-        """The record, its expiry carried out if it is due. Raises ApprovalRejectedError for an unknown id."""
+        """The record, with what time and votes have made of it. Raises ApprovalRejectedError for an unknown id."""
         record = self._store.get(approval_id)
         if record is None:
             raise ApprovalRejectedError(
                 f"there is no approval `{approval_id}`", cure="See `list_approvals` for the open ones."
             )
-        return await self._expire_if_due(record)
+        return await self._settled(record)
 
     async def list(self, session: Session | None = None) -> Sequence[ApprovalRecord]:
         """Open approvals, the oldest first: all for people, an agent's own for agents."""
         records = [
-            await self._expire_if_due(r) for state in (State.REQUESTED, State.APPROVED) for r in self._store.list(state)
+            await self._settled(r) for state in (State.REQUESTED, State.APPROVED) for r in self._store.list(state)
         ]
         open_ones = [r for r in records if r.state in (State.REQUESTED, State.APPROVED)]
         if session is not None and session.principal.kind is PrincipalKind.AGENT:
-            open_ones = [r for r in open_ones if _is_requester(r, session.principal)]
+            open_ones = [r for r in open_ones if voting.is_requester(r, session.principal)]
         return sorted(open_ones, key=lambda r: r.created)
 
     async def open_requests(self, principal: Principal) -> int:
         """How many requests of this principal wait for people now."""
-        waiting = [r for r in self._store.list(State.REQUESTED) if _is_requester(r, principal)]
-        current = [await self._expire_if_due(record) for record in waiting]
+        waiting = [r for r in self._store.list(State.REQUESTED) if voting.is_requester(r, principal)]
+        current = [await self._settled(record) for record in waiting]
         return sum(record.state is State.REQUESTED for record in current)
 
     async def wait(self, approval_id: str, seconds: float | None) -> ApprovalRecord:
@@ -204,12 +221,19 @@ class Approvals:
     async def vote(
         self, approval_id: str, session: Session, choice: str, digest: str | None, comment: str | None
     ) -> ApprovalRecord:
-        """Cast one human's vote, `approve` or `reject`. Raises ApprovalRejectedError where it may not count."""
+        """Cast one human's vote: `approve`, `reject`, or `break_glass`, which needs a comment.
+
+        Raises ApprovalRejectedError where it may not count.
+        """
         record = await self.get(approval_id)
-        _check_voter(record, session.principal)
+        voting.check_voter(record, session.principal, choice)
         if record.state is not State.REQUESTED:
             raise ApprovalRejectedError(f"approval `{approval_id}` is already {record.state.value}")
-        if choice == "approve" and digest != record.digest:
+        if choice == voting.BREAK_GLASS and not comment:
+            raise ApprovalRejectedError(
+                "breaking the glass needs a comment: it is reviewed afterwards", cure="Say what the emergency is."
+            )
+        if choice != "reject" and digest != record.digest:
             raise ApprovalRejectedError(
                 f"the digest does not belong to approval `{approval_id}`",
                 cure="Read the statement with `approval_status` and give back the digest shown there.",
@@ -221,24 +245,21 @@ class Approvals:
             choice=choice,
             groups=sorted(voter.groups),
             comment=comment,
-            time=datetime.now(UTC),
+            time=self._clock(),
         )
+        kind = Kind.APPROVAL_BROKEN_GLASS if choice == voting.BREAK_GLASS else Kind.APPROVAL_VOTED
         body = {"choice": choice, "voter": principal_body(voter), "comment": comment, "digest": record.digest}
         try:
-            await self._recorder.record(
-                Item(_draft(Kind.APPROVAL_VOTED, record, session, **body), CastVote(approval_id, vote))
-            )
+            await self._recorder.record(Item(_draft(kind, record, session, **body), CastVote(approval_id, vote)))
         except book.Conflict as conflict:
             raise ApprovalRejectedError(f"the vote was not counted: {conflict}") from None
-        await self._count(approval_id, session)
-        return await self.get(approval_id)
+        return await self._settled(self._store.get(approval_id) or record, session)
 
     async def withdraw(self, approval_id: str, session: Session) -> ApprovalRecord:
         """The requester, or the human behind it, takes the request back."""
         record = await self.get(approval_id)
-        own = _is_requester(record, session.principal)
-        human = session.principal.human
-        if not own and (human is None or human != _human_of(record)):
+        own, human = voting.is_requester(record, session.principal), session.principal.human
+        if not own and (human is None or human != voting.human_of(record)):
             raise ApprovalRejectedError(f"only the requester can withdraw approval `{approval_id}`")
         await self._move(record, State.REQUESTED, State.CANCELLED, Kind.APPROVAL_WITHDRAWN, session)
         return await self.get(approval_id)
@@ -264,20 +285,27 @@ class Approvals:
 
     # -- inside ---------------------------------------------------------------------------------------
 
-    async def _count(self, approval_id: str, session: Session) -> None:
-        record = await self.get(approval_id)
-        if record.state is not State.REQUESTED:
-            return
-        if any(v.choice == "reject" for v in record.votes):
-            await self._move(record, State.REQUESTED, State.DENIED, Kind.APPROVAL_DENIED, session)
-        elif all(_humans_for(record, terms) >= int(str(terms["quorum"])) for terms in record.terms):
-            await self._move(record, State.REQUESTED, State.APPROVED, Kind.APPROVAL_APPROVED, session)
+    async def _settled(self, record: ApprovalRecord, session: Session | None = None) -> ApprovalRecord:
+        """The record after the transition that is due, if one is.
 
-    async def _expire_if_due(self, record: ApprovalRecord) -> ApprovalRecord:
-        if record.state in (State.REQUESTED, State.APPROVED) and datetime.now(UTC) >= record.expires:
-            await self._move(record, record.state, State.EXPIRED, Kind.APPROVAL_EXPIRED, None)
-            return self._store.get(record.id) or record
+        Whoever looks carries it out, so a process that dies between a vote and its count loses nothing. A vote
+        that comes in meanwhile is counted before the transition: the swap compares the number of votes too.
+        """
+        while (due := self._due(record)) is not None:
+            become, kind = due
+            await self._move(record, record.state, become, kind, session, votes=len(record.votes))
+            record = self._store.get(record.id) or record
         return record
+
+    def _due(self, record: ApprovalRecord) -> tuple[State, Kind] | None:
+        """What time and votes make of a record. One rejection ends it, whatever the others say."""
+        if record.state in (State.REQUESTED, State.APPROVED) and self._clock() >= record.expires:
+            return State.EXPIRED, Kind.APPROVAL_EXPIRED
+        if record.state is not State.REQUESTED:
+            return None
+        if (become := voting.due(record)) is None:
+            return None
+        return become, Kind.APPROVAL_DENIED if become is State.DENIED else Kind.APPROVAL_APPROVED
 
     async def _move(
         self,
@@ -286,12 +314,14 @@ class Approvals:
         become: State,
         kind: Kind,
         session: Session | None,
+        *,
+        votes: int | None = None,
         **body: object,
     ) -> None:
         """One transition; losing the race to another process is fine, its entry says what happened."""
         draft = _draft(kind, record, session, digest=record.digest, **body)
         with contextlib.suppress(book.Conflict):
-            await self._recorder.record(Item(draft, Transition(record.id, expect, become)))
+            await self._recorder.record(Item(draft, Transition(record.id, expect, become, votes)))
         if event := self._changed.get(record.id):
             event.set()
 
@@ -339,55 +369,5 @@ def _terms_body(terms: ApprovalTerms) -> dict[str, object]:
         "users": sorted(terms.users),
         "quorum": terms.quorum,
         "owner_may_approve": terms.owner_may_approve,
+        "break_glass": sorted(terms.break_glass),
     }
-
-
-def _is_requester(record: ApprovalRecord, principal: Principal) -> bool:
-    return (record.requester_issuer, record.requester_subject) == (principal.issuer, principal.subject)
-
-
-def _human_of(record: ApprovalRecord) -> tuple[str, str] | None:
-    """The (issuer, subject) of the human who asked, or for whom the agent asked."""
-    if record.principal.get("kind") == PrincipalKind.HUMAN.value:
-        return (record.requester_issuer, record.requester_subject)
-    human = record.principal.get("on_behalf_of")
-    return (record.requester_issuer, str(human)) if human else None
-
-
-def _qualifies(terms: Mapping[str, object], groups: Sequence[str], subject: str) -> bool:
-    named_groups, named_users = terms.get("groups"), terms.get("users")
-    in_group = isinstance(named_groups, list) and bool(set(groups) & set(named_groups))
-    return in_group or (isinstance(named_users, list) and subject in named_users)
-
-
-def _humans_for(record: ApprovalRecord, terms: Mapping[str, object]) -> int:
-    """Distinct verified humans whose yes counts for these terms. Never groups, never tokens."""
-    yes = {
-        (v.issuer, v.subject) for v in record.votes if v.choice == "approve" and _qualifies(terms, v.groups, v.subject)
-    }
-    if not terms.get("owner_may_approve"):
-        yes.discard(_human_of(record) or ("", ""))
-    return len(yes)
-
-
-def _check_voter(record: ApprovalRecord, voter: Principal) -> None:
-    if voter.kind is not PrincipalKind.HUMAN:
-        raise ApprovalRejectedError(
-            f"`{voter.subject}` is an agent, and agents cannot vote", cure="A person must vote with their own login."
-        )
-    if _is_requester(record, voter):
-        raise ApprovalRejectedError("nobody votes on their own request", cure="Ask another approver.")
-    if voter.human == _human_of(record) and not all(t.get("owner_may_approve") for t in record.terms):
-        raise ApprovalRejectedError(
-            f"the agent asked on behalf of `{voter.subject}`, who therefore cannot vote", cure="Ask another approver."
-        )
-    if not any(_qualifies(terms, sorted(voter.groups), voter.subject) for terms in record.terms):
-        groups = sorted({str(g) for t in record.terms for g in _as_list(t.get("groups"))})
-        raise ApprovalRejectedError(
-            f"`{voter.subject}` is not among the approvers of `{record.id}`",
-            cure=f"The approvers are {', '.join(f'`{g}`' for g in groups) or 'named users'}.",
-        )
-
-
-def _as_list(value: object) -> list[object]:
-    return value if isinstance(value, list) else []

@@ -168,6 +168,18 @@ class Connections:
             raise
         await self._give_back(shelf, upstream)
 
+    @asynccontextmanager
+    async def aside(self, session: Session) -> AsyncIterator[Upstream]:
+        """An upstream beside the session's own, for nobody else afterwards. Raises UpstreamUnavailableError."""
+        upstream = await self.connect(session.connection, f"countersign/{session.id}/aside")
+        try:
+            yield upstream
+        except asyncio.CancelledError:
+            await asyncio.shield(upstream.cancel())  # what runs there is of no use any more
+            raise
+        finally:
+            await upstream.disconnect()
+
     async def estimate(self, session: Session, sql: bytes, parameters: Sequence[bytes | None]) -> int:
         """How many rows the planner expects `sql` to change; 0 where nobody can tell. Nothing is run."""
         shelf = self._shelves[session.connection.name]

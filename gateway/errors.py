@@ -82,6 +82,16 @@ class RowCountError(CountersignError):
     sqlstate = "42501"
 
 
+class MigrationError(CountersignError):
+    """A migration that cannot be proposed, or that failed. `reported` is PostgreSQL's SQLSTATE, if it gave one."""
+
+    sqlstate = "42601"
+
+    def __init__(self, text: str, *, cure: str | None = None, reported: str | None = None) -> None:
+        super().__init__(text, cure=cure)
+        self.reported = reported
+
+
 class RefusedError(CountersignError):
     """The verdict is deny. `decision` carries every reason."""
 

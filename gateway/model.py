@@ -14,6 +14,8 @@ from policy.model import Decision, Principal
 
 __all__ = ["ClientInfo", "Connection", "Door", "Outcome", "Principal", "Session", "SslMode", "Statement", "Status"]
 
+# Whether writes and migrations that need approval are run and rolled back on the database itself.
+Rehearse = Literal["live", "off"]
 SslMode = Literal["disable", "prefer", "require", "verify-full"]
 
 
@@ -38,6 +40,7 @@ class Connection:
     sslrootcert: str | None = None
     description: str = ""
     recording: Mode = Mode.METADATA
+    rehearse: Rehearse = "live"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,7 @@ class Status(StrEnum):
     CANCELLED = "cancelled"
     REFUSED = "refused"  # we said no; the upstream never saw it
     PENDING = "pending"  # waits for approval; the run is a statement of its own
+    REHEARSED = "rehearsed"  # ran in a transaction that was rolled back, to show people what it does
     SKIPPED = "skipped"  # an earlier error of the same batch kept it from running
     UNKNOWN = "unknown"  # the gateway or the upstream vanished in between
 

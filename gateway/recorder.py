@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from audit.entry import Draft, Entry
 from audit.store import AuditUnavailable
@@ -24,7 +25,13 @@ class Recorder:
         self._writer = writer
         self._loop = asyncio.get_running_loop()
         self._lingering: asyncio.TimerHandle | None = None
+        self.listeners: list[Callable[[Entry], None]] = []  # told of what `record` made durable, on the loop
         writer.notify = self._from_writer
+
+    @property
+    def store(self) -> Path:
+        """The file that is written: for reading beside the writer."""
+        return self._writer.path
 
     def _from_writer(self, finished: Sequence[tuple[Callable[[_Result], None], _Result]]) -> None:
         """On the writer thread: carry a whole batch of results over in one call."""
@@ -39,6 +46,10 @@ class Recorder:
         future: asyncio.Future[Sequence[Entry]] = self._loop.create_future()
 
         def done(result: _Result) -> None:
+            if self.listeners and not isinstance(result, Exception):
+                for entry in result:
+                    for listener in self.listeners:
+                        listener(entry)
             if future.cancelled():
                 return  # nobody waits any more; the entries stand all the same
             if isinstance(result, Exception):

@@ -42,6 +42,8 @@ async def _keep(recorder: Recorder, store: Path, limits: Limits) -> None:
             await let_go(recorder, store, limits)
         except (AuditUnavailable, AuditUnavailableError) as error:
             log.error("recordings beyond their time could not be shredded: %s", error)
+        except Exception:  # a bug of ours must end neither this task nor, later, the shutdown that awaits it
+            log.exception("recordings beyond their time could not be shredded")
         await asyncio.sleep(_EVERY_SECONDS)
 
 

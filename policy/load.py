@@ -130,10 +130,11 @@ class RuleFile(_Model):
     quorum: Annotated[int, Field(ge=1, le=20)] | None = None
     expires: Duration | None = None
     owner_may_approve: bool | None = Field(None, description="whether the human an agent works for may approve")
+    break_glass: Names | None = Field(None, description="groups of which one person may decide alone, in an emergency")
 
     @model_validator(mode="after")
     def _approval_fits(self) -> RuleFile:
-        said = {"approvers", "quorum", "expires", "owner_may_approve"} & self.model_fields_set
+        said = {"approvers", "quorum", "expires", "owner_may_approve", "break_glass"} & self.model_fields_set
         if self.when is not None and _as_when(self.when).counts_rows and not set(self.actions) <= _COUNTED:
             raise ValueError(
                 "`rows_at_most` and `rows_over` count the rows that a write changes; "
@@ -244,6 +245,9 @@ class PolicyFile(_Model):
     masks: list[MaskFile] = []
     rows: list[RowsFile] = []
     limits: list[LimitsFile] = []
+    auditors: Annotated[
+        list[WhoFile], Field(description="who may search the audit; each entry as `who` of a rule, any of them")
+    ] = []
 
 
 def load_policy(text: str, source: str) -> Policy:
@@ -283,6 +287,7 @@ def load_policy(text: str, source: str) -> Policy:
         rows=filters,
         windows=windows,
         limits=_as_limits(document, file),
+        auditors=tuple(who for who in map(_as_who, file.auditors) if who is not None),
     )
 
 
@@ -321,6 +326,7 @@ def _as_rule(document: Document, rule: RuleFile, index: int, label: str) -> Rule
             expires=rule.expires or timedelta(minutes=30),
             rule=label,
             owner_may_approve=bool(rule.owner_may_approve),
+            break_glass=frozenset(rule.break_glass or ()),
         )
     return Rule(
         name=rule.name,

@@ -190,6 +190,7 @@ class ApprovalTerms:
     rule: str
     users: frozenset[str] = frozenset()
     owner_may_approve: bool = False
+    break_glass: frozenset[str] = frozenset()  # groups of which one human may decide alone, in an emergency
 
 
 @dataclass(frozen=True, slots=True)

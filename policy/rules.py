@@ -146,6 +146,7 @@ class Policy:
     rows: tuple[tuple[RowFilter, Who | None], ...] = ()
     windows: tuple[Window, ...] = ()  # of all rules' conditions
     limits: tuple[LimitEntry, ...] = ()
+    auditors: tuple[Who, ...] = ()  # who may read the audit through the gateway
 
     def limits_of(self, principal: Principal, connection: str) -> Limits:
         """The strictest of all limits that are about this principal on this connection."""

@@ -17,7 +17,6 @@ from audit.entry import Draft, Kind
 from audit.instances import Instance, close_dangling
 from audit.notary import Notary
 from audit.store import AuditUnavailable, Store
-from audit.witness import FileWitness
 from audit.writer import Writer
 from gateway.admission import Gateway
 from gateway.approvals import Approvals
@@ -32,6 +31,7 @@ from server.asgi import serving
 from server.config import Config, McpFile, Signing, WireFile
 from server.http import build_app
 from server.mcp_settings import McpSettings
+from server.webhooks import announcing
 from wire.listener import WireDoor
 from wire.upstream import Factory
 
@@ -104,6 +104,7 @@ async def gateway_of(config: Config) -> AsyncIterator[Hall]:
             bounds=config.recordings,
         )
         await stack.enter_async_context(keeping(recorder, config.audit_path, config.retention))
+        await stack.enter_async_context(announcing(config.webhooks, recorder))
         yield Hall(gateway, verifier, config)
         for session in gateway.sessions.list():
             await gateway.close_session(session, "the gateway was stopped")
@@ -114,8 +115,7 @@ async def gateway_of(config: Config) -> AsyncIterator[Hall]:
 def notary_of(store: Store, signing: Signing) -> Notary:
     """Who signs this store. Raises AuditUnavailable."""
     signing.prepare(store.public_keys())
-    witnesses = [FileWitness(path) for path in signing.witnesses]
-    return Notary(store, signing.key, rhythm=signing.rhythm, witnesses=witnesses)
+    return Notary(store, signing.key, rhythm=signing.rhythm, witnesses=signing.witnesses)
 
 
 @asynccontextmanager

@@ -23,14 +23,12 @@ from audit import export as exporter
 from audit import search as finder
 from audit import verify as verifier
 from audit.approvals import Conflict
-from audit.entry import Draft
 from audit.retention import shredding
 from audit.search import Found, Query, SearchError
-from audit.store import AuditUnavailable, Item, Store
+from audit.store import AuditUnavailable, Store
 from gateway.errors import AuditUnavailableError, ConfigurationError
 from server import signing_commands
-from server.config import load_config
-from server.signing_commands import CONFIG, STORE
+from server.reading import CONFIG, STORE, record_reading, store_path
 from server.visible import visible
 
 # How often a followed export looks for what is new.
@@ -42,16 +40,10 @@ def audit() -> None:
     """Verify, search and sign the audit."""
 
 
-def _store_path(store: Path | None, config_path: Path) -> Path:
-    path = store if store is not None else load_config(config_path).audit_path
-    if not path.is_file():
-        raise ConfigurationError(f"there is no audit store at `{path}`", cure="Name the file, or `--config`.")
-    return path
-
-
 audit.add_command(signing_commands.checkpoint)
 audit.add_command(signing_commands.key)
 audit.add_command(signing_commands.prove)
+audit.add_command(signing_commands.consistency)
 
 
 @audit.command()
@@ -81,7 +73,7 @@ def verify(
 
     Exit status 0: intact. 1: not intact, and the first bad entry is named. 2: unreadable.
     """
-    path = _store_path(store, config_path)
+    path = store_path(store, config_path)
     try:
         console = Console(stderr=True)
         with Progress(console=console, transient=True, disable=as_json or not console.is_terminal) as progress:
@@ -134,7 +126,7 @@ def search(
     **asked: Any,  # the other options, named as the fields of Query are
 ) -> None:
     """Find entries by who, when and what, the oldest first."""
-    path = _store_path(store, config_path)
+    path = store_path(store, config_path)
     now = datetime.now(UTC)
     try:
         query = Query(
@@ -147,7 +139,7 @@ def search(
         raise ConfigurationError(str(error)) from None
     except AuditUnavailable as error:
         raise AuditUnavailableError(str(error)) from None
-    _record_reading(path, finder.reading(getpass.getuser(), query, len(found)))
+    record_reading(path, finder.reading(getpass.getuser(), query, len(found)))
     if as_json:
         for entry in found:
             click.echo(json.dumps({**asdict(entry), "body": json.loads(entry.body)}, ensure_ascii=False))
@@ -164,9 +156,9 @@ def search(
 @click.option("--follow", is_flag=True, help="Stay, and print what is written, until interrupted.")
 def export(store: Path | None, config_path: Path, after: int, follow: bool) -> None:
     """Print the entries as JSON lines, in order: with the last line's seq, the next export goes on."""
-    path = _store_path(store, config_path)
+    path = store_path(store, config_path)
     draft = exporter.reading(getpass.getuser(), after, follow=follow)
-    _record_reading(path, draft)
+    record_reading(path, draft)
     stopped = threading.Event()  # set by nobody: an interrupt ends the wait
     try:
         for _, line in exporter.follow(path, after, lambda: follow and not stopped.wait(_FOLLOW_SECONDS)):
@@ -182,7 +174,7 @@ def export(store: Path | None, config_path: Path, after: int, follow: bool) -> N
 @click.option("--why", required=True, help="Told by the entry that takes the recording's place.")
 def shred(statement: str, store: Path | None, config_path: Path, why: str) -> None:
     """Delete the recording of one statement for good; who did it, and why, is an entry. The statement's stay."""
-    path = _store_path(store, config_path)
+    path = store_path(store, config_path)
     try:
         with contextlib.closing(Store.open(path)) as opened:
             if (seq := opened.outcome_of(statement)) is None:
@@ -198,21 +190,6 @@ def shred(statement: str, store: Path | None, config_path: Path, why: str) -> No
     click.echo(f"shredded: the recording of {statement}, as entry {result[0].seq} says")
     if not settled:
         click.echo("note: others read the file just now; its log holds the bytes until it is next emptied", err=True)
-
-
-def _record_reading(path: Path, draft: Draft) -> None:
-    """Who read what is an entry. A copy that cannot be written (an auditor's) is read without one, and says so."""
-    try:
-        store = Store.open(path)
-    except AuditUnavailable as error:
-        click.echo(f"note: this reading is not recorded: {error}", err=True)
-        return
-    try:
-        store.append([[Item(draft)]])
-    except AuditUnavailable as error:
-        click.echo(f"note: this reading is not recorded: {error}", err=True)
-    finally:
-        store.close()
 
 
 def _csv(found: Sequence[Found]) -> str:

@@ -15,8 +15,11 @@ import click
 import uvloop
 
 from gateway.errors import CountersignError
+from server.approval_commands import approvals
 from server.audit_commands import audit
+from server.migrate_commands import migrate
 from server.policy_commands import policy
+from server.replay import replay
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -66,8 +69,11 @@ def main(verbose: bool) -> None:
     )
 
 
+main.add_command(approvals)
 main.add_command(audit)
+main.add_command(migrate)
 main.add_command(policy)
+main.add_command(replay)
 
 
 @main.command()

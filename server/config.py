@@ -9,24 +9,34 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from audit import keys
 from audit.notary import Rhythm
 from audit.note import NoteError, PublicKey, Signer, check_name
 from audit.recording import Mode
 from audit.retention import Limits
+from audit.witness import FileWitness
 from gateway.errors import ConfigurationError
 from gateway.identity import Issuer
-from gateway.model import Connection, SslMode
+from gateway.model import Connection, Rehearse, SslMode
 from gateway.transcript import RecordingBounds
 from policy.document import DocumentError, parse_document, validate
 from policy.pseudonyms import MaskKey
+from server.webhooks import Webhook
 
 _MAKE_KEY = "`openssl rand -hex 32`"
+_SECRET_BYTES = 24  # the least that the Standard Webhooks specification lets a secret have
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+def _off(value: object) -> object:
+    """YAML 1.1 reads a bare `off` as false."""
+    return "off" if value is False else value
 
 
 class _Model(BaseModel):
@@ -49,6 +59,13 @@ class RecordingsFile(_Model):
     megabytes: Annotated[int, Field(ge=1)] | None = None
 
 
+class WitnessFile(_Model):
+    """A witness: an append-only file elsewhere. Nothing runs while a required one does not take checkpoints."""
+
+    path: Path
+    required: bool = False
+
+
 class AuditFile(_Model):
     """Where the audit lies, with which key it is signed, and who sees the signatures elsewhere.
 
@@ -60,7 +77,7 @@ class AuditFile(_Model):
     key_env: str | None = None
     origin: str | None = None
     checkpoints: CheckpointsFile = CheckpointsFile()
-    witnesses: list[Path] = []
+    witnesses: list[Path | WitnessFile] = []
     recordings: RecordingsFile = RecordingsFile()
 
     @model_validator(mode="after")
@@ -94,7 +111,8 @@ class ConnectionFile(_Model):
     sslmode: SslMode = "prefer"
     sslrootcert: Path | None = None
     description: str = ""
-    recording: Mode = Mode.METADATA
+    recording: Annotated[Mode, BeforeValidator(_off)] = Mode.METADATA
+    rehearse: Annotated[Rehearse, BeforeValidator(_off)] = "live"
 
     @model_validator(mode="after")
     def _one_password(self) -> ConnectionFile:
@@ -130,6 +148,27 @@ class McpFile(_Model):
     row_limit: Annotated[int, Field(ge=1, le=100_000)] = 200
 
 
+class WebhookFile(_Model):
+    """Who is told what happens to approvals. The secret comes from a file or an environment variable."""
+
+    url: str
+    secret_file: Path | None = None
+    secret_env: str | None = None
+    events: list[
+        Literal["requested", "voted", "broken_glass", "approved", "denied", "expired", "withdrawn", "consumed", "void"]
+    ] = ["requested", "broken_glass", "approved", "denied", "expired"]
+    statement: bool = False
+
+    @model_validator(mode="after")
+    def _one_secret(self) -> WebhookFile:
+        if (self.secret_file is None) == (self.secret_env is None):
+            raise ValueError("give exactly one of `secret_file` and `secret_env`")
+        host = urlsplit(self.url).hostname
+        if not self.url.startswith("https://") and not (self.url.startswith("http://") and host in _LOOPBACK):
+            raise ValueError("`url` must be an https address, or http on this machine")
+        return self
+
+
 class ConfigFile(_Model):
     """The whole file."""
 
@@ -143,6 +182,7 @@ class ConfigFile(_Model):
     # The secret of `hash` masks comes from a file or an environment variable, never from this file.
     mask_key_file: Path | None = None
     mask_key_env: str | None = None
+    webhooks: list[WebhookFile] = []
 
     @model_validator(mode="after")
     def _one_mask_key(self) -> ConfigFile:
@@ -159,7 +199,7 @@ class Signing:
     key_env: str | None = None
     origin: str | None = None
     rhythm: Rhythm = field(default_factory=Rhythm)
-    witnesses: tuple[Path, ...] = ()
+    witnesses: tuple[FileWitness, ...] = ()
 
     def key(self) -> Signer:
         """The key as it is now. Raises audit.errors.AuditUnavailable."""
@@ -191,6 +231,7 @@ class Config:
     mask_key: MaskKey | None = None
     recordings: RecordingBounds = field(default_factory=RecordingBounds)
     retention: Limits = field(default_factory=Limits)
+    webhooks: tuple[Webhook, ...] = ()
 
 
 def load_config(path: Path) -> Config:
@@ -225,6 +266,7 @@ def load_config(path: Path) -> Config:
         mask_key=_mask_key(file, base),
         recordings=RecordingBounds(file.audit.recordings.statement_bytes, file.audit.recordings.session_bytes),
         retention=_retention(file.audit.recordings),
+        webhooks=tuple(_webhook(hook, base) for hook in file.webhooks),
     )
 
 
@@ -244,8 +286,13 @@ def _signing(file: AuditFile, base: Path) -> Signing:
         key_env=file.key_env,
         origin=file.origin,
         rhythm=Rhythm(file.checkpoints.seconds, file.checkpoints.entries),
-        witnesses=tuple(base / witness for witness in file.witnesses),
+        witnesses=tuple(_witness(witness, base) for witness in file.witnesses),
     )
+
+
+def _witness(file: Path | WitnessFile, base: Path) -> FileWitness:
+    named = WitnessFile(path=file) if isinstance(file, Path) else file
+    return FileWitness(base / named.path, required=named.required)
 
 
 def _retention(file: RecordingsFile) -> Limits:
@@ -300,6 +347,7 @@ def _connection(name: str, file: ConnectionFile, base: Path) -> Connection:
         sslrootcert=_root_certificate(name, base / file.sslrootcert) if file.sslrootcert else None,
         description=file.description,
         recording=file.recording,
+        rehearse=file.rehearse,
     )
 
 
@@ -337,6 +385,23 @@ def _mask_key(file: ConfigFile, base: Path) -> MaskKey | None:
         return MaskKey(text.strip())
     except ValueError as error:
         raise ConfigurationError(f"{what}: {error}", cure=f"Make one: {_MAKE_KEY}.") from None
+
+
+def _webhook(file: WebhookFile, base: Path) -> Webhook:
+    """A webhook with its secret: the bytes of the text, without white space at its ends; 24 or more."""
+    what = f"the secret of the webhook `{file.url}`"
+    if file.secret_file is not None:
+        try:
+            secret = (base / file.secret_file).read_bytes().strip()
+        except OSError as error:
+            raise ConfigurationError(
+                f"{what} cannot be read: {error.strerror}", cure=f"Make one: {_MAKE_KEY}."
+            ) from None
+    else:
+        secret = os.environ.get(file.secret_env or "", "").strip().encode()
+    if len(secret) < _SECRET_BYTES:
+        raise ConfigurationError(f"{what} has fewer than {_SECRET_BYTES} bytes", cure=f"Make one: {_MAKE_KEY}.")
+    return Webhook(file.url, secret, frozenset(file.events), file.statement)
 
 
 def _absolute_tls(wire: WireFile | None, base: Path) -> WireFile | None:

@@ -19,6 +19,7 @@ from gateway.errors import AuthenticationError, CountersignError
 from gateway.identity import TokenVerifier
 from gateway.model import ClientInfo, Door
 from server.mcp_approvals import ApprovalTools
+from server.mcp_audit import SEARCH_DESCRIPTION, AuditTools
 from server.mcp_cursors import Cursors
 from server.mcp_describe import DescribeTools
 from server.mcp_failures import CallError, as_result
@@ -93,6 +94,7 @@ def build_door(gateway: Gateway, settings: McpSettings, identify: Identify = htt
     queries = QueryTool(gateway, sessions, cursors, settings)
     describing = DescribeTools(gateway, sessions)
     approvals = ApprovalTools(gateway, sessions, queries, settings)
+    auditing = AuditTools(gateway, sessions)
 
     add = _adder(server)
     add(queries.query, "query", "Run SQL", QUERY_DESCRIPTION, reads=False, destructive=True)
@@ -121,6 +123,16 @@ def build_door(gateway: Gateway, settings: McpSettings, identify: Identify = htt
         "approval_status",
         "Show an approval",
         "Show one approval: the exact statement, who asks and why, the digest, the votes and its state.",
+    )
+    add(
+        approvals.propose_migration,
+        "propose_migration",
+        "Propose a migration",
+        "Propose several schema or data changes as one: they are rehearsed in a transaction that is rolled back, "
+        "linted, and shown to people with the locks they take and what they change. Then call `await_approval`: "
+        "it runs the whole once, in one transaction where PostgreSQL can.",
+        reads=False,
+        destructive=True,
     )
     add(
         approvals.approve,
@@ -155,6 +167,7 @@ def build_door(gateway: Gateway, settings: McpSettings, identify: Identify = htt
         reads=False,
         destructive=True,
     )
+    add(auditing.search_audit, "search_audit", "Search the audit", SEARCH_DESCRIPTION)
     return McpDoor(server, sessions, cursors)
 
 

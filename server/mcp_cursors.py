@@ -16,7 +16,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gateway.admission import Gateway, Grant, outcome_of
+from gateway.admission import Gateway, Grant
+from gateway.drafts import outcome_of
 from gateway.errors import CountersignError, InvariantViolatedError, LimitExceededError, SessionEndedError
 from gateway.model import Outcome, Session, Status
 from gateway.upstream import Page, ResultColumn, Upstream, UpstreamError
@@ -165,7 +166,7 @@ class Reading:
         types = await self._types.of(connection, grant.decision.catalog, upstream)
         limit = await self._asked()
         assert limit is not None, "a reading is made for a call that asks at once"
-        if grant.decision.counts:
+        if grant.counted:
             await upstream.probe("BEGIN")
         await portal.open(limit, lambda columns: self._check_origins(grant, columns))
         while True:
@@ -179,7 +180,7 @@ class Reading:
             tag = None if more else portal.tag
             piece = Piece(grant, portal.columns, types, rows, tag, more, portal.dropped, notices)
             if not more:
-                if grant.decision.counts:
+                if grant.counted:
                     await self._commit(upstream, grant, portal)
                 grant.finish(portal.completed())
                 return piece

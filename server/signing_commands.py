@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
 
 from audit import keys
+from audit.checkpoint import Checkpoint
 from audit.errors import AuditUnavailable
+from audit.merkle import ProofError
+from audit.note import NoteError, PublicKey, open_note, split_notes
+from audit.proof import Extension
 from audit.store import Store
-from audit.witness import FileWitness
 from gateway.errors import AuditUnavailableError, ConfigurationError
 from server.config import Signing, key_beside, load_config
 
@@ -56,7 +59,7 @@ def checkpoint(store: Path | None, config_path: Path) -> None:
     with _opened(store, config_path) as (opened, signing):
         opened.checkpoint(signing.key())
         notes = opened.notes()
-        for witness in map(FileWitness, signing.witnesses):
+        for witness in signing.witnesses:
             witness.add(notes)
         click.echo(notes[-1][1], nl=False)
 
@@ -95,6 +98,73 @@ def prove(seq: int, store: Path | None, config_path: Path) -> None:
                 f"entry {seq} is not signed yet, or not there", cure="Sign it with `countersign audit checkpoint`."
             )
         click.echo(proof.text, nl=False)
+
+
+@click.command()
+@click.argument("old", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("new", type=click.Path(path_type=Path, dir_okay=False))
+@STORE
+@CONFIG
+@click.option("--public-key", "public_keys", multiple=True, help="A key that you know from elsewhere (a vkey).")
+@click.option(
+    "--proof", "proof_path", type=click.Path(path_type=Path, dir_okay=False), help="Check this, without store."
+)
+@click.pass_context
+def consistency(
+    context: click.Context,
+    old: Path,
+    new: Path,
+    store: Path | None,
+    config_path: Path,
+    public_keys: Sequence[str],
+    proof_path: Path | None,
+) -> None:
+    """Prove that a checkpoint carries on an older one: nothing that was signed then has changed since.
+
+    OLD and NEW are files of signed notes, such as a witness's; the last note of each counts. Prints the proof
+    (c2sp.org/tlog-witness); with --proof and --public-key it is checked alone. Exit status 1: history was rewritten.
+    """
+    try:
+        older, newer = _last_note(old), _last_note(new)
+        keys_given = [PublicKey.parse(text) for text in public_keys]
+        if proof_path is not None:
+            if not keys_given:
+                raise ConfigurationError("a proof without the store needs a key", cure="Give --public-key.")
+            proof = Extension.parse(_text_of(proof_path))
+            if proof.note != newer:
+                raise ProofError(f"the proof is about another checkpoint than that of `{new}`")
+            before, after = proof.check(older, keys_given)
+            click.echo(
+                f"consistent: the {before.size} entries signed then are the first of the {after.size} signed now"
+            )
+            return
+        with _opened(store, config_path) as (opened, _):
+            known = keys_given or opened.public_keys()
+            before, after = (Checkpoint.parse(open_note(note, known)) for note in (older, newer))
+            extension = opened.extension(before.size, after.size, newer)
+            if extension is None:
+                raise ProofError(f"the store cannot carry {before.size} entries on to {after.size}: it has not so many")
+            extension.check(older, known)
+        click.echo(extension.text, nl=False)
+    except NoteError as error:
+        raise ConfigurationError(str(error)) from None
+    except ProofError as error:
+        click.echo(f"NOT CONSISTENT  {error}")
+        context.exit(1)
+
+
+def _last_note(path: Path) -> str:
+    notes = split_notes(_text_of(path))
+    if not notes:
+        raise ConfigurationError(f"there is no signed note in `{path}`", cure="Name a checkpoint or a witness's file.")
+    return notes[-1]
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"`{path}` cannot be read: {error}", cure="Name another file.") from None
 
 
 def _rotate(store: Store, signing: Signing) -> None:

@@ -12,7 +12,8 @@ import contextlib
 import logging
 from collections.abc import Callable
 
-from gateway.admission import Gateway, Grant, denial
+from gateway.admission import Gateway, Grant
+from gateway.drafts import denial
 from gateway.errors import CountersignError
 from gateway.model import Outcome, Session, Statement, Status
 from gateway.upstream import UpstreamError, UpstreamLostError
@@ -235,7 +236,7 @@ class Conversation:
             message.text, [(start, grant.rewrite) for start, grant in zip(starts, grants, strict=True)]
         )
         self._wire.simple_query()
-        if len(grants) == 1 and grants[0].decision.counts:
+        if len(grants) == 1 and grants[0].counted:
             await self._counted.simple(grants[0], forwarded)
             return
         self._replies.expect(
@@ -312,7 +313,7 @@ class Conversation:
                 "what this prepared statement means or may show has changed since it was prepared",
                 "Prepare it again.",
             )
-        if decision.counts and message.max_rows:
+        if message.max_rows and self._gateway.counts(decision):
             decision = denial(
                 decision,
                 "statement.counted",
@@ -331,11 +332,11 @@ class Conversation:
                 text=prepared.text,
                 deliveries=(self._limiter.delivery(grant, portal),),
                 origins=grant.rewrite.origins,
-                withhold=decision.counts,
+                withhold=grant.counted,
             ),
             raw,
         )
-        if decision.counts:
+        if grant.counted:
             await self._counted.settle(grant)
         if decision.analysis is not None and decision.analysis.effects.copy_in:
             # Only the server's word says whether the client's next messages are COPY data.

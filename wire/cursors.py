@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gateway.admission import Gateway, denial
+from gateway.admission import Gateway
+from gateway.drafts import denial
 from gateway.model import Session
 from policy.model import Decision, Effect
 from policy.parse import statements

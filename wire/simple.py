@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from gateway.admission import Gateway, denial
+from gateway.admission import Gateway
+from gateway.drafts import denial
 from gateway.model import Session, Statement
 from policy.engine import NotAnalysableError, split
 from policy.model import Decision

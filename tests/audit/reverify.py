@@ -80,6 +80,7 @@ def reverify(path: Path, vkey: str, elsewhere: list[str]) -> int:
             assert old.split("+")[0] == new.split("+")[0]
             check_signed(note, new)
             keys.append((seq, new))
+    reverify_recordings(db)
     assert vkey in [key for _, key in keys], "another key signs this audit"
     stored = db.execute("SELECT size, note, peaks FROM checkpoints ORDER BY size").fetchall()
     assert stored, "nothing is signed"
@@ -93,6 +94,25 @@ def reverify(path: Path, vkey: str, elsewhere: list[str]) -> int:
         assert size in (None, says)
         assert subtrees in (None, peaks(leaves[:says]))
     return max(size for size, _, _ in stored)
+
+
+def reverify_recordings(db: sqlite3.Connection) -> None:
+    """Every digest has its bytes, or an entry after it that says they were shredded; there are no other bytes."""
+    stored = dict(db.execute("SELECT seq, data FROM recordings"))
+    gone, shredded = [], []
+    for seq, kind, body in db.execute("SELECT seq, kind, body FROM entries ORDER BY seq"):
+        told = json.loads(body)
+        if kind == "outcome" and "recording" in told and seq not in stored:
+            gone.append(seq)
+        elif kind == "outcome" and "recording" in told:
+            assert hashlib.sha256(stored.pop(seq)).hexdigest() == told["recording"]["digest"], (
+                f"recording {seq} is another"
+            )
+        elif kind == "recording.shredded":
+            shredded.append((told["shredded"]["first"], min(told["shredded"]["last"], seq)))
+    assert not stored, f"nobody tells of the recordings {sorted(stored)}"
+    for seq in gone:
+        assert any(first <= seq <= last for first, last in shredded), f"the recording of {seq} was deleted"
 
 
 def notes_of(text: str) -> list[str]:

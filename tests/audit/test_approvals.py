@@ -133,3 +133,14 @@ def test_an_approval_is_consumed_at_most_once_by_many_at_once(store: Store, path
         thread.join(30)
     assert sorted(outcomes) == [False] * 7 + [True]
     assert verify(path).ok
+
+
+def test_a_transition_that_counted_other_votes_than_there_are_is_not_made(store: Store, reader: Reader) -> None:
+    store.append([[vote("grace")], [vote("hans", "reject")]])
+    stale = item(Kind.APPROVAL_APPROVED, Transition("apr-abc", State.REQUESTED, State.APPROVED, votes=1))
+    [refused] = store.append([[stale]])
+    assert isinstance(refused, Conflict)
+    assert "has 2 votes, not 1" in str(refused)
+    kept = reader.get("apr-abc")
+    assert kept is not None
+    assert kept.state is State.REQUESTED

@@ -18,7 +18,7 @@ from audit.note import Signer, split_notes
 from audit.store import Store
 from audit.verify import read_notes, verify
 from audit.witness import FileWitness
-from audit.writer import Writer
+from audit.writer import Result, Writer
 from tests.audit.test_store import intent, outcome, rows
 from tests.waiting import until
 
@@ -108,6 +108,52 @@ def test_a_witness_that_was_away_is_told_once_and_catches_up(store: Store, path:
     notary.seal()
     assert len(split_notes((folder / "witness").read_text())) == len(store.notes())
     assert notary.due_in() is None
+
+
+def test_a_required_witness_that_is_away_blocks_what_is_new_and_nothing_else(
+    store: Store, path: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "mounted"
+    notary = Notary(store, lambda: KEY, witnesses=[FileWitness(folder / "witness", required=True)])
+    notary.start()
+    assert "a required witness did not take a checkpoint" in (notary.blocked or "")
+    assert (notary.due_in() or 0) <= 2  # sooner than the usual minute
+    writer, heard = Writer(store, notary), dict[str, Result]()
+    for name, unit in {
+        "begin": [intent(1)],
+        "refusal": [intent(2), outcome(2, status="refused")],
+        "end": [outcome(0)],
+    }.items():
+        writer.submit(unit, lambda result, name=name: heard.update({name: result}))  # type: ignore[misc]
+    until(lambda: len(heard) == 3, "not everybody was answered")
+    assert [name for name, result in heard.items() if isinstance(result, AuditUnavailable)] == ["begin", "refusal"]
+    assert rows(path, "SELECT count(*) FROM entries WHERE kind = 'outcome'") == [(1,)]
+    folder.mkdir()
+    until(lambda: notary.blocked is None, "it did not recover by itself")
+    writer.submit([intent(3)], lambda result: heard.update({"again": result}))
+    writer.close()
+    assert not isinstance(heard["again"], Exception)
+    assert verify(path, checkpoints=read_notes([folder / "witness"]), public_keys=[str(KEY.public)]).ok
+
+
+def test_without_a_key_a_required_witness_cannot_be_served_and_blocks(store: Store, tmp_path: Path) -> None:
+    file = tmp_path / "audit.key"
+    witnesses = [FileWitness(tmp_path / "first"), FileWitness(tmp_path / "second", required=True)]
+    notary = Notary(store, lambda: keys.load(file), witnesses=witnesses)
+    notary.seal()
+    assert "no checkpoint could be made" in (notary.blocked or "")
+    assert notary.due_in() is not None
+    keys.store(file, KEY)
+    notary.seal()
+    assert (notary.blocked, notary.due_in()) == (None, None)
+
+
+def test_a_witness_that_is_not_required_blocks_nobody(store: Store, tmp_path: Path) -> None:
+    away = FileWitness(tmp_path / "no" / "where")
+    notary = Notary(store, lambda: KEY, witnesses=[away, FileWitness(tmp_path / "here", required=True)])
+    notary.start()
+    assert notary.blocked is None
+    assert notary.due_in() is not None
 
 
 def test_a_key_that_is_gone_is_told_and_entries_go_on(store: Store, path: Path, tmp_path: Path) -> None:

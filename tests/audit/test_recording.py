@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -23,8 +25,10 @@ from audit.recording import BrokenRecordingError, Chunk, Mode, Recording, Shred,
 from audit.store import Item, Store
 from audit.verify import verify
 from tests.audit.test_store import intent, outcome, rows
+from tests.audit.test_tamper import second_opinion
 from tests.audit.test_verify import forging
 
+SPEC = Path(lone.__file__).with_name("RECORDING.md")
 SECRET = b"a value that somebody wants to have forgotten"
 
 
@@ -83,7 +87,7 @@ def test_the_outcome_names_the_digest_and_what_was_left_out(path: Path) -> None:
     [(body, data)] = rows(path, "SELECT body, data FROM entries JOIN recordings USING (seq) WHERE seq = 4")
     told = json.loads(str(body))["recording"]
     assert isinstance(data, bytes)
-    assert told == {"mode": "full", "digest": lone.hashlib.sha256(data).hexdigest(), "size": 37, "left_out": 7}
+    assert told == {"mode": "full", "digest": hashlib.sha256(data).hexdigest(), "size": 37, "left_out": 7}
     assert [chunk.at for chunk in unpack(data)] == [100, 250]
     assert rows(path, "SELECT recorded FROM statements LIMIT 2") == [(None,), ("full",)]
     assert verify(path).ok
@@ -186,3 +190,31 @@ def test_the_lone_verifier_sees_it_too(path: Path, tmp_path: Path) -> None:
 def test_a_recording_is_never_changed_in_place(path: Path) -> None:
     with contextlib.closing(sqlite3.connect(path)) as db, pytest.raises(sqlite3.IntegrityError, match="never changed"):
         db.execute("UPDATE recordings SET data = x'00'")
+
+
+@pytest.mark.parametrize("change", ["SELECT 1", *(change for change, _, _ in TABLE)])
+def test_the_second_verifier_agrees(path: Path, change: str) -> None:
+    """The one that was written from the specification alone (tests/audit/reverify.py)."""
+    key = Signer("example.com/audit", bytes(32))
+    with contextlib.closing(Store.open(path)) as store:
+        store.append([[shredding(12, 12)]])
+        store.checkpoint(key)
+    with forging(path) as db:
+        db.execute(change)
+    done = second_opinion(path, str(key.public))
+    assert (done.returncode == 0) == verify(path, public_keys=[str(key.public)]).ok == (change == "SELECT 1"), (
+        done.stderr
+    )
+
+
+def test_the_example_of_the_specification_is_one() -> None:
+    told, data, chunks = re.findall(r"```(?:json)?\n(.*?)```", SPEC.read_text(encoding="utf-8"), re.DOTALL)[:3]
+    stored = bytes.fromhex(data)
+    plain = [
+        Chunk(int(at, 16), what == "72", bytes.fromhex(data))
+        for at, what, _, data in map(str.split, chunks.splitlines())
+    ]
+    assert unpack(stored) == plain
+    body = json.loads("{" + told + "}")["recording"]
+    assert body["digest"] == hashlib.sha256(stored).hexdigest()
+    assert body["size"] == len(zlib.decompress(stored))

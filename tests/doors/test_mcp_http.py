@@ -68,6 +68,7 @@ async def test_a_client_with_a_token_lists_and_calls_the_tools_in_both_eras(stac
         "reject",
         "withdraw",
         "await_approval",
+        "search_audit",
     }
     assert (who["subject"], who["kind"], who["on_behalf_of"]) == ("devin", "agent", "ada")
 

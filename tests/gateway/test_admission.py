@@ -341,6 +341,12 @@ async def test_a_block_that_says_nothing_is_unknown_and_one_that_is_cancelled_is
     ]  # fmt: skip
 
 
+async def until_it_is_cancelled(path: OnePath, text: str) -> None:
+    async with asyncio.timeout(10):
+        while path.entries(text) != [("intent", None), ("outcome", "cancelled")]:  # noqa: ASYNC110 - bounded
+            await asyncio.sleep(0.01)
+
+
 async def leave_while_it_is_written(path: OnePath, who: str, text: str) -> None:
     """Ask for a statement, and go away while the writer has its intent in hand."""
 
@@ -360,15 +366,22 @@ async def leave_while_it_is_written(path: OnePath, who: str, text: str) -> None:
 
 async def test_who_goes_away_while_the_intent_is_written_leaves_no_statement_running(path: OnePath) -> None:
     await leave_while_it_is_written(path, "grace", "SELECT 'left'")
-    async with asyncio.timeout(10):
-        while path.entries("SELECT 'left'") != [("intent", None), ("outcome", "cancelled")]:  # noqa: ASYNC110 - bounded
-            await asyncio.sleep(0.01)
+    await until_it_is_cancelled(path, "SELECT 'left'")
     assert b"'left'" not in path.sent
 
 
 async def test_who_goes_away_while_the_request_is_written_leaves_nothing_to_approve(path: OnePath) -> None:
-    await leave_while_it_is_written(path, "devin", "DELETE FROM tickets")
+    await leave_while_it_is_written(path, "devin", "ALTER TABLE tickets ADD COLUMN later integer")
     assert path.rows("SELECT state, requester FROM approvals") == [("cancelled", "devin")]
+    assert b"ALTER TABLE" not in path.sent
+
+
+async def test_who_goes_away_before_the_rehearsal_is_written_leaves_no_request_and_nothing_is_sent(
+    path: OnePath,
+) -> None:
+    await leave_while_it_is_written(path, "devin", "DELETE FROM tickets")
+    assert path.rows("SELECT state, requester FROM approvals") == []
+    await until_it_is_cancelled(path, "DELETE FROM tickets")
     assert b"DELETE FROM" not in path.sent
 
 

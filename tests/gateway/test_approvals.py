@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sqlite3
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -20,7 +21,7 @@ from gateway.approvals import Approvals, Pending
 from gateway.errors import ApprovalRejectedError
 from gateway.model import ClientInfo, Connection, Door, Session, Statement
 from gateway.recorder import Recorder
-from policy.catalog import Catalog, Column, Relation, RelationKind
+from policy.catalog import Catalog, Column, Function, Relation, RelationKind, Volatility
 from policy.model import (
     Action,
     Analysis,
@@ -80,9 +81,7 @@ class Desk:
 
     async def ask(self, *terms: ApprovalTerms, who: Principal = DEVIN) -> Pending:
         statement = Statement(session_of(who), SQL)
-        item, pending = self.approvals.request_item(
-            statement, decision_of(*(terms or (TERMS,))), CATALOG, "st-1", datetime.now(UTC)
-        )
+        item, pending = self.approvals.request_item(statement, decision_of(*(terms or (TERMS,))), CATALOG, "st-1")
         await self.recorder.record(item)
         return pending
 
@@ -193,6 +192,53 @@ async def test_waiting_ends_with_the_vote(desk: Desk) -> None:
     assert (await waiting).state is State.APPROVED
 
 
+GLASS = replace(TERMS, quorum=2, break_glass=frozenset({"on-call"}))
+SAM = person("sam", "on-call")
+
+
+async def test_in_an_emergency_one_person_of_the_rules_choice_decides_alone_and_loudly(desk: Desk) -> None:
+    pending = await desk.ask(GLASS)
+    vote = desk.approvals.vote
+    with pytest.raises(ApprovalRejectedError, match="needs a comment"):
+        await vote(pending.id, session_of(SAM), "break_glass", pending.digest, None)
+    with pytest.raises(ApprovalRejectedError, match="digest"):
+        await vote(pending.id, session_of(SAM), "break_glass", "0" * 32, "the shop is down")
+    record = await vote(pending.id, session_of(SAM), "break_glass", pending.digest, "the shop is down")
+    assert record.state is State.APPROVED
+    with contextlib.closing(sqlite3.connect(f"file:{desk.path}?mode=ro", uri=True)) as db:
+        found = db.execute("SELECT subject, body FROM entries WHERE kind = 'approval.broken_glass'").fetchall()
+    [(subject, body)] = found
+    assert subject == "sam"
+    assert "the shop is down" in body
+    report = verify(desk.path)
+    assert report.ok, report.problem
+
+
+@pytest.mark.parametrize(
+    ("terms", "who", "sentence"),
+    [
+        ((TERMS,), SAM, "no rule lets `sam` break the glass"),
+        ((GLASS, TERMS), SAM, "no rule lets `sam` break the glass"),  # every rule must
+        ((GLASS,), GRACE, "no rule lets `grace` break the glass"),
+        ((GLASS,), person("bot", "on-call", kind=PrincipalKind.AGENT, of="sam"), "agents cannot vote"),
+    ],
+)
+async def test_the_glass_is_not_broken_without_a_permission_of_every_rule_nor_by_an_agent(
+    desk: Desk, terms: tuple[ApprovalTerms, ...], who: Principal, sentence: str
+) -> None:
+    pending = await desk.ask(*terms)
+    with pytest.raises(ApprovalRejectedError, match=sentence):
+        await desk.approvals.vote(pending.id, session_of(who), "break_glass", pending.digest, "now")
+    assert (await desk.approvals.get(pending.id)).state is State.REQUESTED
+
+
+async def test_a_rejection_stands_against_a_broken_glass(desk: Desk) -> None:
+    pending = await desk.ask(GLASS)
+    await desk.vote(pending, GRACE, "reject")
+    with pytest.raises(ApprovalRejectedError, match="already denied"):
+        await desk.approvals.vote(pending.id, session_of(SAM), "break_glass", pending.digest, "now")
+
+
 DIFFERENCES = [
     ({"text": b"DELETE FROM tickets -- all"}, "text"),
     ({"parameters": (b"1",)}, "parameters"),
@@ -217,9 +263,16 @@ async def test_a_changed_search_path_schema_or_policy_voids_the_approval(desk: D
     altered = Catalog("epoch-2", 180000, {7: wider}, {}, frozenset({"public"}))
     cases = [
         (moved, decision_of(TERMS), CATALOG, "search path"),
-        (session_of(DEVIN), decision_of(TERMS), altered, "definition has changed"),
+        (session_of(DEVIN), decision_of(TERMS), altered, "definition of a touched relation"),
         (session_of(DEVIN), decision_of(TERMS, policy="policy-2"), CATALOG, "policy has changed"),
     ]
+    calling = decision_of(TERMS)
+    assert calling.analysis is not None
+    called = Demand(Action.CALL, ObjectName(ObjectKind.FUNCTION, "public", "f"), 90)
+    other = replace(calling, analysis=replace(calling.analysis, demands=(*calling.analysis.demands, called)))
+    function = Function(90, "public", "f", "f", Volatility.VOLATILE, "sql")
+    made = replace(CATALOG, functions={("public", "f"): (function,)})
+    cases.append((session_of(DEVIN), other, made, "another object"))
     for session, decision, catalog, sentence in cases:
         record = await desk.vote(await desk.ask(), GRACE)
         with pytest.raises(ApprovalRejectedError, match=sentence):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,67 @@ def test_a_checkpoint_is_printed_and_verifies_with_the_printed_key(path: Path, t
     report = json.loads(done.stdout)
     assert (report["signed"], report["key"], report["vouched"]) == (3, vkey, True)
     assert (tmp_path / "audit.db.key").stat().st_mode & 0o777 == 0o600
+
+
+def two_checkpoints(path: Path, folder: Path, entries: int = 5) -> tuple[Path, Path, str]:
+    """An older and a newer checkpoint of this store, and the key that it names."""
+    old, new = folder / "old", folder / "new"
+    old.write_text(run("checkpoint", path).output, encoding="utf-8")
+    with contextlib.closing(Store.open(path)) as store:
+        for number in range(entries):
+            store.append([[intent(number + 10)]])
+    new.write_text(old.read_text() + run("checkpoint", path).output, encoding="utf-8")
+    return old, new, run("key", path).output.split()[-1]
+
+
+def test_consistency_is_proved_and_the_proof_checked_without_the_store(path: Path, tmp_path: Path) -> None:
+    old, new, vkey = two_checkpoints(path, tmp_path)
+    made = run("consistency", old, new, path)
+    assert made.exit_code == 0, made.output
+    assert made.output.startswith("old 3\n")
+    proof = tmp_path / "proof"
+    proof.write_text(made.output, encoding="utf-8")
+    checked = run("consistency", old, new, "--proof", proof, "--public-key", vkey)
+    assert (checked.exit_code, "the 3 entries signed then are the first of the 8" in checked.output) == (0, True)
+    proof.write_text(made.output.replace("old 3", "old 4"), encoding="utf-8")
+    assert run("consistency", old, new, "--proof", proof, "--public-key", vkey).exit_code == 1
+    lines = made.output.split("\n")
+    proof.write_text("\n".join([lines[0], *lines[2:]]), encoding="utf-8")
+    assert run("consistency", old, new, "--proof", proof, "--public-key", vkey).exit_code == 1
+    foreign = str(Signer("example.com/other", b"9" * 32).public)
+    proof.write_text(made.output, encoding="utf-8")
+    assert run("consistency", old, new, "--proof", proof, "--public-key", foreign).exit_code == 2
+    assert run("consistency", old, new, "--proof", proof).exit_code == 2
+    assert run("consistency", old, old, "--proof", proof, "--public-key", vkey).exit_code == 1
+
+
+def test_a_rewritten_or_rolled_back_history_is_not_consistent(path: Path, tmp_path: Path) -> None:
+    """Whoever has the key signs another history; the older checkpoint was seen elsewhere."""
+    old, new, _ = two_checkpoints(path, tmp_path)
+    (tmp_path / "other").mkdir()
+    other = tmp_path / "other" / "audit.db"
+    shutil.copy(path.with_name("audit.db.key"), other.with_name("audit.db.key"))
+    with contextlib.closing(Store.open(other)) as store:
+        store.append([[intent(99)], [outcome(99)]])
+    assert run("checkpoint", other).exit_code == 0
+    _, forged, _ = two_checkpoints(other, tmp_path / "other")
+    done = run("consistency", old, forged, other)
+    assert (done.exit_code, "history was rewritten" in done.output) == (1, True), done.output
+    assert run("consistency", new, old, path).exit_code == 1
+    short = tmp_path / "short.db"
+    with contextlib.closing(Store.open(short)) as store:
+        store.append([[intent(1)]])
+        store.checkpoint(keys.load(path.with_name("audit.db.key")))
+    done = run("consistency", old, new, short)
+    assert (done.exit_code, "it has not so many" in done.output) == (1, True), done.output
+
+
+def test_files_that_hold_no_checkpoint_are_a_sentence(path: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.write_text("hello\n")
+    for file, word in ((empty, "no signed note"), (tmp_path / "nothing", "cannot be read")):
+        done = run("consistency", file, file, path)
+        assert (done.exit_code, word in done.output) == (2, True), done.output
 
 
 def test_a_key_is_rotated_and_both_verify(path: Path) -> None:

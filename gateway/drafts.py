@@ -1,0 +1,128 @@
+"""The entries around a statement, as the audit keeps them: who, what, by which rules, and what came of it.
+
+Here too: what an error says of the statement that it interrupted, and a decision turned into a deny.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+from typing import TYPE_CHECKING
+
+from audit.entry import Draft, Kind
+from audit.writer import Item
+from gateway import explain
+from gateway.approvals import principal_body
+from gateway.errors import CountersignError, UpstreamUnavailableError
+from gateway.model import Outcome, Session, Statement, Status
+from gateway.parameters import recorded_parameters
+from gateway.upstream import UpstreamError, UpstreamLostError
+from policy.model import Analysis, ApprovalTerms, Decision, Effect, Reason, Verdict
+
+if TYPE_CHECKING:
+    from gateway.admission import Grant
+
+
+def intent_of(
+    instance: str,
+    statement_id: str,
+    statement: Statement,
+    decision: Decision,
+    *,
+    approval: str | None = None,
+    rehearsal: bool = False,
+) -> Draft:
+    """What is durable before anything runs. `rehearsal`: it will be rolled back, whatever it does."""
+    session, analysis, rewrite = statement.session, decision.analysis, decision.verdict.rewrite
+    body: dict[str, object] = {
+        "statement": statement_id,
+        "door": session.door.value,
+        "text": statement.text.decode("utf-8", "replace"),
+        "sha256": hashlib.sha256(statement.text).hexdigest(),
+        **recorded_parameters(statement.parameters),
+        "principal": principal_body(session.principal),
+        "client": {
+            "name": session.client.name,
+            "version": session.client.version,
+            "address": session.client.address,
+        },
+        "request": dict(statement.request),
+        "verdict": {
+            "effect": str(decision.verdict.effect),
+            "rules": explain.rules(decision),
+            "reasons": [r.text for r in explain.deciding_reasons(decision)],
+        },
+        "demands": [str(d) for d in analysis.demands] if analysis else [],
+        "policy": decision.policy,
+        "catalog": decision.catalog,
+        "search_path": list(session.search_path),
+        "instance": instance,
+    }
+    if rewrite is not None and rewrite.splices:
+        body["rewritten"] = rewrite.shown
+    if approval is not None:
+        body["approval"] = approval
+    if rehearsal:
+        body["rehearsal"] = True
+    return draft(Kind.INTENT, session, **body)
+
+
+def outcome_entry(instance: str, grant: Grant, outcome: Outcome) -> Item:
+    """What came of a granted statement, with the recording of what its client was sent."""
+    entry = draft(
+        Kind.OUTCOME,
+        grant.statement.session,
+        statement=grant.id,
+        status=outcome.status.value,
+        tag=outcome.tag,
+        rows=outcome.rows,
+        size=outcome.size,
+        duration_ms=grant.duration_ms,
+        sqlstate=outcome.sqlstate,
+        message=outcome.message,
+        masked=[str(m) for m in grant.rewrite.masked],
+        filtered=list(grant.rewrite.filtered),
+        digest=outcome.digest,
+        instance=instance,
+    )
+    return Item(entry, grant.transcript.finish())
+
+
+def draft(kind: Kind, session: Session, **body: object) -> Draft:
+    """An entry about a session's doings."""
+    return Draft(
+        kind=kind,
+        session=session.id,
+        subject=session.principal.subject,
+        connection=session.connection.name,
+        body=body,
+    )
+
+
+def denial(decision: Decision, code: str, text: str, cure: str) -> Decision:
+    """The same decision turned into a deny by a door or by the path itself."""
+    reason = Reason(Effect.DENY, code, text, cure=cure)
+    no_terms: tuple[ApprovalTerms, ...] = ()
+    analysis: Analysis | None = decision.analysis
+    return Decision(Verdict(Effect.DENY, (reason,), None, no_terms), analysis, decision.policy, decision.catalog)
+
+
+def outcome_of(error: BaseException) -> Outcome:
+    """What an error says came of the statement that it interrupted."""
+    match error:
+        case UpstreamError():
+            status = Status.CANCELLED if error.sqlstate == "57014" else Status.FAILED
+            return Outcome(status, sqlstate=error.sqlstate, message=error.fields.get("M"))
+        case UpstreamLostError() | UpstreamUnavailableError():
+            return Outcome(Status.UNKNOWN, sqlstate="08006", message=str(error))
+        case asyncio.CancelledError() | GeneratorExit():
+            return Outcome(Status.CANCELLED, sqlstate="57014", message="the client went away or cancelled")
+        case CountersignError():
+            return Outcome(Status.FAILED, sqlstate=error.sqlstate, message=error.text)
+    return Outcome(Status.UNKNOWN, sqlstate="XX000", message=f"internal error: {type(error).__name__}")
+
+
+def new_statement_id() -> str:
+    """A name for one statement in the audit: 80 random bits."""
+    return "st-" + secrets.token_hex(10)

@@ -1,0 +1,126 @@
+"""`countersign replay`: watch a session again in the terminal, or take it along as an asciicast or a page."""
+
+from __future__ import annotations
+
+import getpass
+import html
+import io
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from audit import playback
+from audit.search import SearchError
+from gateway.errors import ConfigurationError
+from server.reading import CONFIG, STORE, record_reading, store_path
+from server.screen import Shown, Style, screen
+
+_COLORS = {
+    Style.PLAIN: "",
+    Style.PROMPT: "bold cyan",
+    Style.SQL: "bold",
+    Style.GOOD: "green",
+    Style.WAIT: "yellow",
+    Style.BAD: "red",
+    Style.ASIDE: "dim",
+}
+_WIDTH, _HEIGHT = 120, 36
+
+
+@click.command()
+@click.argument("session")
+@STORE
+@CONFIG
+@click.option("--speed", type=click.FloatRange(0.01, 10_000), default=1.0, show_default=True, help="2: twice as fast.")
+@click.option("--max-pause", type=click.FloatRange(0), default=None, help="Wait no longer than so many seconds.")
+@click.option("--step", is_flag=True, help="Stop before each statement until Enter is pressed.")
+@click.option("--export", type=click.Choice(["cast", "html"]), help="An asciicast (v2), or one self-contained page.")
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Where to; without it, to stdout.")
+def replay(
+    session: str,
+    store: Path | None,
+    config_path: Path,
+    speed: float,
+    max_pause: float | None,
+    step: bool,
+    export: str | None,
+    output: Path | None,
+) -> None:
+    """Play a session as it was: prompts, verdicts, waits for approval, and what the client was sent."""
+    path = store_path(store, config_path)
+    try:
+        moments = playback.session(path, session)
+    except SearchError as error:
+        raise ConfigurationError(str(error)) from None
+    record_reading(path, playback.reading(getpass.getuser(), session, export or "terminal"))
+    shown = screen(moments)
+    if export is None:
+        play(shown, Console(highlight=False), speed=speed, longest=max_pause, step=step)
+        return
+    text = (as_cast if export == "cast" else as_html)(shown, session, moments[0].time.timestamp())
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"`{output}` cannot be written: {error.strerror}", cure="Name another.") from None
+
+
+def play(
+    shown: Sequence[Shown],
+    console: Console,
+    *,
+    speed: float,
+    longest: float | None,
+    step: bool,
+    wait: Callable[[float], None] = time.sleep,
+    ask: Callable[[], str] = sys.stdin.readline,
+) -> None:
+    """Show everything with its pauses, or stop before each statement where `step`; `ask` answers `q` to end it."""
+    before = shown[0].at if shown else 0.0
+    for one in shown:
+        if step:
+            if one.step:
+                console.print("-- Enter goes on, q ends", style="dim", end=" ")
+                if ask().strip().lower() in ("q", "quit"):
+                    return
+        elif (pause := (one.at - before) / speed) > 0:
+            wait(pause if longest is None else min(pause, longest))
+        before = one.at
+        console.print(_styled(one), end="", soft_wrap=True)
+
+
+def _styled(one: Shown) -> Text:
+    return Text.assemble(*((text, _COLORS[style]) for style, text in one.pieces))
+
+
+def as_cast(shown: Sequence[Shown], title: str, begun: float) -> str:
+    """An asciicast, version 2: a header line and one line of JSON per event (docs.asciinema.org)."""
+    header = {"version": 2, "width": _WIDTH, "height": _HEIGHT, "timestamp": int(begun), "title": title}
+    lines: list[object] = [header | {"idle_time_limit": 3}]
+    for one in shown:
+        out = io.StringIO()
+        terminal = Console(file=out, force_terminal=True, color_system="standard", width=_WIDTH, highlight=False)
+        terminal.print(_styled(one), end="", soft_wrap=True)
+        lines.append([round(one.at, 6), "o", out.getvalue().replace("\n", "\r\n")])
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+
+
+def as_html(shown: Sequence[Shown], title: str, begun: float) -> str:
+    """One page that loads nothing, and may not: a player and the whole text, which is there without scripts too."""
+    del begun  # the first line of the session says it
+    page = resources.files("server").joinpath("replay.html").read_text(encoding="utf-8")
+    return page.replace("{{title}}", html.escape(title)).replace("{{moments}}", "".join(map(_element, shown)))
+
+
+def _element(one: Shown) -> str:
+    pieces = "".join(f'<span class="{style}">{html.escape(text)}</span>' for style, text in one.pieces)
+    return f'<div data-at="{one.at:.6f}"{" data-step" if one.step else ""}>{pieces}</div>'

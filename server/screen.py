@@ -1,0 +1,222 @@
+"""Pure: a session's moments as what a screen would have shown, and when: prompts, verdicts, waits, results as psql's.
+
+INVARIANT: nothing that a client or a database said reaches a screen but through `server.visible`: no value can move
+a cursor, colour a line or forge one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from rich.cells import cell_len
+
+from audit.playback import Moment
+from audit.recording import Chunk
+from server.binary import as_text
+from server.visible import visible
+from wire import backend
+from wire.codec import Frame
+from wire.fields import ProtocolError
+
+# Type OIDs that psql aligns to the right.
+_NUMBERS = frozenset((20, 21, 23, 26, 700, 701, 790, 1700))
+_HEAD_BYTES = 5
+_WIDEST_CELL = 200
+
+
+class Style(StrEnum):
+    """What a piece of the screen is; how it looks is up to whoever shows it."""
+
+    PLAIN = "plain"
+    PROMPT = "prompt"
+    SQL = "sql"
+    GOOD = "good"
+    WAIT = "wait"
+    BAD = "bad"
+    ASIDE = "aside"
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What appears `at` seconds after the session began; `step` marks what a reader going step by step stops before."""
+
+    at: float
+    pieces: Sequence[tuple[Style, str]]
+    step: bool = False
+
+    @property
+    def text(self) -> str:
+        """The words alone."""
+        return "".join(text for _, text in self.pieces)
+
+
+def screen(moments: Sequence[Moment]) -> list[Shown]:
+    """Everything that the moments show, in time."""
+    begun = {m.body.get("statement"): m for m in moments if m.kind == "intent"}
+    shown: list[Shown] = []
+    for moment in moments:
+        at = (moment.time - moments[0].time).total_seconds()
+        intent = begun.get(moment.body.get("statement")) if moment.kind == "outcome" else None
+        if intent is None:
+            shown.append(Shown(at, list(_told(moment)), step=moment.kind == "intent"))
+            continue
+        start = (intent.time - moments[0].time).total_seconds()
+        shown += [Shown(start + when, pieces) for when, pieces in _sent(moment.sent or ())]
+        shown.append(Shown(max(start, at), list(_outcome(moment))))
+    return sorted(shown, key=lambda one: one.at)
+
+
+def _told(moment: Moment) -> Iterator[tuple[Style, str]]:
+    body = moment.body
+    match moment.kind:
+        case "session.opened":
+            principal = body["principal"]
+            behalf = f" on behalf of {principal['on_behalf_of']}" if principal.get("on_behalf_of") else ""
+            client = body["client"].get("name") or "an unnamed client"
+            who = f"{moment.subject} ({principal['kind']}{behalf})"
+            what = f"{who} · {body['connection']} · {body['door']} door · {client}"
+            yield Style.ASIDE, f"{moment.time:%Y-%m-%d %H:%M:%S} UTC · {_line(what)}\n"
+        case "session.closed":
+            yield Style.ASIDE, f"\nthe session ended: {_line(str(body['reason']))}\n"
+        case "intent":
+            yield from _intent(moment)
+        case "outcome":
+            yield from _outcome(moment)
+        case kind if kind.startswith("approval."):
+            what = f"{body['approval']} {kind.removeprefix('approval.')}"
+            if voter := body.get("voter"):
+                what += f" by {voter.get('subject')}: {body.get('choice')}"
+            if comment := body.get("comment"):
+                what += f" ({comment})"
+            yield Style.WAIT, f"{_line(what)}\n"
+        case kind:
+            yield Style.BAD if kind == "invariant.violated" else Style.ASIDE, f"{_line(kind)}\n"
+
+
+def _intent(moment: Moment) -> Iterator[tuple[Style, str]]:
+    body = moment.body
+    yield Style.PROMPT, "\n=> "
+    first, *more = visible(body["text"]).split("\n")
+    yield Style.SQL, f"{first}\n"
+    for line in more:
+        yield Style.PROMPT, "-> "
+        yield Style.SQL, f"{line}\n"
+    for number, value in enumerate(body.get("parameters") or (), 1):
+        yield Style.ASIDE, f"   ${number} = {'NULL' if value is None else _line(value)}\n"
+    if reason := (body.get("request") or {}).get("reason"):
+        yield Style.ASIDE, f"   reason: {_line(reason)}\n"
+    verdict = body["verdict"]
+    style = {"allow": Style.GOOD, "approve": Style.WAIT}.get(verdict["effect"], Style.BAD)
+    why = "; ".join(verdict.get("rules") or ()) if verdict["effect"] == "allow" else "; ".join(verdict["reasons"])
+    yield style, f"   {verdict['effect']}{': ' if why else ''}{_line(why)}\n"
+
+
+def _outcome(moment: Moment) -> Iterator[tuple[Style, str]]:
+    body = moment.body
+    recorded = body.get("recording")
+    if recorded is not None and moment.sent is None:
+        yield Style.ASIDE, "(the recording was shredded)\n"
+    elif recorded is not None and recorded["mode"] == "metadata" and body.get("size"):
+        yield Style.ASIDE, f"({body['rows']} rows were sent, and not recorded)\n"
+    elif recorded is not None and recorded["left_out"]:
+        yield Style.ASIDE, f"({recorded['left_out']} bytes of what was sent are not in the recording)\n"
+    status = body["status"]
+    parts = [status, body.get("tag"), body.get("sqlstate"), *([] if status == "completed" else [body.get("message")])]
+    parts += [f"{body['duration_ms']:g} ms"] if body.get("duration_ms") is not None else []
+    parts += [f"masked: {', '.join(body['masked'])}"] if body.get("masked") else []
+    style = {"completed": Style.ASIDE, "pending": Style.WAIT, "rehearsed": Style.WAIT}.get(status, Style.BAD)
+    yield style, f"{_line(' · '.join(str(part) for part in parts if part))}\n"
+
+
+def _sent(chunks: Sequence[Chunk]) -> Iterator[tuple[float, list[tuple[Style, str]]]]:
+    """(seconds, what was shown) of a recording. Rows appear once all are there, as psql shows them."""
+    columns: Sequence[backend.Column] = ()
+    data, arrived = b"", 0.0
+    for chunk in chunks:
+        when = chunk.at / 1_000_000
+        if chunk.rows:
+            data, arrived = data + chunk.data, when
+            continue
+        for message in _messages(chunk.data):
+            match message:
+                case backend.RowDescription():
+                    columns = message.columns
+                case backend.NoticeResponse():
+                    yield when, [(Style.WAIT, _report(message.fields))]
+                case backend.ErrorResponse():
+                    yield when, [(Style.BAD, _report(message.fields))]
+        if data:
+            yield arrived, [(Style.PLAIN, _rows(columns, data))]
+            data = b""
+    if data:
+        yield arrived, [(Style.PLAIN, _rows(columns, data))]
+
+
+def _messages(data: bytes) -> Iterator[object]:
+    """Whole messages; what is no message any more ends them."""
+    at = 0
+    while len(data) - at >= _HEAD_BYTES:
+        end = at + 1 + int.from_bytes(data[at + 1 : at + _HEAD_BYTES], "big")
+        if end > len(data) or end < at + _HEAD_BYTES:
+            return
+        try:
+            yield Frame(data[at], data[at:end]).decode() if data[at : at + 1] != b"d" else data[at + _HEAD_BYTES : end]
+        except ProtocolError:
+            return
+        at = end
+
+
+def _report(fields: Mapping[str, str]) -> str:
+    named = {"D": "DETAIL", "H": "HINT"}
+    lines = [f"{fields.get('S', 'ERROR')}:  {fields.get('M', '')}"]
+    lines += [f"{name}:  {fields[code]}" for code, name in named.items() if code in fields]
+    return "".join(f"{_line(line)}\n" for line in lines)
+
+
+def _rows(columns: Sequence[backend.Column], data: bytes) -> str:
+    rows: list[Sequence[str]] = []
+    copied: list[str] = []
+    for message in _messages(data):
+        match message:
+            case backend.DataRow(values):
+                rows.append([_value(value, columns, at) for at, value in enumerate(values)])
+            case bytes():
+                copied.append(_line(message.decode("utf-8", "backslashreplace").removesuffix("\n")) + "\n")
+    return "".join(copied) + (_table(columns, rows) if rows else "")
+
+
+def _value(value: bytes | None, columns: Sequence[backend.Column], at: int) -> str:
+    if value is None:
+        return ""
+    column = columns[at] if at < len(columns) else None
+    text = as_text(value, column.type) if column and column.format else value.decode("utf-8", "backslashreplace")
+    text = _line(text)
+    return text if len(text) <= _WIDEST_CELL else f"{text[:_WIDEST_CELL]}…"
+
+
+def _table(columns: Sequence[backend.Column], rows: Sequence[Sequence[str]]) -> str:
+    """As psql's aligned format."""
+    count = max(len(row) for row in rows)
+    names = [_line(columns[at].name) if at < len(columns) else "?" for at in range(count)]
+    widths = [max(cell_len(row[at]) for row in [names, *rows] if at < len(row)) for at in range(count)]
+    right = [at < len(columns) and columns[at].type in _NUMBERS for at in range(count)]
+    lines = [" " + " | ".join(_padded(name, width, 0.5) for name, width in zip(names, widths, strict=True))]
+    lines.append("+".join("-" * (width + 2) for width in widths))
+    for row in rows:
+        cells = zip(row, widths, right, strict=False)
+        lines.append(" " + " | ".join(_padded(cell, width, 1.0 if number else 0.0) for cell, width, number in cells))
+    plural = "row" if len(rows) == 1 else "rows"
+    return "".join(f"{line.rstrip()}\n" for line in lines) + f"({len(rows)} {plural})\n"
+
+
+def _padded(text: str, width: int, before: float) -> str:
+    room = width - cell_len(text)
+    left = int(room * before)
+    return " " * left + text + " " * (room - left)
+
+
+def _line(text: object) -> str:
+    """Text that cannot leave its line."""
+    return visible(str(text)).replace("\n", "\\n").replace("\t", "\\t")

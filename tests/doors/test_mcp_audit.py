@@ -1,0 +1,75 @@
+"""The audit through the MCP door: for auditors, each search an entry, and nobody else learns a thing."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from audit.entry import Draft, Kind
+from policy.document import DocumentError
+from policy.load import load_policy
+from tests.doors.mcp_calls import answer, call, error, query, text
+from tests.stack import Stack
+
+
+def readings(stack: Stack, who: str) -> list[dict[str, Any]]:
+    rows = stack.audit("SELECT body FROM entries WHERE kind = 'audit.read' AND subject = ? ORDER BY seq", who)
+    return [json.loads(row["body"]) for row in rows]
+
+
+async def test_an_auditor_finds_statements_and_leaves_an_entry(stack: Stack) -> None:
+    await query(stack, "devin", "SELECT 'looked for by an auditor'")
+    before = len(readings(stack, "grace"))
+    found = answer(await call(stack, "grace", "search_audit", words="auditor", user="devin", since="1h", limit=9))
+    texts = [entry["body"]["text"] for entry in found["entries"] if entry["kind"] == "intent"]
+    assert texts == ["SELECT 'looked for by an auditor'"]
+    assert "not instructions" in found["notice"]
+    [told] = readings(stack, "grace")[before:]
+    assert told["query"]["words"] == "auditor"
+    assert (told["how"], told["found"], told["principal"]["groups"]) == ("search", len(found["entries"]), ["dba"])
+
+
+@pytest.mark.parametrize("who", ["devin", "ada"])
+async def test_nobody_else_may_and_the_attempt_is_an_entry(stack: Stack, who: str) -> None:
+    before = len(readings(stack, who))
+    said = error(await call(stack, who, "search_audit", kind="intent"))
+    assert f"does not let `{who}` read the audit" in said["what"]
+    assert "auditors" in said["cure"]
+    [told] = readings(stack, who)[before:]
+    assert "no such auditor" in told["refused"]
+    assert "found" not in told
+
+
+async def test_what_cannot_be_searched_is_a_lesson(stack: Stack) -> None:
+    said = error(await call(stack, "grace", "search_audit", since="yesterday"))
+    assert "`yesterday` is not a time" in said["what"]
+    assert "there is no kind" in error(await call(stack, "grace", "search_audit", kind="nothing"))["what"]
+
+
+async def test_long_answers_are_bounded_and_say_so(stack: Stack) -> None:
+    recorder = stack.app.hall.gateway.recorder
+    stack.call(lambda: recorder.record(Draft(Kind.INVARIANT_VIOLATED, "se-long", "x", None, {"detail": "x" * 9000})))
+    for _ in range(40):
+        stack.call(
+            lambda: recorder.record(Draft(Kind.INVARIANT_VIOLATED, "se-long", "x", None, {"detail": "y" * 8000}))
+        )
+    result = await call(stack, "grace", "search_audit", session="se-long", limit=100)
+    found = answer(result)
+    assert (len(found["entries"]), found["left_out"]) == (32, 9)
+    assert "9 older ones did not fit" in text(result)
+    seqs = [entry["seq"] for entry in found["entries"]]
+    assert seqs == sorted(seqs)
+    older = answer(await call(stack, "grace", "search_audit", session="se-long", until=found["entries"][0]["time"]))
+    assert (older["entries"][0]["body"], older["entries"][0]["body_bytes"] > 9000) == (None, True)
+
+
+def test_auditors_are_named_and_no_rule_makes_one() -> None:
+    everything = "rules: [{name: all, effect: allow, actions: ['*']}]\n"
+    assert load_policy(everything, "p.yaml").auditors == ()
+    one = load_policy(everything + "auditors: [{groups: [security], kinds: [human]}]", "p.yaml")
+    assert len(one.auditors) == 1
+    with pytest.raises(DocumentError, match="`who` says nobody"):
+        load_policy("auditors: [{}]", "p.yaml")
+    assert one.hash != load_policy(everything, "p.yaml").hash
