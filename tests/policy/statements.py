@@ -1,4 +1,4 @@
-"""A grammar of statements that read the sample shop, as Hypothesis strategies: most are valid, many chase masked values.
+"""A grammar of statements that read the sample shop, as Hypothesis strategies; many chase masked values.
 
 Every query yields text columns named `c1`, `c2` …, so that queries nest anywhere.
 """
@@ -92,18 +92,19 @@ class _Writer:
         return self.word(
             f"{alias}::text", f"to_jsonb({alias})::text", f"row_to_json({alias}.*)::text", f"ROW({alias}.*)::text",
             f"({alias}.to_json)::text", f"concat({alias}.*)", f"json_build_object('a', {alias})::text",
-            f"format('%s', {alias})", f"ARRAY[{alias}]::text", f"{alias}.text",
+            f"format('%s', {alias})", f"ARRAY[{alias}]::text",
         )  # fmt: skip
 
     def computed(self, scope: _Scope, depth: int) -> str:
         """What functions make of a value."""
         inner = self.value(scope, depth)
         return self.word(
-            f"reverse({inner})", f"md5({inner})", f"substr({inner}, 1, 2)", f"right({inner}, 3)", f"length({inner})::text",
-            f"encode(convert_to({inner}, 'UTF8'), 'hex')", f"coalesce({inner}, 'none')", f"ascii({inner})::text",
-            f"split_part({inner}, '-', 1)", f"nullif({inner}, 'x')", f"({inner}) COLLATE \"C\"",
-            f"quote_literal({inner})", f"array_to_string(regexp_split_to_array({inner}, ''), '.')",
-            f"({inner} < 'm')::text", f"hashtext({inner})::text", f"greatest({inner}, 'b')",
+            f"reverse({inner})", f"md5({inner})", f"substr({inner}, 1, 2)", f"right({inner}, 3)",
+            f"length({inner})::text", f"encode(convert_to({inner}, 'UTF8'), 'hex')", f"coalesce({inner}, 'none')",
+            f"ascii({inner})::text", f"split_part({inner}, '-', 1)", f"nullif({inner}, 'x')",
+            f"({inner}) COLLATE \"C\"", f"quote_literal({inner})",
+            f"array_to_string(regexp_split_to_array({inner}, ''), '.')", f"({inner} < 'm')::text",
+            f"hashtext({inner})::text", f"greatest({inner}, 'b')",
         )  # fmt: skip
 
     def aggregate(self, scope: _Scope, depth: int) -> str:
@@ -162,9 +163,7 @@ class _Writer:
             renamed = tuple(f"r{n}" for n in range(len(CUSTOMERS)))
             return f"{name} AS {alias}({', '.join(renamed)})", _Source(alias, renamed)
         if which == 2:
-            # A statement may use the relation's own name once; a subquery gives it a scope of its own.
-            inner = f"SELECT customers.* FROM {'ONLY ' if self.word('', 'o') else ''}customers"
-            return f"({inner}) {alias}", _Source(alias, CUSTOMERS)
+            return f"(SELECT customers.* FROM customers) {alias}", _Source(alias, CUSTOMERS)
         return f"{name} {alias}", _Source(alias, CUSTOMERS)
 
     def sources(self, depth: int, outer: _Scope, ctes: _Scope) -> tuple[str, _Scope]:
@@ -240,14 +239,11 @@ class _Writer:
         """A common table expression, sometimes under the name of a table."""
         name = self.word(self.fresh(), "customers", "tickets")
         inner = self.query(2, depth - 1, outer, ctes)
-        reach = (*ctes, _Source(name, ("c1", "c2"))) if name.startswith("x") else ctes
-        source = f"{name} {self.fresh()}"
-        alias = self.names[-1]
+        alias = self.fresh()
         listed = self.listed(width, lambda: self.value((_Source(alias, ("c1", "c2")), *outer), 1))
-        body = self.one(
-            lambda: f"SELECT {listed} FROM {source}",
-            lambda: self.query(width, depth - 1, outer, reach) if name.startswith("x") else f"SELECT {listed} FROM {source}",
-        )
+        body = f"SELECT {listed} FROM {name} {alias}"
+        if name.startswith("x") and self.word("once", "again") == "again":
+            body = self.query(width, depth - 1, outer, (*ctes, _Source(name, ("c1", "c2"))))
         return f"WITH {name}(c1, c2) AS {self.word('', 'MATERIALIZED ', 'NOT MATERIALIZED ')}({inner}) {body}"
 
     def recursive(self, width: int, depth: int, outer: _Scope, ctes: _Scope) -> str:
@@ -255,10 +251,12 @@ class _Writer:
         name, alias = self.fresh(), self.fresh()
         start = self.query(1, depth - 1, outer, ctes)
         source, scope = self.sources(0, (), ())
-        step = f"SELECT n + 1, {self.value((*scope, _Source(name, ('c1',))), 0)} FROM {name}, {source} WHERE n < 2"
+        step = (
+            f"SELECT n + 1, ({self.value((*scope, _Source(name, ('c1',))), 0)})::text FROM {name}, {source} WHERE n < 2"
+        )
         listed = self.listed(width, lambda: self.value((_Source(alias, ("c1",)),), 1))
         return (
-            f"WITH RECURSIVE {name}(n, c1) AS (SELECT 1, c1 FROM ({start}) {self.fresh()} UNION {step}) "
+            f"WITH RECURSIVE {name}(n, c1) AS (SELECT 1, c1::text FROM ({start}) {self.fresh()} UNION {step}) "
             f"SELECT {listed} FROM {name} AS {alias}"
         )
 
@@ -266,7 +264,7 @@ class _Writer:
         """VALUES of scalar subqueries."""
         alias = self.fresh()
         columns = ", ".join(f"c{n + 1}" for n in range(width))
-        row = ", ".join(f"({self.query(1, depth - 1, outer, ctes)} LIMIT 1)" for _ in range(width))
+        row = ", ".join(f"(({self.query(1, depth - 1, outer, ctes)}) LIMIT 1)" for _ in range(width))
         return f"SELECT * FROM (VALUES ({row})) {alias}({columns})"
 
     def listed(self, width: int, write: Callable[[], str]) -> str:
@@ -280,7 +278,9 @@ class _Writer:
         return self.one(
             lambda: self.query(2, _DEPTH, (), ()),
             lambda: self.query(1, _DEPTH - 1, (), ()),
-            lambda: f"COPY ({self.query(2, _DEPTH - 1, (), ())}) TO STDOUT {self.word('', 'WITH (FORMAT csv)')}".rstrip(),
+            lambda: (
+                f"COPY ({self.query(2, _DEPTH - 1, (), ())}) TO STDOUT {self.word('', 'WITH (FORMAT csv)')}".rstrip()
+            ),
             lambda: f"DECLARE held CURSOR FOR {self.query(2, _DEPTH - 1, (), ())}",
             lambda: self.plain(),
         )
@@ -288,14 +288,14 @@ class _Writer:
     def plain(self) -> str:
         """Shapes that name all columns at once."""
         source, scope = self.sources(1, (), ())
-        name = self.word(*_SPELLINGS[:2])
+        name, alias = self.word(*_SPELLINGS[:2]), scope[0].alias
         return self.word(
-            f"SELECT * FROM {source}", f"SELECT {scope[0].alias}.* FROM {source}", f"SELECT {scope[0].alias} FROM {source}",
+            f"SELECT * FROM {source}", f"SELECT {alias}.* FROM {source}", f"SELECT {alias} FROM {source}",
             "TABLE customers", "TABLE ONLY public.customers", f"COPY {name} TO STDOUT",
             f"COPY {name} (id, card, notes) TO STDOUT WITH (FORMAT csv, HEADER)",
             f"EXPLAIN (VERBOSE, COSTS off) SELECT * FROM {source}",
             f"SELECT * FROM (TABLE customers) {self.fresh()} ORDER BY card, notes, email",
-            f"SELECT {scope[0].alias} FROM {source} FOR UPDATE",
+            f"SELECT {alias} FROM {source} FOR UPDATE",
         )  # fmt: skip
 
 

@@ -38,7 +38,7 @@ masks:
 MARK = "ǂ"
 # In every form in which a generated statement could show it.
 MARKS = (MARK, MARK.encode().hex(), str(ord(MARK)))
-EXAMPLES = 350
+EXAMPLES = 300
 
 ROWS = """
 INSERT INTO customers SELECT n, 'name ' || n, 'mail ' || n, '000-00-000' || n, NULL, '{}', '2026-01-01'
@@ -80,7 +80,7 @@ def twins(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def _connected(server: Postgres, database: str) -> psycopg.Connection[tuple[object, ...]]:
     return psycopg.connect(
         host=server.host, port=server.port, user=SUPERUSER, password=server.password, dbname=database,
-        options="-c statement_timeout=5s -c search_path=public", client_encoding="UTF8",
+        options="-c jit=off -c statement_timeout=5s -c search_path=public", client_encoding="UTF8",
     )  # fmt: skip
 
 
@@ -117,9 +117,8 @@ def test_masked_values_do_not_reach_the_outcome_of_any_statement(twins: Twins) -
         if verdict.effect is Effect.DENY or verdict.rewrite is None:
             return
         one, two = (outcome(connection, verdict.rewrite.sql) for connection in (twins.one, twins.two))
-        asked = text.count(MARK)
         assert one == two, verdict.rewrite.shown
-        if asked == 0:
+        if MARK not in text:
             assert not any(mark in one for mark in MARKS), verdict.rewrite.shown
         ran += 1
         failed += one.startswith("('")
@@ -128,7 +127,6 @@ def test_masked_values_do_not_reach_the_outcome_of_any_statement(twins: Twins) -
 
     run()
     # The grammar is worth something: most statements are decided and run, and without masks they would tell.
-    print(ran, failed, would_leak)
     assert ran >= EXAMPLES * 0.8
     assert failed <= ran * 0.2
     assert would_leak >= ran * 0.5
