@@ -36,7 +36,8 @@ class Filtering:
 
         Raises NotAnalysableError `rows.impossible`, `rows.path`.
         """
-        filters = self.filters(relation)
+        # By what they say: in the file's order, moving an entry would change the text of every decision.
+        filters = sorted(self.filters(relation), key=lambda f: f.condition.sql(self._principal))
         if not filters:
             return None
         own = {column.name for column in relation.columns}

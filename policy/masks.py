@@ -80,11 +80,15 @@ class Mask:
     place: tuple[int, int] = (1, 1)
 
     @property
-    def strictness(self) -> tuple[int, Decimal, int, str]:
-        """Orders masks by what they leave readable: of several on one column the largest applies."""
+    def strictness(self) -> tuple[int, Decimal, int, str, str]:
+        """Orders masks by what they leave readable: of several on one column the largest applies.
+
+        Among equals what the mask says decides; its label, which tells its line in the file, only where no value
+        depends on it.
+        """
         unit = self.unit.rank if self.unit else 0
         hides = (self.size or Decimal(0)) + (self.days or 0) + unit - self.keep_first - self.keep_last
-        return (_RANKS[self.kind], hides, -self.keep_first, self.label)
+        return (_RANKS[self.kind], hides, -self.keep_first, self.pool, self.label)
 
 
 class UnmaskableError(Exception):

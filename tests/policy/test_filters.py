@@ -77,7 +77,7 @@ def test_filters_that_meet_must_all_hold() -> None:
     )
     rewrite = decide(policy, PRINCIPALS["devin"], facts(), b"SELECT id FROM orders").verdict.rewrite
     assert rewrite is not None
-    assert b"WHERE (total < 5) AND (id > 7 OR id < 3) OFFSET 0)" in rewrite.sql
+    assert b"WHERE (id > 7 OR id < 3) AND (total < 5) OFFSET 0)" in rewrite.sql
     assert rewrite.filtered == ("public.orders: rows (p.yaml:3)", "public.orders: rows (p.yaml:4)")
 
 
