@@ -16,6 +16,7 @@ import uvloop
 
 from gateway.errors import CountersignError
 from server.audit_commands import audit
+from server.login_command import login
 from server.policy_commands import policy
 
 P = ParamSpec("P")
@@ -67,6 +68,7 @@ def main(verbose: bool) -> None:
 
 
 main.add_command(audit)
+main.add_command(login)
 main.add_command(policy)
 
 
