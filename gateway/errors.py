@@ -40,6 +40,17 @@ class AuthenticationError(CountersignError):
     sqlstate = "28000"
 
 
+class WrongPasswordError(AuthenticationError):
+    """A session secret does not exist, is over, or its password is another: which of them is not said."""
+
+    sqlstate = "28P01"
+
+    def __init__(self, user: str) -> None:
+        super().__init__(
+            f'password authentication failed for user "{user}"', cure="Get a new secret: `countersign login`."
+        )
+
+
 class IssuerUnavailableError(AuthenticationError):
     """Nobody can be verified now: the issuer's keys cannot be fetched and none are known. Try again later."""
 
@@ -74,6 +85,12 @@ class LimitExceededError(CountersignError):
     """A limit of the gateway's own was reached."""
 
     sqlstate = "54000"
+
+
+class TooManyConnectionsError(CountersignError):
+    """A door is full, or full for this principal or address."""
+
+    sqlstate = "53300"
 
 
 class RowCountError(CountersignError):

@@ -26,13 +26,15 @@ from gateway.identity import TokenVerifier
 from gateway.policies import PolicyBook
 from gateway.recorder import Recorder
 from gateway.retention import keeping
+from gateway.session_secrets import SessionSecrets
 from gateway.sessions import Sessions
 from server.asgi import serving
-from server.config import Config, McpFile, Signing, WireFile
+from server.config import Config, McpFile, Signing, WireFile, WireLimitsFile
 from server.http import build_app
 from server.mcp_settings import McpSettings
 from server.webhooks import announcing
 from wire.listener import WireDoor
+from wire.occupancy import DoorLimits
 from wire.upstream import Factory
 
 log = logging.getLogger(__name__)
@@ -48,6 +50,7 @@ class Hall:
     gateway: Gateway
     verifier: TokenVerifier
     config: Config
+    secrets: SessionSecrets
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +108,7 @@ async def gateway_of(config: Config) -> AsyncIterator[Hall]:
         )
         await stack.enter_async_context(keeping(recorder, config.audit_path, config.retention))
         await stack.enter_async_context(announcing(config.webhooks, recorder))
-        yield Hall(gateway, verifier, config)
+        yield Hall(gateway, verifier, config, SessionSecrets())
         for session in gateway.sessions.list():
             await gateway.close_session(session, "the gateway was stopped")
         with contextlib.suppress(AuditUnavailableError):
@@ -138,7 +141,15 @@ async def serve(config: Config) -> AsyncIterator[App]:
 
 @asynccontextmanager
 async def _wire_door(hall: Hall, file: WireFile) -> AsyncIterator[WireDoor]:
-    door = WireDoor(hall.gateway, hall.verifier, host=file.host, port=file.port, ssl_context=server_tls(file))
+    door = WireDoor(
+        hall.gateway,
+        hall.verifier,
+        hall.secrets,
+        host=file.host,
+        port=file.port,
+        ssl_context=server_tls(file),
+        limits=door_limits(file.limits),
+    )
     try:
         await door.start()
     except OSError as error:
@@ -153,7 +164,8 @@ async def _wire_door(hall: Hall, file: WireFile) -> AsyncIterator[WireDoor]:
 async def _mcp_door(hall: Hall, file: McpFile) -> AsyncIterator[str]:
     listening = _listen("mcp", file.host, file.port)
     port = listening.getsockname()[1]
-    app = build_app(hall.gateway, hall.verifier, mcp_settings(hall.config, file, port))
+    secrets = hall.secrets if hall.config.wire else None
+    app = build_app(hall.gateway, hall.verifier, mcp_settings(hall.config, file, port), secrets)
     async with serving(app, listening, grace=int(_GRACE_SECONDS)):
         yield f"http://{_shown(file.host)}:{port}/mcp"
 
@@ -171,6 +183,19 @@ def mcp_settings(config: Config, file: McpFile, port: int) -> McpSettings:
         required_scopes=tuple(file.required_scopes),
         default_connection=config.connections[0].name,
         row_limit=file.row_limit,
+    )
+
+
+def door_limits(file: WireLimitsFile) -> DoorLimits:
+    """The wire door's limits."""
+    return DoorLimits(
+        connections=file.connections,
+        per_principal=file.per_principal,
+        per_address=file.per_address,
+        failures=file.failures,
+        start_seconds=file.start,
+        idle_seconds=file.idle,
+        idle_in_transaction_seconds=file.idle_in_transaction,
     )
 
 

@@ -17,6 +17,7 @@ import uvloop
 from gateway.errors import CountersignError
 from server.approval_commands import approvals
 from server.audit_commands import audit
+from server.login_command import login
 from server.migrate_commands import migrate
 from server.policy_commands import policy
 from server.replay import replay
@@ -71,6 +72,7 @@ def main(verbose: bool) -> None:
 
 main.add_command(approvals)
 main.add_command(audit)
+main.add_command(login)
 main.add_command(migrate)
 main.add_command(policy)
 main.add_command(replay)

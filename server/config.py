@@ -128,12 +128,25 @@ class TlsFile(_Model):
     key: Path
 
 
+class WireLimitsFile(_Model):
+    """What the wire door gives to its clients; see wire.occupancy.DoorLimits. Times are seconds, null is no limit."""
+
+    connections: Annotated[int, Field(ge=1, le=100_000)] = 500
+    per_principal: Annotated[int, Field(ge=1, le=100_000)] = 100
+    per_address: Annotated[int, Field(ge=1, le=100_000)] = 500
+    failures: Annotated[int, Field(ge=1, le=100_000)] = 60
+    start: Annotated[float, Field(gt=0, le=600)] = 30
+    idle: Annotated[float, Field(gt=0)] | None = None
+    idle_in_transaction: Annotated[float, Field(gt=0)] | None = None
+
+
 class WireFile(_Model):
     """The wire door. Port 0 takes a free one."""
 
     host: str = "127.0.0.1"
     port: Port = 6432
     tls: TlsFile | None = None
+    limits: WireLimitsFile = WireLimitsFile()
 
 
 class McpFile(_Model):

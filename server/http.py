@@ -32,6 +32,7 @@ from gateway.admission import Gateway
 from gateway.errors import AuthenticationError, CountersignError, IssuerUnavailableError
 from gateway.identity import TokenVerifier, VerifiedToken
 from gateway.model import ClientInfo, Door
+from gateway.session_secrets import SessionSecrets
 from server.mcp import build_door
 from server.mcp_sessions import VerifiedAccessToken
 from server.mcp_settings import McpSettings
@@ -39,6 +40,7 @@ from server.mcp_settings import McpSettings
 log = logging.getLogger(__name__)
 
 MCP_PATH = "/mcp"
+SECRET_PATH = "/wire-secret"  # noqa: S105 - a path
 _WELL_KNOWN = "/.well-known/oauth-protected-resource"
 
 # Refused tokens are entries of the audit, but whoever sends garbage must not fill it.
@@ -46,8 +48,13 @@ _RECORDED_REFUSALS_PER_MINUTE = 60
 _RETRY_SECONDS = 10
 
 
-def build_app(gateway: Gateway, verifier: TokenVerifier, settings: McpSettings) -> Starlette:
-    """The ASGI app: `/mcp`, the metadata and `/healthz`. Its lifespan runs and closes the MCP door."""
+def build_app(
+    gateway: Gateway, verifier: TokenVerifier, settings: McpSettings, secrets: SessionSecrets | None = None
+) -> Starlette:
+    """The ASGI app: `/mcp`, the metadata and `/healthz`. Its lifespan runs and closes the MCP door.
+
+    With `secrets` also `/wire-secret`, where a token is changed for a short-lived password of the wire door.
+    """
     door = build_door(gateway, settings)
     mcp = door.server.streamable_http_app(
         streamable_http_path=MCP_PATH,
@@ -78,6 +85,7 @@ def build_app(gateway: Gateway, verifier: TokenVerifier, settings: McpSettings) 
             Route("/healthz", healthz),
             *(Route(path, serve_metadata, middleware=[_PUBLIC]) for path in paths),
             Route(MCP_PATH, endpoint=BearerGate(mcp, gateway, verifier, settings)),
+            *([Route(SECRET_PATH, BearerGate(issuing(secrets), gateway, verifier, settings))] if secrets else ()),
         ],
         lifespan=lifespan,
     )
@@ -170,6 +178,20 @@ class BearerGate:
         # Nothing is let in here, so an audit that cannot be written takes nothing away but the entry.
         with contextlib.suppress(CountersignError):
             await self._gateway.refuse_login(error, Door.MCP, client, None)
+
+
+def issuing(secrets: SessionSecrets) -> ASGIApp:
+    """The app behind the gate that answers a POST with a new secret of the token's principal."""
+
+    async def issue(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] != "POST":
+            return await Response(status_code=405, headers={"Allow": "POST"})(scope, receive, send)
+        secret = secrets.issue(scope["user"].access_token.verified)
+        body = {"user": secret.user, "password": secret.password, "expires": secret.expires.isoformat()}
+        await JSONResponse(body, headers={"Cache-Control": "no-store"})(scope, receive, send)
+        return None
+
+    return issue
 
 
 def bearer_token(headers: Headers) -> str | None:

@@ -5,7 +5,7 @@ Source: PostgreSQL documentation, chapter "Frontend/Backend Protocol", section "
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
@@ -26,6 +26,11 @@ class Authentication:
     SASL_FINAL: ClassVar[int] = 12
     kind: int
     data: bytes = b""
+
+    @classmethod
+    def sasl(cls, mechanisms: Sequence[str]) -> Self:
+        """AuthenticationSASL: the mechanisms that are offered, the best first."""
+        return cls(cls.SASL, b"".join(map(string, mechanisms)) + b"\0")
 
     def mechanisms(self) -> list[str]:
         """The names in an AuthenticationSASL."""

@@ -29,6 +29,11 @@ class Batch:
         self._size += len(raw)
         return self._size > _MOST_BYTES
 
+    @property
+    def held(self) -> bool:
+        """Whether anything is."""
+        return bool(self._owed)
+
     def take(self) -> bytes:
         """Everything, to be sent now."""
         held = b"".join(self._raw)

@@ -9,12 +9,14 @@ from collections.abc import Callable
 from typing import cast
 
 from wire.codec import FrontendDecoder, Received
+from wire.dialing import keep_alive
 from wire.frontend import Packet
 
 # Bytes that may wait undecoded before the client is told to wait; one message may be larger.
 _READ_AHEAD_BYTES = 256 * 1024
-# How long a client may take for the last bytes that were written to it.
-_FAREWELL_SECONDS = 10.0
+
+# How long a client may take to read the last words that are written for it.
+_LINGER_SECONDS = 5.0
 
 
 class ClientGoneError(Exception):
@@ -31,7 +33,9 @@ class ClientConnection(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._paused = False
         self._greeted = False
+        self._linger: asyncio.TimerHandle | None = None
         self.encrypted = False
+        self.binding: bytes | None = None  # the hash of our certificate, inside TLS
         self.gone = False
         self.congested = False
         self.on_gone: Callable[[], None] = lambda: None
@@ -44,6 +48,7 @@ class ClientConnection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)  # uvloop's do not derive from asyncio's
         if not self._greeted:
             self._greeted = True
+            keep_alive(self._transport)
             self._accepted(self)
 
     def data_received(self, data: bytes) -> None:
@@ -60,6 +65,8 @@ class ClientConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell whoever waits."""
         self.gone = True
+        if self._linger is not None:
+            self._linger.cancel()
         self._wake()
         self.on_gone()
 
@@ -96,11 +103,10 @@ class ClientConnection(asyncio.Protocol):
             self._transport.write(data)
 
     def close(self) -> None:
-        """Send what is written, then close; a client that does not take it in time is cut off."""
-        if self._transport is not None:
+        """Send what is written, then close; a client that does not take it in time loses it."""
+        if self._transport is not None and not self.gone:
             self._transport.close()
-            if not self.gone:
-                asyncio.get_running_loop().call_later(_FAREWELL_SECONDS, self._transport.abort)
+            self._linger = asyncio.get_running_loop().call_later(_LINGER_SECONDS, self._transport.abort)
 
     async def start_tls(self, context: ssl.SSLContext) -> bool:
         """Answer an SSLRequest with `S` and shake hands.
@@ -129,6 +135,15 @@ class ClientConnection(asyncio.Protocol):
         """`host:port` of the peer, or `local`."""
         peer = self._transport.get_extra_info("peername") if self._transport else None
         return f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "local"
+
+    @property
+    def host(self) -> str:
+        """The peer's address without its port, or `local`. Of IPv6 the network: whoever has one has all of a /64."""
+        peer = self._transport.get_extra_info("peername") if self._transport else None
+        if not isinstance(peer, tuple):
+            return "local"
+        address = ipaddress.ip_address(peer[0].partition("%")[0])
+        return str(ipaddress.ip_network((address, 64), strict=False)) if address.version == 6 else str(address)
 
     @property
     def private(self) -> bool:

@@ -13,7 +13,6 @@ import logging
 from collections.abc import Callable
 
 from gateway.admission import Gateway, Grant
-from gateway.drafts import denial
 from gateway.errors import CountersignError
 from gateway.model import Outcome, Session, Statement, Status
 from gateway.upstream import UpstreamError, UpstreamLostError
@@ -25,9 +24,12 @@ from wire.client import ClientConnection, ClientGoneError
 from wire.codec import BackendStream, Received, Rows
 from wire.counted import POISON, CountedRuns
 from wire.fields import ProtocolError
+from wire.idling import IdleClock, Waiting
 from wire.limiting import Limiter
 from wire.messages import BackendMessage
+from wire.occupancy import DoorLimits
 from wire.parking import Parking
+from wire.rechecking import recheck
 from wire.replies import (
     CutError,
     InvariantError,
@@ -40,13 +42,13 @@ from wire.replies import (
 from wire.reports import RefusalError, Report
 from wire.session import EndedError, Event, Phase, Portal, Prepared, WireSession, check_name
 from wire.simple import decide_each
+from wire.stopping import stop
 from wire.texts import forward_all, forward_one
 from wire.upstream import UpstreamSession
 
 log = logging.getLogger(__name__)
 
 _CANCEL_SECONDS = 5.0  # for a cancelled statement to answer; then its outcome is unknown
-_CANCEL_AGAIN_SECONDS = 0.25
 # Messages sent on without an answer: a pipeline longer than this is answered in between.
 _UNANSWERED = 10_000
 
@@ -61,6 +63,7 @@ class Conversation:
         upstream: UpstreamSession,
         session: Session,
         gateway: Gateway,
+        limits: DoorLimits,
     ) -> None:
         self._client = client
         self._wire = wire
@@ -78,6 +81,8 @@ class Conversation:
         self._limiter = Limiter(wire, self._replies, self.cancel)
         self._cancelling: asyncio.Task[None] | None = None
         self._refreshed_in_batch = False
+        self._listening = False  # waits for the client's next message
+        self._idle = IdleClock(limits, self._waiting, self.end)
         client.on_gone = self._client_gone
         client.on_writable = upstream.resume_reading
         session.on_end.append(self._session_ended)
@@ -87,11 +92,15 @@ class Conversation:
 
     async def run(self) -> None:
         """Until the client, the upstream or the session ends it. Raises EndedError with what to tell the client."""
+        self._idle.start()
         try:
             while True:
+                if self._upstream.congested:
+                    await self._uncongested()
                 received = self._client.ready()
                 if received is None:
                     received = await self._next()
+                self._idle.touch()
                 if isinstance(received.message, frontend.Terminate):
                     return
                 before = self._wire.receive(received.message)
@@ -108,6 +117,7 @@ class Conversation:
     async def close(self) -> None:
         """Let nothing run on, and give every statement an outcome. The client hears nothing of it any more."""
         self._closing = self._replies.unheard = True
+        self._idle.stop()
         self._batch.clear(self._replies)
         self._upstream.resume_reading()
         with contextlib.suppress(ValueError):
@@ -115,29 +125,11 @@ class Conversation:
         if any(True for _ in self._replies.unsettled()) and self._upstream.connected:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_CANCEL_SECONDS):
-                    await self._stop()
+                    await stop(self._upstream, self._replies, self._progress)
         self._replies.abandon(Status.UNKNOWN, sqlstate.CONNECTION_FAILURE, "the connection ended before an answer came")
         if self._cancelling is not None:
             await self._cancelling
         await self._upstream.disconnect()
-
-    async def _stop(self) -> None:
-        """Cancel until all is answered: a request that overtakes its statement finds nothing to cancel."""
-        if self._replies.copying:
-            self._upstream.write(copy.CopyFail("the client went away").encode())
-        elif self._upstream.batch_open:
-            # No Sync: it would commit what the client never asked to be committed.
-            self._upstream.write(frontend.Flush().encode())
-        while not self._answered_or_lost():
-            await self._upstream.cancel()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_CANCEL_AGAIN_SECONDS):
-                    while not self._answered_or_lost():
-                        self._progress.clear()
-                        await self._progress.wait()
-
-    def _answered_or_lost(self) -> bool:
-        return self._replies.idle or not self._upstream.connected
 
     def cancel(self) -> None:
         """A CancelRequest came: withdraw what waits for approval, or cancel what runs."""
@@ -164,8 +156,17 @@ class Conversation:
         """Whether the client has got a part of a row, so that it would take a message for the rest."""
         return self._stream.mid_message
 
+    def _waiting(self) -> Waiting:
+        if self._listening and (self._replies.copying or self._batch.held):
+            return Waiting.CLIENT_IN_TRANSACTION
+        if not self._listening or not self._replies.idle:
+            return Waiting.SERVER
+        in_transaction = self._upstream.batch_open or self._replies.status != "I"
+        return Waiting.CLIENT_IN_TRANSACTION if in_transaction else Waiting.CLIENT
+
     async def _next(self) -> Received:
         waiting = asyncio.ensure_future(self._client.next())
+        self._listening = True
         try:
             while not waiting.done():
                 progress = asyncio.ensure_future(self._ended())
@@ -176,6 +177,7 @@ class Conversation:
                 self._check()
             return waiting.result()
         finally:
+            self._listening = False
             waiting.cancel()
 
     async def _ended(self) -> None:
@@ -304,22 +306,8 @@ class Conversation:
         if decision.analysis is not None and decision.analysis.kind == "Empty":
             await self._send(Owed(Owes.EXECUTE, text=prepared.text), raw)
             return
-        rewrite = decision.verdict.rewrite
-        changed = rewrite is not None and rewrite.sql != prepared.text.sql
-        if changed or portal.search_path != session.search_path:
-            decision = denial(
-                decision,
-                "statement.outdated",
-                "what this prepared statement means or may show has changed since it was prepared",
-                "Prepare it again.",
-            )
-        if message.max_rows and self._gateway.counts(decision):
-            decision = denial(
-                decision,
-                "statement.counted",
-                "the rows of this statement are counted, so its result cannot be fetched in parts",
-                "Fetch all of it at once.",
-            )
+        counted = self._gateway.counts(decision)
+        decision = recheck(decision, portal, session.search_path, in_parts=counted and message.max_rows > 0)
         statement = Statement(session, text, portal.parameters)
         [grant] = await self._begin(text, [statement], [decision], [0])
         if grant.sql != prepared.text.sql:
@@ -491,6 +479,7 @@ class Conversation:
     def upstream_received(self, chunk: bytes) -> None:
         """Relay what came, as far as it may be relayed."""
         out: list[bytes] = []
+        self._idle.touch()
         try:
             for piece in self._stream.feed(chunk):
                 if isinstance(piece, Rows):

@@ -17,6 +17,8 @@ from gateway.upstream import UpstreamLostError
 from wire.frontend import SslRequest
 
 _CONNECT_SECONDS = 10.0
+# Seconds of silence before the first probe, seconds between probes, probes without an answer.
+_KEEP_ALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 
 P = TypeVar("P", bound=asyncio.Protocol)
 
@@ -53,10 +55,10 @@ async def _dial_tcp(connection: Connection, make: Callable[[], P]) -> tuple[asyn
     context = tls_context(connection.sslmode, connection.sslrootcert)
     if context is None:
         transport, protocol = await loop.create_connection(make, connection.host, connection.port)
-        _tune(transport)
+        keep_alive(transport)
         return transport, protocol
     transport, asking = await loop.create_connection(_AskForTls, connection.host, connection.port)
-    _tune(transport)
+    keep_alive(transport)
     try:
         answer = await asking.answer
         protocol = make()
@@ -120,11 +122,16 @@ def tls_context(mode: SslMode, root: str | None) -> ssl.SSLContext | None:
     return context
 
 
-def _tune(transport: asyncio.Transport) -> None:
+def keep_alive(transport: asyncio.Transport) -> None:
+    """Notice within two minutes that the other side is gone without a word (RFC 1122, section 4.2.3.6)."""
     handle = transport.get_extra_info("socket")
-    if handle is not None:
-        handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        handle.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if handle is None or handle.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    handle.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in _KEEP_ALIVE.items():
+        if hasattr(socket, option):  # not every system lets them be set
+            handle.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
 def _tls_reason(error: ssl.SSLError) -> str:

@@ -8,19 +8,22 @@ from __future__ import annotations
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from secrets import token_urlsafe
 
-from gateway.admission import Gateway
 from gateway.errors import AuthenticationError, CountersignError
-from gateway.identity import TokenVerifier
-from gateway.model import ClientInfo, Door, Session
+from gateway.identity import TokenVerifier, VerifiedToken
+from gateway.model import ClientInfo
+from gateway.session_secrets import PREFIX, SessionSecrets
 from policy.settings import refusal_of_setting
 from wire import backend, frontend, reports, sqlstate
 from wire.client import ClientConnection
 from wire.reports import Report
+from wire.scram import ScramServer
 from wire.session import WireSession
 
 # Parameters of the start-up packet that are not settings.
 _NOT_SETTINGS = ("user", "database", "options", "replication", "client_encoding")
+_NONCE_BYTES = 24
 _UTF8 = ("utf8", "utf-8", "unicode")
 
 
@@ -121,20 +124,39 @@ def _checked(packet: frontend.StartupRequest, client: ClientConnection) -> Arriv
 
 
 async def authenticate(
-    client: ClientConnection, wire: WireSession, arrival: Arrival, gateway: Gateway, verifier: TokenVerifier
-) -> Session:
-    """Ask for the token and open the session. Raises CountersignError, ClientGoneError, ProtocolError."""
+    client: ClientConnection, wire: WireSession, arrival: Arrival, verifier: TokenVerifier, secrets: SessionSecrets
+) -> VerifiedToken:
+    """Whose token opens the session. Raises CountersignError, ClientGoneError, ProtocolError.
+
+    The user of a session secret proves to have its password by SCRAM; everybody else sends the token itself.
+    """
     if not client.private:
         raise AuthenticationError(
-            "the password is an access token, and this connection is not encrypted",
+            "this connection is not encrypted",
             cure="Connect with TLS (sslmode=require), or from this machine.",
         )
+    if arrival.user.startswith(PREFIX):
+        verifier_of_user = secrets.verifier(arrival.user)
+        nonce = token_urlsafe(_NONCE_BYTES)
+        await _prove(client, wire, ScramServer(arrival.user, verifier_of_user, nonce, client.binding))
+        return secrets.token(arrival.user)
     client.send(backend.Authentication(backend.Authentication.CLEARTEXT).encode())
+    response = await _response(client, wire)
+    return await verifier.verify(response.as_password())
+
+
+async def _prove(client: ClientConnection, wire: WireSession, scram: ScramServer) -> None:
+    kind = backend.Authentication
+    client.send(kind.sasl(scram.mechanisms).encode())
+    client.send(kind(kind.SASL_CONTINUE, scram.first(await _response(client, wire))).encode())
+    client.send(kind(kind.SASL_FINAL, scram.final(await _response(client, wire))).encode())
+
+
+async def _response(client: ClientConnection, wire: WireSession) -> frontend.AuthenticationResponse:
     received = await client.next()
     wire.receive(received.message)
     assert isinstance(received.message, frontend.AuthenticationResponse)
-    token = await verifier.verify(received.message.as_password())
-    return await gateway.open_session(token, arrival.database, Door.WIRE, arrival.client)
+    return received.message
 
 
 def turned_away(error: CountersignError) -> Report:

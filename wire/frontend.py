@@ -121,6 +121,13 @@ class AuthenticationResponse:
         fields.end()
         return password
 
+    def as_sasl_initial(self) -> tuple[str, bytes | None]:
+        """The mechanism of a SASLInitialResponse and the client's first message. Raises ProtocolError."""
+        fields = Fields(self.payload, "SASLInitialResponse")
+        mechanism, data = fields.string(), fields.value()
+        fields.end()
+        return mechanism, data
+
     def encode(self) -> bytes:
         """The whole message, header and all."""
         return frame(self.TAG, self.payload)

@@ -8,36 +8,36 @@ import hmac
 import logging
 import secrets
 import ssl
-from collections import Counter
 
 from gateway.admission import Gateway
-from gateway.errors import CountersignError
+from gateway.errors import AuthenticationError, CountersignError, IssuerUnavailableError, TooManyConnectionsError
 from gateway.identity import TokenVerifier
 from gateway.model import Door, Session
+from gateway.session_secrets import SessionSecrets
 from gateway.upstream import UpstreamError, UpstreamLostError
 from wire import backend, frontend, reports, sqlstate
 from wire.client import ClientConnection, ClientGoneError
 from wire.conversation import Conversation
 from wire.entrance import Arrival, TurnedAwayError, arrive, authenticate, turned_away
 from wire.fields import ProtocolError
+from wire.occupancy import DoorLimits, Occupancy
 from wire.reports import Report
 from wire.session import EndedError, Event, WireSession
+from wire.throttle import FailureLimit
 from wire.upstream import UpstreamSession, connect
 
 log = logging.getLogger(__name__)
 
-_START_SECONDS = 30.0
+_LIMITS = DoorLimits()
 # Every failed start takes at least this long: guessing is slow, and says nothing by its speed.
 _REFUSAL_SECONDS = 0.2
-_CONNECTIONS = 1000
-# Connections of one principal: each has an upstream session of its own, and PostgreSQL has 100 by default.
-_CONNECTIONS_PER_PRINCIPAL = 50
 # NAMEDATALEN - 1.
 _NAME_BYTES = 63
 
 # Classes of SQLSTATE that speak of the gateway's own user and database, not of what the client gave.
 _OURS = ("28", "3D")
 
+_TOO_MANY_FAILURES = "too many failed logins from this address; try again in a minute"
 _SHUTDOWN = "terminating connection due to administrator command"
 
 
@@ -48,22 +48,25 @@ class WireDoor:
         self,
         gateway: Gateway,
         verifier: TokenVerifier,
+        secrets: SessionSecrets,
         *,
         host: str,
         port: int,
         ssl_context: ssl.SSLContext | None,
-        connections: int = _CONNECTIONS,
+        limits: DoorLimits = _LIMITS,
     ) -> None:
         self._gateway = gateway
         self._verifier = verifier
+        self._secrets = secrets
+        self._failures = FailureLimit(limits.failures)
         self._host = host
         self._port = port
         self._context = ssl_context
-        self._most = connections
+        self._limits = limits
+        self._occupancy = Occupancy(limits)
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._conversations: dict[int, tuple[bytes, Conversation]] = {}  # by our own pid, with its key
-        self._by_principal: Counter[tuple[str, str]] = Counter()  # sessions with an upstream, by issuer and subject
 
     async def start(self) -> None:
         """Listen. Raises OSError."""
@@ -99,9 +102,6 @@ class WireDoor:
     # -- one connection -------------------------------------------------------------------------------
 
     def _accepted(self, client: ClientConnection) -> None:
-        if len(self._tasks) >= 2 * self._most:
-            client.close()  # not even those who say nothing may be kept without bound
-            return
         task = asyncio.get_running_loop().create_task(self._serve(client), name="wire start")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -109,7 +109,10 @@ class WireDoor:
     async def _serve(self, client: ClientConnection) -> None:
         report: Report | None = None
         try:
-            await self._talk(client)
+            with self._occupancy.place(client.host), contextlib.ExitStack() as held:
+                await self._talk(client, held)
+        except TooManyConnectionsError as error:
+            report = turned_away(error)
         except TurnedAwayError as error:
             report = error.report
         except EndedError as error:
@@ -128,23 +131,21 @@ class WireDoor:
                 client.send(backend.ErrorResponse(report).encode())
             client.close()
 
-    async def _talk(self, client: ClientConnection) -> None:
+    async def _talk(self, client: ClientConnection, held: contextlib.ExitStack) -> None:
         wire = WireSession()
-        async with asyncio.timeout(_START_SECONDS):
+        async with asyncio.timeout(self._limits.start_seconds):
             arrival = await arrive(client, wire, self._context, self._cancel)
-            session = await self._admitted(client, wire, arrival)
-            await self._check_room(session)
+            session = await self._admitted(client, wire, arrival, held)
             try:
                 upstream = await self._upstream(session, arrival)
             except BaseException:
-                self._leave(session)
                 with contextlib.suppress(CountersignError):
                     await self._gateway.close_session(session, "the upstream could not be reached")
                 raise
         task = asyncio.current_task()
         assert task is not None
         task.set_name("wire conversation")
-        conversation = Conversation(client, wire, upstream, session, self._gateway)
+        conversation = Conversation(client, wire, upstream, session, self._gateway, self._limits)
         pid = secrets.randbelow(2**31 - 1) + 1
         key = secrets.token_bytes(4)
         self._conversations[pid] = (key, conversation)
@@ -159,40 +160,30 @@ class WireDoor:
             raise
         finally:
             del self._conversations[pid]
-            self._leave(session)
             await conversation.close()
             with contextlib.suppress(CountersignError):
                 await self._gateway.close_session(session, reason)
 
-    async def _admitted(self, client: ClientConnection, wire: WireSession, arrival: Arrival) -> Session:
+    async def _admitted(
+        self, client: ClientConnection, wire: WireSession, arrival: Arrival, held: contextlib.ExitStack
+    ) -> Session:
         """The session of a client with a good token; a failure is recorded, and answered after a fixed delay."""
-        if len(self._tasks) > self._most:
-            raise TurnedAwayError(reports.fatal(sqlstate.TOO_MANY_CONNECTIONS, "sorry, too many clients already"))
         loop = asyncio.get_running_loop()
+        if self._failures.blocked(client.host, loop.time()):
+            # Not recorded one by one: whoever fails often enough must not fill the audit.
+            raise TurnedAwayError(reports.fatal(sqlstate.INVALID_AUTHORIZATION, _TOO_MANY_FAILURES))
         try:
-            return await authenticate(client, wire, arrival, self._gateway, self._verifier)
+            token = await authenticate(client, wire, arrival, self._verifier, self._secrets)
+            held.enter_context(self._occupancy.seat(token.principal))
+            return await self._gateway.open_session(token, arrival.database, Door.WIRE, arrival.client)
         except CountersignError as error:
             earliest = loop.time() + _REFUSAL_SECONDS
+            if isinstance(error, AuthenticationError) and not isinstance(error, IssuerUnavailableError):
+                self._failures.failed(client.host, loop.time())
             with contextlib.suppress(CountersignError):
                 await self._gateway.refuse_login(error, Door.WIRE, arrival.client, arrival.database)
             await asyncio.sleep(max(0.0, earliest - loop.time()))
             raise TurnedAwayError(turned_away(error)) from None
-
-    async def _check_room(self, session: Session) -> None:
-        """Count the session in; raises TurnedAwayError where its principal has too many here."""
-        principal = session.principal.issuer, session.principal.subject
-        if self._by_principal[principal] >= _CONNECTIONS_PER_PRINCIPAL:
-            text = f"too many connections for `{session.principal.subject}`: {_CONNECTIONS_PER_PRINCIPAL} are open"
-            with contextlib.suppress(CountersignError):
-                await self._gateway.close_session(session, text)
-            raise TurnedAwayError(reports.fatal(sqlstate.TOO_MANY_CONNECTIONS, text))
-        self._by_principal[principal] += 1
-
-    def _leave(self, session: Session) -> None:
-        principal = session.principal.issuer, session.principal.subject
-        self._by_principal[principal] -= 1
-        if not self._by_principal[principal]:
-            del self._by_principal[principal]
 
     async def _upstream(self, session: Session, arrival: Arrival) -> UpstreamSession:
         """This session's own connection to PostgreSQL, its search path and catalog known."""

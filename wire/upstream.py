@@ -245,7 +245,10 @@ class UpstreamSession(asyncio.Protocol):
             self._over = lost(self._connection, "the session was closed")
             self._transport.write(frontend.Terminate().encode())
         self._relay = None
-        self._transport.close()
+        if self.congested:
+            self._transport.abort()  # it would wait for a server that waits for us
+        else:
+            self._transport.close()
         self._wake()
 
     # -- start-up -------------------------------------------------------------------------------------

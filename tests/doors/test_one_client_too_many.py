@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from tests.doors.wire_calls import RawClient, errors, raw_client, values
 from tests.stack import Stack
 from tests.waiting import until
 from wire.backend import Authentication
-from wire.frontend import AuthenticationResponse, Bind, Execute, Parse, Query, StartupRequest, Sync, Terminate
+from wire.frontend import AuthenticationResponse, Bind, Execute, Parse, Query, StartupRequest, Sync
 
 _CHUNK = 1 << 20
 _FLOOD = 200 * _CHUNK
@@ -118,7 +117,7 @@ def test_requests_for_approval_have_an_end(stack: Stack) -> None:
 
 
 def test_a_client_that_takes_no_farewell_is_cut_off(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wire.client._FAREWELL_SECONDS", 0.5)
+    monkeypatch.setattr("wire.client._LINGER_SECONDS", 0.5)
     with raw_client(stack, "devin", application_name="deaf") as client:
         client.send(Query(b"SELECT repeat('x', 1000) FROM generate_series(1, 1000000)"))
         stuck = "SELECT wait_event FROM pg_stat_activity WHERE application_name LIKE 'countersign/%/deaf'"
@@ -131,22 +130,6 @@ def test_a_client_that_takes_no_farewell_is_cut_off(stack: Stack, monkeypatch: p
         stack.call(revoke)
         assert accepted(stack, client)
         until(lambda: not accepted(stack, client), "the connection of a client that reads nothing was kept")
-
-
-def test_one_principal_cannot_take_every_connection(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wire.listener._CONNECTIONS_PER_PRINCIPAL", 3)
-    with ExitStack() as open_:
-        clients = [open_.enter_context(raw_client(stack, "grace")) for _ in range(3)]
-        late = open_.enter_context(raw_client(stack))
-        late.send(StartupRequest(3, 0, {"user": "grace", "database": stack.database}))
-        late.until(Authentication)
-        late.send(AuthenticationResponse.password(stack.tokens["grace"]))
-        assert errors(late.until_closed()) == [("53300", "too many connections for `grace`: 3 are open")]
-        open_.enter_context(raw_client(stack, "ada"))
-        clients[0].send(Terminate())
-        clients[0].until_closed()
-        until(lambda: not accepted(stack, clients[0]), "the connection was kept")
-        open_.enter_context(raw_client(stack, "grace"))
 
 
 def test_a_long_statement_holds_nobody_else_up(stack: Stack) -> None:

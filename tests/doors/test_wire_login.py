@@ -139,7 +139,7 @@ def tls_port(stack: Stack, certificate: Certificate) -> Iterator[int]:
     """A second wire door of the same gateway, with a certificate."""
     file = WireFile(tls=TlsFile(certificate=certificate.certificate, key=certificate.key))
     hall = stack.app.hall
-    door = WireDoor(hall.gateway, hall.verifier, host="127.0.0.1", port=0, ssl_context=server_tls(file))
+    door = WireDoor(hall.gateway, hall.verifier, hall.secrets, host="127.0.0.1", port=0, ssl_context=server_tls(file))
     stack.call(door.start)
     try:
         yield door.port

@@ -16,8 +16,8 @@ from wire.frontend import AuthenticationResponse, StartupRequest
 class RawClient:
     """A socket that speaks whole messages; every wait is bounded by the socket's time-out."""
 
-    def __init__(self, stack: Stack) -> None:
-        self.socket = socket.create_connection((stack.host, stack.port), timeout=10)
+    def __init__(self, stack: Stack, port: int | None = None) -> None:
+        self.socket = socket.create_connection((stack.host, port or stack.port), timeout=10)
         self._decoder = BackendDecoder()
         self._read: list[Any] = []
         self.closed = False
@@ -39,12 +39,12 @@ class RawClient:
             self._read += self._decoder.feed(data)
         return self._read.pop(0)
 
-    def until(self, kind: type) -> list[Any]:
+    def until(self, kind: type | tuple[type, ...]) -> list[Any]:
         """All messages up to one of this kind; fails where the connection ends before."""
         found: list[Any] = []
         while not found or not isinstance(found[-1], kind):
             message = self.receive()
-            assert message is not None, f"closed before a {kind.__name__}: {found}"
+            assert message is not None, f"closed before {kind}: {found}"
             found.append(message)
         return found
 
@@ -65,13 +65,20 @@ class RawClient:
         self.send(StartupRequest(3, 0, {"user": who, "database": stack.database, **parameters}))
         [request] = self.until(Authentication)
         assert request.kind == Authentication.CLEARTEXT
-        return self.cycle(AuthenticationResponse.password(stack.tokens[who]))
+        self.password(stack, who)
+        return self.until(ReadyForQuery)
+
+    def password(self, stack: Stack, who: str) -> None:
+        """Answer the request for a password with this person's token."""
+        self.send(AuthenticationResponse.password(stack.tokens[who]))
 
 
 @contextmanager
-def raw_client(stack: Stack, who: str | None = None, **parameters: str) -> Iterator[RawClient]:
-    """A raw client, logged in as this person if one is named."""
-    client = RawClient(stack)
+def raw_client(
+    stack: Stack, who: str | None = None, *, port: int | None = None, **parameters: str
+) -> Iterator[RawClient]:
+    """A raw client, logged in as this person if one is named; of another door of the stack's, if a port is."""
+    client = RawClient(stack, port)
     try:
         if who is not None:
             client.start(stack, who, **parameters)

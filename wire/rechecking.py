@@ -1,0 +1,31 @@
+"""An Execute decided anew: what was prepared may mean or show something else by now. Sans-IO."""
+
+from __future__ import annotations
+
+from gateway.drafts import denial
+from policy.model import Decision
+from wire.session import Portal
+
+
+def recheck(decision: Decision, portal: Portal, search_path: tuple[str, ...], *, in_parts: bool) -> Decision:
+    """The decision of this moment on a portal's text, denied where PostgreSQL would run what was prepared before it.
+
+    `in_parts`: its rows are counted, but the client asks for a part of them only.
+    """
+    rewrite = decision.verdict.rewrite
+    changed = rewrite is not None and rewrite.sql != portal.prepared.text.sql
+    if changed or portal.search_path != search_path:
+        decision = denial(
+            decision,
+            "statement.outdated",
+            "what this prepared statement means or may show has changed since it was prepared",
+            "Prepare it again.",
+        )
+    if in_parts:
+        decision = denial(
+            decision,
+            "statement.counted",
+            "the rows of this statement are counted, so its result cannot be fetched in parts",
+            "Fetch all of it at once.",
+        )
+    return decision
