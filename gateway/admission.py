@@ -538,9 +538,8 @@ class Gateway:
         effects = analysis.effects
         if effects.catalog and outcome.status is not Status.FAILED:
             self.connections.changed(session)
-        # Not after BEGIN: asking would be the transaction's first query, and fix its isolation level.
-        ended = effects.transaction in (Transaction.COMMIT, Transaction.ROLLBACK)
-        if effects.search_path or effects.catalog or ended:
+        if effects.search_path or effects.catalog:
+            # Not after a BEGIN: our question would be the transaction's first query, and SET TRANSACTION must be.
             session.stale = True
         if effects.transaction is Transaction.ROLLBACK and session.catalog is not None:
             self.connections.changed(session)

@@ -82,6 +82,8 @@ _REFUSED: Final[dict[str, str]] = {
     "AlterTSConfigurationStmt": _SEARCH,
 }  # fmt: skip
 
+_ACCESS_SHARE: Final = 1  # lockdefs.h AccessShareLock
+
 _SPOKEN: Final = {
     "DoStmt": "DO",
     "CallStmt": "CALL",
@@ -332,19 +334,16 @@ def _unlisten(walk: Analyser, body: Node) -> None:
     walk.children("UnlistenStmt", body)
 
 
-_ACCESS_SHARE: Final = 1  # storage/lockdefs.h
-
-
 def _lock(walk: Analyser, body: Node) -> None:
-    # ACCESS SHARE is what every SELECT takes by itself; pg_dump asks for it ahead.
-    reads = body.get("mode") == _ACCESS_SHARE
+    # ACCESS SHARE is the lock that a SELECT takes, and PostgreSQL gives it to whoever may select (LOCK, "Notes").
+    action = Action.SELECT if body["mode"] == _ACCESS_SHARE else Action.LOCK
     for item in body["relations"]:
-        relation = walk.refer(item["RangeVar"], Role.STRUCTURE, Action.SELECT if reads else Action.LOCK)
+        relation = walk.refer(item["RangeVar"], Role.STRUCTURE, action)
         if is_system(relation):
             raise NotAnalysableError(
                 "catalog.write", f"`{relation.qualified}` belongs to the server and is never locked"
             )
-    walk.effects["writes"] = not reads
+    walk.effects["writes"] = action is Action.LOCK
     walk.children("LockStmt", body, ("relations",))
 
 

@@ -286,3 +286,10 @@ def test_many_clients_that_vanish_leave_nothing_behind(stack: Stack) -> None:
         lambda: stack.audit("SELECT * FROM statements WHERE status IS NULL") == [],
         "a statement was left without outcome",
     )
+
+
+def test_the_gateway_asks_nothing_between_begin_and_set_transaction(stack: Stack) -> None:
+    with raw_client(stack, "devin") as client:
+        for text in (b"SET search_path = public", b"BEGIN", b"SET TRANSACTION ISOLATION LEVEL SERIALIZABLE"):
+            assert errors(client.cycle(Query(text))) == []
+        assert values(client.cycle(Query(b"SHOW transaction_isolation"))) == [(b"serializable",)]

@@ -1,9 +1,10 @@
-"""PostgreSQL's own tools through the wire door: pg_dump and pgbench, compared with a direct connection."""
+"""PostgreSQL's own programs through the wire door: pg_dump and pgbench, and what their output is worth."""
 
 from __future__ import annotations
 
-import shutil
+import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,60 +13,100 @@ from server.postgres import binaries
 from tests.stack import Stack
 
 
-def tool(stack: Stack, who: str | None, *command: str | Path) -> subprocess.CompletedProcess[str]:
-    """A tool through the wire door as this person, or directly as the gateway's own role."""
-    upstream = stack.demo.config.connections[0]
-    host, port, user, password = (
-        (upstream.host, upstream.port, upstream.user, upstream.password)
-        if who is None
-        else (stack.host, stack.port, who, stack.tokens[who])
-    )
+def program(stack: Stack, who: str, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """One of the embedded server's own programs, at the wire door, as this person."""
     return subprocess.run(
-        [str(word) for word in command],
-        env={
-            "PGHOST": host, "PGPORT": str(port), "PGUSER": user, "PGPASSWORD": password,
-            "PGDATABASE": stack.database, "PATH": "/usr/bin:/bin",
-        },
-        capture_output=True, text=True, timeout=60, check=False,
+        [binaries() / name, "-h", stack.host, "-p", str(stack.port), "-U", who, *arguments],
+        env={"PGPASSWORD": stack.tokens[who], "PATH": "/usr/bin:/bin"},
+        capture_output=True, encoding="utf-8", timeout=120, check=False,
     )  # fmt: skip
 
 
-def dump(stack: Stack, who: str | None, *options: str) -> str:
-    """What pg_dump of the server's own version writes, without its random words."""
-    done = tool(stack, who, binaries() / "pg_dump", *options)
+def directly(stack: Stack, name: str, *arguments: str) -> str:
+    """What the same program says past the gateway, as the gateway's own user."""
+    upstream = stack.demo.config.connections[0]
+    done = subprocess.run(
+        [binaries() / name, "-h", upstream.host, "-p", str(upstream.port), "-U", upstream.user, *arguments],
+        env={"PGPASSWORD": upstream.password, "PATH": "/usr/bin:/bin"},
+        capture_output=True, encoding="utf-8", timeout=120, check=True,
+    )  # fmt: skip
+    return done.stdout
+
+
+def comparable(dump: str) -> str:
+    """A dump without the random word of its `\\restrict` lines."""
+    return re.sub(r"(?m)^\\(un)?restrict .*$", "", dump)
+
+
+# -- pg_dump ---------------------------------------------------------------------------------------------
+
+PUBLIC = ("--schema", "public")
+
+
+@pytest.mark.parametrize(
+    "what", [("--schema-only",), (), ("--data-only", "--inserts"), ("--format", "plain", "-t", "orders*")]
+)
+def test_a_dump_by_an_administrator_is_the_direct_one(stack: Stack, what: tuple[str, ...]) -> None:
+    done = program(stack, "grace", "pg_dump", *PUBLIC, *what, stack.database)
     assert done.returncode == 0, done.stderr
-    words = ("\\restrict", "\\unrestrict")
-    return "\n".join(line for line in done.stdout.splitlines() if not line.startswith(words))
+    assert comparable(done.stdout) == comparable(directly(stack, "pg_dump", *PUBLIC, *what, "shop"))
 
 
-def test_a_dump_of_the_schema_is_the_same_as_directly(stack: Stack) -> None:
-    assert dump(stack, "grace", "--schema-only", "-n", "public") == dump(stack, None, "--schema-only", "-n", "public")
-
-
-def test_a_dump_of_data_is_the_same_for_whoever_sees_all(stack: Stack) -> None:
-    assert dump(stack, "grace", "-t", "customers") == dump(stack, None, "-t", "customers")
-
-
-def test_a_dump_of_data_is_masked_for_the_agent(stack: Stack) -> None:
-    done = tool(stack, "devin", binaries() / "pg_dump", "--data-only", "-t", "customers")
-    for (ssn,) in stack.direct("SELECT ssn FROM customers"):
-        assert ssn not in done.stdout
+def test_an_agents_dump_holds_masks_where_the_values_are(stack: Stack) -> None:
+    done = program(stack, "devin", "pg_dump", *PUBLIC, "--data-only", "-t", "customers", stack.database)
     assert done.returncode == 0, done.stderr
-    assert "[redacted]" in done.stdout
+    [(ssn, card, email)] = stack.direct("SELECT ssn, card, email FROM customers ORDER BY id LIMIT 1")
+    for raw in (ssn, card, email):
+        assert raw not in done.stdout
+    assert f"*******{ssn[-4:]}" in done.stdout
+    [(count,)] = stack.direct("SELECT count(*) FROM customers")
+    assert len(re.findall(r"(?m)^\d+\t", done.stdout)) == count
+
+
+def test_a_restored_dump_is_the_database(stack: Stack, tmp_path: Path) -> None:
+    archive = tmp_path / "shop.dump"
+    done = program(stack, "grace", "pg_dump", *PUBLIC, "--format", "custom", "-f", str(archive), stack.database)
+    assert done.returncode == 0, done.stderr
+    restored = subprocess.run(
+        [binaries() / "pg_restore", "-f", "-", archive], capture_output=True, encoding="utf-8", timeout=60, check=True
+    )
+    assert comparable(restored.stdout).count("COPY public.") == len(
+        stack.direct("SELECT 1 FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace")
+    )
+
+
+# -- pgbench ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bench(stack: Stack) -> Iterator[Stack]:
+    done = program(stack, "grace", "pgbench", "-i", "-s", "1", "-q", stack.database)
+    assert done.returncode == 0, done.stderr
+    yield stack
+    stack.direct("DROP TABLE pgbench_accounts, pgbench_branches, pgbench_history, pgbench_tellers")
 
 
 @pytest.mark.parametrize("mode", ["simple", "extended", "prepared"])
-def test_pgbench_runs_in_every_mode(stack: Stack, tmp_path: Path, mode: str) -> None:
-    pgbench = shutil.which("pgbench") or binaries() / "pgbench"
-    script = tmp_path / "script.sql"
-    script.write_text("\\set id random(1, 1000)\nSELECT name, ssn FROM customers WHERE id = :id;\n", encoding="utf-8")
-    done = tool(stack, "devin", pgbench, "-n", "-f", script, "-M", mode, "-c", "4", "-t", "25")
+@pytest.mark.parametrize("script", ["tpcb-like", "select-only"])
+def test_pgbench_runs_in_every_mode(bench: Stack, mode: str, script: str) -> None:
+    done = program(bench, "grace", "pgbench", "-n", "-M", mode, "-b", script, "-c", "4", "-t", "25", bench.database)
     assert done.returncode == 0, done.stderr
-    assert "100/100" in done.stdout
+    assert "number of transactions actually processed: 100/100" in done.stdout
+    assert "number of failed transactions: 0" in done.stdout
 
 
-def test_a_transactions_isolation_can_be_set_after_it_began(stack: Stack) -> None:
-    done = stack.psql(
-        "devin", None, "-c", "BEGIN", "-c", "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE", "-c", "COMMIT"
+def test_pgbench_pipelines(bench: Stack, tmp_path: Path) -> None:
+    script = tmp_path / "pipeline.sql"
+    select = "SELECT abalance FROM pgbench_accounts WHERE aid = :aid;\n"
+    script.write_text("\\set aid random(1, 1000)\n\\startpipeline\n" + select * 20 + "\\endpipeline\n")
+    done = program(bench, "grace", "pgbench", "-n", "-M", "extended", "-f", str(script), "-t", "10", bench.database)
+    assert done.returncode == 0, done.stderr
+    assert "number of transactions actually processed: 10/10" in done.stdout
+
+
+def test_the_sums_of_pgbench_hold(bench: Stack) -> None:
+    [sums] = bench.direct(
+        "SELECT (SELECT sum(abalance) FROM pgbench_accounts), (SELECT sum(bbalance) FROM pgbench_branches),"
+        " (SELECT sum(tbalance) FROM pgbench_tellers), (SELECT coalesce(sum(delta), 0) FROM pgbench_history)"
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert len(set(sums)) == 1
