@@ -64,6 +64,7 @@ async def test_a_client_with_a_token_lists_and_calls_the_tools_in_both_eras(stac
         "whoami",
         "list_approvals",
         "approval_status",
+        "propose_migration",
         "approve",
         "reject",
         "withdraw",
