@@ -16,6 +16,7 @@ import uvloop
 
 from gateway.errors import CountersignError
 from server.approval_commands import approvals
+from server.arguments import CONFIG
 from server.audit_commands import audit
 from server.migrate_commands import migrate
 from server.policy_commands import policy
@@ -23,16 +24,6 @@ from server.replay import replay
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-CONFIG = click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    envvar="COUNTERSIGN_CONFIG",
-    default=Path("countersign.yaml"),
-    show_default=True,
-    help="The configuration file.",
-)
 
 
 class _Commands(click.Group):
