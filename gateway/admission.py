@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -17,11 +16,22 @@ from datetime import UTC, datetime
 from audit.approvals import ApprovalRecord, Conflict, State
 from audit.entry import Draft, Entry, Kind
 from audit.writer import Item
-from gateway import explain, rehearsal
+from gateway import rehearsal
+from gateway.aftermath import note_effects
 from gateway.approvals import Approvals, Pending, rejection
+from gateway.asking import Asking
 from gateway.connections import Connections
 from gateway.deciding import Decider
-from gateway.drafts import denial, draft, intent_of, new_statement_id, outcome_entry, outcome_of
+from gateway.drafts import (
+    denial,
+    draft,
+    intent_of,
+    new_statement_id,
+    outcome_entry,
+    outcome_of,
+    pending_entry,
+    refusal_entries,
+)
 from gateway.errors import (
     ApprovalPendingError,
     ApprovalRejectedError,
@@ -34,7 +44,6 @@ from gateway.errors import (
 from gateway.identity import VerifiedToken
 from gateway.metering import Meter
 from gateway.model import ClientInfo, Door, Outcome, Session, Statement, Status
-from gateway.parameters import RECORDED_BYTES, size_of
 from gateway.policies import PolicyBook
 from gateway.recorder import Recorder, unrecorded
 from gateway.rehearsal import Expected
@@ -43,17 +52,9 @@ from gateway.transcript import RecordingBounds, Transcript
 from gateway.upstream import Upstream
 from policy.catalog import Catalog
 from policy.limits import UNLIMITED, Limits
-from policy.model import (
-    Decision,
-    Effect,
-    Rewrite,
-    Transaction,
-)
+from policy.model import Decision, Effect, Rewrite
 
 _MINT = object()
-
-# Requests that one principal may have open: more would be a way to tire the approvers.
-_OPEN_REQUESTS = 20
 
 
 class Grant:
@@ -144,7 +145,7 @@ class Gateway:
         self.instance = instance
         self._decider = Decider(policies, connections)
         self._meter = Meter()
-        self._asking: Counter[tuple[str, str]] = Counter()  # requests that are not in the audit yet
+        self._asking = Asking(approvals)
         self._bounds = bounds or RecordingBounds()
 
     # -- sessions -------------------------------------------------------------------------------------
@@ -361,25 +362,9 @@ class Gateway:
 
     async def _record_refusal(self, statements: Sequence[Statement], decisions: Sequence[Decision]) -> RefusedError:
         """Write intents and refusals of a batch; returns the error of the first denied one."""
-        drafts: list[Draft] = []
-        first: tuple[Decision, str] | None = None
-        for statement, decision in zip(statements, decisions, strict=True):
-            statement_id = new_statement_id()
-            denied = decision.verdict.effect is Effect.DENY
-            if denied and first is None:
-                first = (decision, statement_id)
-            body = {
-                "statement": statement_id,
-                "status": (Status.REFUSED if denied else Status.SKIPPED).value,
-                "message": "; ".join(r.text for r in explain.deciding_reasons(decision)) if denied else None,
-                "sqlstate": RefusedError.sqlstate if denied else None,
-                "instance": self.instance,
-            }
-            drafts.append(intent_of(self.instance, statement_id, statement, decision))
-            drafts.append(draft(Kind.OUTCOME, statement.session, **body))
-        await self.recorder.record(*drafts)
-        assert first is not None
-        return RefusedError(*first)
+        entries, error = refusal_entries(self.instance, statements, decisions)
+        await self.recorder.record(*entries)
+        return error
 
     async def _begin_approved(
         self,
@@ -389,29 +374,21 @@ class Gateway:
         evidence: rehearsal.Evidence | None = None,
     ) -> Grant:
         session, statement_id = statement.session, new_statement_id()
-        requester = session.principal.issuer, session.principal.subject
-        self._asking[requester] += 1
+        self._asking.begun(session.principal)
         try:
-            if (unfit := await self._unfit_for_approval(statement, decision)) is not None:
+            if (unfit := await self._asking.unfit(statement, decision)) is not None:
                 raise await self._record_refusal([statement], [unfit])
             catalog = await self.catalog(session)
             if evidence is None:
                 evidence = await self._evidence(statement, decision, catalog)
         except BaseException:
-            self._asking[requester] -= 1
+            self._asking.over(session.principal)
             raise
         request, pending = self.approvals.request_item(statement, decision, catalog, statement_id, evidence)
-        outcome = draft(
-            Kind.OUTCOME,
-            session,
-            statement=statement_id,
-            status=Status.PENDING.value,
-            message=f"waits for {pending.id}: {pending.why}",
-            instance=self.instance,
-        )
+        outcome = pending_entry(self.instance, statement_id, session, pending)
         intent = intent_of(self.instance, statement_id, statement, decision, approval=pending.id)
         asking = asyncio.ensure_future(self.recorder.record(intent, outcome, request))
-        asking.add_done_callback(lambda _: self._asking.subtract((requester,)))
+        asking.add_done_callback(lambda _: self._asking.over(session.principal))
         if on_pending is None:
             await asking
             raise ApprovalPendingError(pending)
@@ -425,18 +402,6 @@ class Gateway:
                 await asyncio.shield(self._take_back(asking, pending, session))
             raise
         return await self._consume(record, statement)
-
-    async def _unfit_for_approval(self, statement: Statement, decision: Decision) -> Decision | None:
-        """A deny where people cannot be asked: they could not read it, or are asked too much already."""
-        if size_of(statement.parameters) > RECORDED_BYTES:
-            text = f"its parameters are larger than {RECORDED_BYTES >> 10} KiB, and nobody could review them"
-            return denial(decision, "approval.large", text, "Send it in smaller parts.")
-        principal = statement.session.principal
-        asking = self._asking[principal.issuer, principal.subject]  # this one too, and others not written yet
-        if await self.approvals.open_requests(principal) + asking > _OPEN_REQUESTS:
-            text = f"you have {_OPEN_REQUESTS} requests for approval open"
-            return denial(decision, "approval.many", text, "Wait for people to decide, or withdraw some.")
-        return None
 
     async def _evidence(self, statement: Statement, decision: Decision, catalog: Catalog) -> rehearsal.Evidence | None:
         """What approvers are shown of a write's effect: it runs under a grant of its own, and is rolled back."""
@@ -472,23 +437,14 @@ class Gateway:
         await self.approvals.check_binding(record, statement, decision, await self.catalog(session))
         if (record := await self.approvals.get(record.id)).state is not State.APPROVED:
             raise rejection(record)  # its time ran out while we looked
-        statement_id = new_statement_id()
+        statement_id, expected = new_statement_id(), Expected.read(record.evidence)
         try:
             [grant] = await self._granted(
                 [
                     self.approvals.consume_item(record, session, statement_id),
                     intent_of(self.instance, statement_id, statement, decision, approval=record.id),
                 ],
-                lambda: [
-                    Grant(
-                        _MINT,
-                        statement_id,
-                        statement,
-                        decision,
-                        expected=Expected.read(record.evidence),
-                        bounds=self._bounds,
-                    )
-                ],
+                lambda: [Grant(_MINT, statement_id, statement, decision, expected=expected, bounds=self._bounds)],
             )
         except Conflict:
             raise rejection(await self.approvals.get(record.id)) from None
@@ -532,22 +488,4 @@ class Gateway:
         """Keep the session's books after a statement: what may have changed is asked for again."""
         grant.settled = True
         self._meter.add_rows(grant.statement.session.principal, outcome.rows)
-        session, analysis = grant.statement.session, grant.decision.analysis
-        if analysis is None or outcome.status is Status.SKIPPED:
-            return
-        effects = analysis.effects
-        if effects.catalog and outcome.status is not Status.FAILED:
-            self.connections.changed(session)
-        if effects.search_path or effects.catalog:
-            # Not after a BEGIN: our question would be the transaction's first query, and SET TRANSACTION must be.
-            session.stale = True
-        if effects.transaction is Transaction.ROLLBACK and session.catalog is not None:
-            self.connections.changed(session)
-        if outcome.status is not Status.COMPLETED:
-            return
-        if effects.prepares is not None:
-            session.prepared[effects.prepares] = grant.decision
-        if effects.deallocates == "":
-            session.prepared.clear()
-        elif effects.deallocates is not None:
-            session.prepared.pop(effects.deallocates, None)
+        note_effects(grant, outcome, self.connections)

@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from audit.entry import Draft, Kind
 from audit.writer import Item
 from gateway import explain
-from gateway.approvals import principal_body
-from gateway.errors import CountersignError, UpstreamUnavailableError
+from gateway.approvals import Pending, principal_body
+from gateway.errors import CountersignError, RefusedError, UpstreamUnavailableError
 from gateway.model import Outcome, Session, Statement, Status
 from gateway.parameters import recorded_parameters
 from gateway.upstream import UpstreamError, UpstreamLostError
@@ -87,6 +88,42 @@ def outcome_entry(instance: str, grant: Grant, outcome: Outcome) -> Item:
         instance=instance,
     )
     return Item(entry, grant.transcript.finish())
+
+
+def pending_entry(instance: str, statement_id: str, session: Session, pending: Pending) -> Draft:
+    """A statement waits for people; its run will be a statement of its own."""
+    return draft(
+        Kind.OUTCOME,
+        session,
+        statement=statement_id,
+        status=Status.PENDING.value,
+        message=f"waits for {pending.id}: {pending.why}",
+        instance=instance,
+    )
+
+
+def refusal_entries(
+    instance: str, statements: Sequence[Statement], decisions: Sequence[Decision]
+) -> tuple[list[Draft], RefusedError]:
+    """Intents and refusals of a batch of which at least one is denied, and the error of the first that is."""
+    drafts: list[Draft] = []
+    first: tuple[Decision, str] | None = None
+    for statement, decision in zip(statements, decisions, strict=True):
+        statement_id = new_statement_id()
+        denied = decision.verdict.effect is Effect.DENY
+        if denied and first is None:
+            first = (decision, statement_id)
+        body = {
+            "statement": statement_id,
+            "status": (Status.REFUSED if denied else Status.SKIPPED).value,
+            "message": "; ".join(r.text for r in explain.deciding_reasons(decision)) if denied else None,
+            "sqlstate": RefusedError.sqlstate if denied else None,
+            "instance": instance,
+        }
+        drafts.append(intent_of(instance, statement_id, statement, decision))
+        drafts.append(draft(Kind.OUTCOME, statement.session, **body))
+    assert first is not None, "a batch is refused for a statement that is denied"
+    return drafts, RefusedError(*first)
 
 
 def draft(kind: Kind, session: Session, **body: object) -> Draft:

@@ -17,21 +17,13 @@ import click
 from gateway.errors import ConfigurationError, CountersignError
 from server import approval_view as view
 from server.approval_view import Approval
+from server.arguments import CONFIG
 
 T = TypeVar("T")
 
 # How often a watch asks again: an approver sees a request before its requester has looked up.
 _WATCH_SECONDS = 1.0
 
-CONFIG = click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    envvar="COUNTERSIGN_CONFIG",
-    default=Path("countersign.yaml"),
-    show_default=True,
-    help="The gateway's configuration, where no --url is given: votes go straight into its audit store.",
-)
 URL = click.option(
     "--url",
     envvar="COUNTERSIGN_URL",

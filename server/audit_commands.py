@@ -28,7 +28,8 @@ from audit.search import Found, Query, SearchError
 from audit.store import AuditUnavailable, Store
 from gateway.errors import AuditUnavailableError, ConfigurationError
 from server import signing_commands
-from server.reading import CONFIG, STORE, record_reading, store_path
+from server.arguments import CONFIG, STORE
+from server.reading import record_reading, store_path
 from server.visible import visible
 
 # How often a followed export looks for what is new.

@@ -16,6 +16,7 @@ import uvloop
 
 from gateway.errors import CountersignError
 from server.approval_commands import approvals
+from server.arguments import CONFIG
 from server.audit_commands import audit
 from server.login_command import login
 from server.migrate_commands import migrate
@@ -24,16 +25,6 @@ from server.replay import replay
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-CONFIG = click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    envvar="COUNTERSIGN_CONFIG",
-    default=Path("countersign.yaml"),
-    show_default=True,
-    help="The configuration file.",
-)
 
 
 class _Commands(click.Group):

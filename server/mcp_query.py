@@ -16,8 +16,9 @@ from gateway.approvals import Pending
 from gateway.errors import ApprovalPendingError
 from gateway.model import Session, Statement
 from policy.model import Decision, Effect
-from server.mcp_cursors import Cursors, PageLimit, Piece, Reading
+from server.mcp_cursors import Cursors, Piece, Reading
 from server.mcp_failures import CallError
+from server.mcp_portal import PageLimit
 from server.mcp_results import PendingApproval, QueryResult, ResultColumn, as_text, completed
 from server.mcp_sessions import McpSessions, ToolContext, request_of
 from server.mcp_settings import McpSettings

@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from gateway.errors import ConfigurationError
-from server.approval_commands import CONFIG, ID, JSON, URL, Call, print_approval, run
+from server.approval_commands import ID, JSON, URL, Call, print_approval, run
+from server.arguments import CONFIG
 
 
 @click.group()

@@ -28,18 +28,9 @@ from policy.engine import decide
 from policy.load import Policy, policy_schema
 from policy.model import Circumstances, Decision, Effect, Facts, Principal, PrincipalKind
 from policy.pseudonyms import MaskKey
+from server.arguments import CONFIG
 from server.config import Config, load_config
 from wire.upstream import Factory
-
-CONFIG = click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    envvar="COUNTERSIGN_CONFIG",
-    default=Path("countersign.yaml"),
-    show_default=True,
-    help="The configuration file.",
-)
 
 
 @click.group()

@@ -10,9 +10,6 @@ from audit.entry import Draft
 from audit.store import AuditUnavailable, Item, Store
 from gateway.errors import ConfigurationError
 from server.config import load_config
-from server.signing_commands import CONFIG, STORE
-
-__all__ = ["CONFIG", "STORE", "record_reading", "store_path"]
 
 
 def store_path(store: Path | None, config_path: Path) -> Path:

@@ -19,7 +19,8 @@ from rich.text import Text
 from audit import playback
 from audit.search import SearchError
 from gateway.errors import ConfigurationError
-from server.reading import CONFIG, STORE, record_reading, store_path
+from server.arguments import CONFIG, STORE
+from server.reading import record_reading, store_path
 from server.screen import Shown, Style, screen
 
 _COLORS = {

@@ -16,18 +16,8 @@ from audit.note import NoteError, PublicKey, open_note, split_notes
 from audit.proof import Extension
 from audit.store import Store
 from gateway.errors import AuditUnavailableError, ConfigurationError
+from server.arguments import CONFIG, STORE
 from server.config import Signing, key_beside, load_config
-
-CONFIG = click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    envvar="COUNTERSIGN_CONFIG",
-    default=Path("countersign.yaml"),
-    show_default=True,
-    help="Where to look up the store, its key and its witnesses when no file is named.",
-)
-STORE = click.argument("store", required=False, type=click.Path(path_type=Path, dir_okay=False))
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """One client's conversation after start-up: each message decided, recorded, sent on; each answer relayed.
 
 Two directions. The client's messages are taken one at a time by `run`. The upstream's bytes come through
-`upstream_received`, and pass to the client untouched but for errors, whose texts and positions are mapped
+`wire.relaying`, and pass to the client untouched but for errors, whose texts and positions are mapped
 back. `Replies` knows which answer belongs to which message.
 """
 
@@ -18,27 +18,18 @@ from gateway.model import Outcome, Session, Statement, Status
 from gateway.upstream import UpstreamError, UpstreamLostError
 from policy.model import Decision, Effect
 from wire import backend, copy, cursors, frontend, reports, sqlstate
-from wire.backend import ParameterStatus
 from wire.batch import Batch
 from wire.client import ClientConnection, ClientGoneError
-from wire.codec import BackendStream, Received, Rows
+from wire.codec import Received
 from wire.counted import POISON, CountedRuns
 from wire.fields import ProtocolError
 from wire.idling import IdleClock, Waiting
 from wire.limiting import Limiter
-from wire.messages import BackendMessage
 from wire.occupancy import DoorLimits
 from wire.parking import Parking
 from wire.rechecking import recheck
-from wire.replies import (
-    CutError,
-    InvariantError,
-    Owed,
-    Owes,
-    Replies,
-    matters,
-    reported,
-)
+from wire.relaying import Relaying
+from wire.replies import InvariantError, Owed, Owes, Replies, matters
 from wire.reports import RefusalError, Report
 from wire.session import EndedError, Event, Phase, Portal, Prepared, WireSession, check_name
 from wire.simple import decide_each
@@ -70,12 +61,10 @@ class Conversation:
         self._upstream = upstream
         self._session = session
         self._gateway = gateway
-        self._stream = BackendStream()
         self._replies = Replies(wire, self._settle)
         self._progress = asyncio.Event()
         self._over: EndedError | None = None
         self._batch = Batch()
-        self._closing = False
         self._parking = Parking(client, gateway)
         self._counted = CountedRuns(client, upstream, self._replies, gateway, self._forward, self._until_idle)
         self._limiter = Limiter(wire, self._replies, self.cancel)
@@ -86,7 +75,17 @@ class Conversation:
         client.on_gone = self._client_gone
         client.on_writable = upstream.resume_reading
         session.on_end.append(self._session_ended)
-        upstream.attach(self)
+        self._relaying = Relaying(
+            client,
+            upstream,
+            self._replies,
+            self._limiter,
+            self._idle,
+            self._progress,
+            end=self.end,
+            violated=self._violated,
+        )
+        upstream.attach(self._relaying)
 
     # -- the client's messages ------------------------------------------------------------------------
 
@@ -116,7 +115,7 @@ class Conversation:
 
     async def close(self) -> None:
         """Let nothing run on, and give every statement an outcome. The client hears nothing of it any more."""
-        self._closing = self._replies.unheard = True
+        self._replies.unheard = True
         self._idle.stop()
         self._batch.clear(self._replies)
         self._upstream.resume_reading()
@@ -154,7 +153,7 @@ class Conversation:
     @property
     def mid_row(self) -> bool:
         """Whether the client has got a part of a row, so that it would take a message for the rest."""
-        return self._stream.mid_message
+        return self._relaying.mid_row
 
     def _waiting(self) -> Waiting:
         if self._listening and (self._replies.copying or self._batch.held):
@@ -474,46 +473,7 @@ class Conversation:
     def _session_ended(self, reason: str) -> None:
         self.end(reports.fatal(sqlstate.ADMIN_SHUTDOWN, f"terminating connection: {reason}"))
 
-    # -- the upstream's bytes (wire.upstream.Relay) ---------------------------------------------------
-
-    def upstream_received(self, chunk: bytes) -> None:
-        """Relay what came, as far as it may be relayed."""
-        out: list[bytes] = []
-        self._idle.touch()
-        try:
-            for piece in self._stream.feed(chunk):
-                if isinstance(piece, Rows):
-                    if self._limiter.passes(piece):
-                        out.append(piece.data)
-                    continue
-                if (setting := reported(piece)) is not None:
-                    self._upstream.note_parameter(setting.name, setting.value)
-                out.append(self._replies.received(piece))
-        except InvariantError as error:
-            self._violated(error)
-        except CutError as error:
-            self.end(error.report)
-        except ProtocolError as error:
-            log.error("the upstream of `%s`: %s", self._session.connection.name, error)
-            self.end(reports.fatal(sqlstate.CONNECTION_FAILURE, f"the server was not understood: {error}"))
-        if not self._closing:
-            self._client.send(b"".join(out))
-            if self._client.congested:
-                self._upstream.pause_reading()
-        self._progress.set()
-
-    def upstream_said(self, message: BackendMessage) -> None:
-        """What came while the gateway asked something of its own: settings and notifications are the client's."""
-        if isinstance(message, ParameterStatus | backend.NotificationResponse):
-            self._client.send(message.encode())
-
-    def upstream_lost(self, reason: str) -> None:
-        """Tell the client, with the outcome open: the server may have finished what it was doing."""
-        self.end(reports.fatal(sqlstate.CONNECTION_FAILURE, reason))
-
-    def upstream_writable(self) -> None:
-        """What was sent has left."""
-        self._progress.set()
+    # -- what the upstream's direction tells ----------------------------------------------------------
 
     def _violated(self, error: InvariantError) -> None:
         """A raw masked column was about to leave: nothing of it does, and the session ends."""

@@ -15,7 +15,8 @@ from mcp import MCPError
 from gateway.admission import Gateway, Grant
 from gateway.errors import InvariantViolatedError
 from gateway.model import ClientInfo, Door, Session, Statement
-from server.mcp_cursors import Cursors, PageLimit
+from server.mcp_cursors import Cursors
+from server.mcp_portal import PageLimit
 from tests.doors.mcp_calls import ERAS, answer, client, error
 from tests.stack import Stack
 

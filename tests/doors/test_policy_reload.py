@@ -15,9 +15,10 @@ def test_a_mask_that_cannot_make_a_columns_type_is_refused_at_load(fresh_stack: 
     policies = fresh_stack.app.hall.gateway.policies
     before = policies.current.hash
     path: Path = fresh_stack.demo.config.policy_path
-    path.write_text(
-        path.read_text(encoding="utf-8") + "\n  - columns: [public.orders.total]\n    with: redact\n", encoding="utf-8"
-    )
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\nmasks:\n") == 1
+    wrong = "\nmasks:\n  - columns: [public.orders.total]\n    with: redact\n"
+    path.write_text(text.replace("\nmasks:\n", wrong), encoding="utf-8")
     with pytest.raises(ConfigurationError) as caught:
         fresh_stack.call(policies.reload)
     assert "error: `public.orders`: a `redact` mask cannot produce `total`: it is `numeric(10,2)`" in str(caught.value)

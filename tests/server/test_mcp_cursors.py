@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from server.mcp_cursors import quoted, rows_of, whole_tag
+from server.mcp_cursors import quoted
 from server.mcp_messages import data_row
+from server.mcp_portal import rows_of, whole_tag
 
 
 @pytest.mark.parametrize(
