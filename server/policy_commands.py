@@ -30,6 +30,7 @@ from policy.model import Circumstances, Decision, Effect, Facts, Principal, Prin
 from policy.pseudonyms import MaskKey
 from server.arguments import CONFIG
 from server.config import Config, load_config
+from server.lineage import LineageUnknownError, lineage
 from wire.upstream import Factory
 
 
@@ -98,7 +99,10 @@ def explain(
     principal = Principal(subject, "", kind, frozenset(groups))
     circumstances = Circumstances(rows, datetime.now(UTC), door)
     facts = replace(_facts_of(_named(config, connection)), mask_key=config.mask_key, circumstances=circumstances)
-    _show(decide(loaded, principal, facts, sql.encode()))
+    decision = decide(loaded, principal, facts, sql.encode())
+    _show(decision)
+    if decision.analysis is not None:
+        _show_lineage(decision, facts)
 
 
 @policy.command()
@@ -208,3 +212,21 @@ def _show(decision: Decision) -> None:
     if verdict.rewrite is not None and verdict.rewrite.splices:
         console.print("runs as", style="bold")
         console.print(verdict.rewrite.shown, markup=False, soft_wrap=True)
+
+
+def _show_lineage(decision: Decision, facts: Facts) -> None:
+    """Where the columns of the result come from, as far as a second parser can tell."""
+    console = Console(highlight=False, soft_wrap=True)
+    assert decision.analysis is not None
+    console.print("columns come from (advisory: sqlglot's reading, which no verdict rests on)", style="bold")
+    try:
+        columns = lineage(decision.analysis.text.decode(), facts.catalog, facts.search_path)
+    except LineageUnknownError as error:
+        console.print(f"  not known: {error}", markup=False)
+        return
+    rewrite = decision.verdict.rewrite
+    masked = {f"{m.relation}.{m.column}": m.how for m in rewrite.masked} if rewrite is not None else {}
+    for place, column in enumerate(columns, 1):
+        sources = [f"{s} (masked: {masked[s]})" if s in masked else s for s in column.sources]
+        sources += [] if column.whole else ["something that was not traced"]
+        console.print(f"  {column.name or f'column {place}'}: {', '.join(sources) or 'no column'}", markup=False)

@@ -6,14 +6,19 @@ of masked columns are read past the doors; none may occur in what the agent was 
 
 from __future__ import annotations
 
+import select
 from collections.abc import Iterator
 
+import psycopg
 import pytest
+from psycopg.pq import DiagnosticField, ExecStatus, TransactionStatus
+from psycopg.pq.abc import PGresult
 
 from policy.engine import decide
 from tests.doors.mcp_calls import client, text
 from tests.policy.corpus import ROOT, Case, load_cases, policy_of
 from tests.policy.sample import PATH, PRINCIPALS, facts
+from tests.servers import found_binaries
 from tests.stack import Stack, running_stack, use_policy
 
 AGENT = "devin"
@@ -22,7 +27,7 @@ DEMO, CARD = "examples/policy.yaml", "tests/policy/policies/card.yaml"
 HIDDEN = {DEMO: ("ssn", "card", "email", "notes::text"), CARD: ("card",)}
 
 CORPUS = [case for case in load_cases() if case.path == tuple(PATH) and case.who == AGENT]
-REFUSED = [case for case in CORPUS if case.decision == "deny" and case.policy == DEMO]
+REFUSED = {policy: [case for case in CORPUS if case.decision == "deny" and case.policy == policy] for policy in HIDDEN}
 
 
 def reads(case: Case) -> bool:
@@ -38,10 +43,57 @@ MASKED = [
 ]
 
 
-@pytest.fixture(scope="module")
-def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with running_stack(tmp_path_factory.mktemp("attacks")) as stack:
-        yield stack
+@pytest.fixture(scope="module", params=found_binaries(), ids=lambda folder: folder.parent.name)
+def victim(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PG_BIN", str(request.param))
+        with running_stack(tmp_path_factory.mktemp("attacks")) as stack:
+            yield stack
+
+
+class Client:
+    """libpq as psql uses it: whole texts by the simple protocol, however many statements they hold."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._connection = psycopg.connect(stack.wire_dsn(AGENT), autocommit=True)
+        self._notices: list[bytes] = []
+        self._connection.pgconn.notice_handler = lambda notice: self._notices.append(_errors(notice))
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+
+    def run(self, sql: str) -> tuple[bool, bytes]:
+        """Whether the last statement succeeded, and every byte that came back."""
+        connection = self._connection.pgconn
+        result = connection.exec_(sql.encode())
+        got = [*self._notices, _errors(result)]
+        got += [
+            result.get_value(row, column) or b"" for row in range(result.ntuples) for column in range(result.nfields)
+        ]
+        if result.status == ExecStatus.COPY_OUT:
+            while (copied := connection.get_copy_data(1))[0] >= 0:
+                got.append(bytes(copied[1]))
+                if not copied[0]:
+                    self._wait()
+            while connection.is_busy():
+                self._wait()
+            while (end := connection.get_result()) is not None:
+                got.append(_errors(end))
+        self._notices.clear()
+        assert connection.transaction_status == TransactionStatus.IDLE, sql
+        return not result.error_message, b"\n".join(got)
+
+    def _wait(self) -> None:
+        """For more to read: these calls of libpq would hold up the gateway, which runs in a thread beside us."""
+        assert select.select([self._connection.pgconn.socket], [], [], 10)[0], "the wire door is silent"
+        self._connection.pgconn.consume_input()
+
+
+def _errors(result: PGresult) -> bytes:
+    return b"\n".join(filter(None, (result.error_field(field) for field in DiagnosticField)))
 
 
 def state(stack: Stack) -> dict[str, object]:
@@ -83,29 +135,38 @@ def leaked(output: bytes, secrets: list[bytes]) -> list[bytes]:
     return [secret for secret in secrets if secret in output]
 
 
-async def test_no_refused_attack_changes_anything_or_shows_a_masked_value(victim: Stack) -> None:
-    use_policy(victim, ROOT / DEMO)
-    secrets, before = secrets_of(victim, DEMO), state(victim)
-    assert len(REFUSED) >= 80
+def test_the_corpus_is_large_enough() -> None:
+    assert sum(map(len, REFUSED.values())) >= 300
+    assert len(MASKED) >= 36
+
+
+@pytest.mark.parametrize("policy", HIDDEN)
+async def test_no_refused_attack_changes_anything_or_shows_a_masked_value(victim: Stack, policy: str) -> None:
+    use_policy(victim, ROOT / policy)
+    secrets, before = secrets_of(victim, policy), state(victim)
     async with client(victim, AGENT) as mcp:
-        for case in REFUSED:
+        for case in REFUSED[policy]:
             answer = await mcp.call_tool("query", {"sql": case.sql})
             assert answer.is_error, case
             assert not leaked(text(answer).encode(), secrets), case
-    for case in REFUSED:
-        done = victim.psql(AGENT, case.sql)
-        assert done.returncode != 0, case
-        assert not leaked((done.stdout + done.stderr).encode(), secrets), case
+    with Client(victim) as wire:
+        for case in REFUSED[policy]:
+            succeeded, got = wire.run(case.sql)
+            assert not succeeded, case
+            assert not leaked(got, secrets), case
     after = state(victim)
     assert after == before, {key: (before.get(key), after[key]) for key in after if after[key] != before.get(key)}
 
 
-@pytest.mark.parametrize("case", MASKED, ids=lambda case: case.id)
-async def test_an_allowed_read_of_a_masked_relation_shows_no_raw_value(victim: Stack, case: Case) -> None:
-    use_policy(victim, ROOT / case.policy)
-    secrets = secrets_of(victim, case.policy)
-    done = victim.psql(AGENT, case.sql)
-    assert not leaked((done.stdout + done.stderr).encode(), secrets), case.sql
-    async with client(victim, AGENT) as mcp:
-        answer = await mcp.call_tool("query", {"sql": case.sql})
-    assert not leaked((text(answer) + str(answer.structured_content)).encode(), secrets), case.sql
+async def test_an_allowed_read_of_a_masked_relation_shows_no_raw_value(victim: Stack) -> None:
+    for policy in HIDDEN:
+        use_policy(victim, ROOT / policy)
+        secrets = secrets_of(victim, policy)
+        async with client(victim, AGENT) as mcp:
+            for case in (case for case in MASKED if case.policy == policy):
+                # What a statement leaves in a session must not meet the next one.
+                with Client(victim) as wire:
+                    _, got = wire.run(case.sql)
+                assert not leaked(got, secrets), case
+                answer = await mcp.call_tool("query", {"sql": case.sql})
+                assert not leaked((text(answer) + str(answer.structured_content)).encode(), secrets), case

@@ -45,3 +45,25 @@ def test_explain_takes_the_number_of_rows(stack: Stack) -> None:
     done = run(stack, "explain", "--as", "devin", "--group", "ai-agents", "--agent", "--rows", "3", "SELECT 1")
     assert done.exit_code == 0
     assert "allow" in done.output
+
+
+def test_explain_shows_rules_masks_and_where_the_columns_come_from(stack: Stack) -> None:
+    sql = "SELECT upper(name) AS who, card || ssn AS paid, 1 AS one FROM customers"
+    done = run(stack, "explain", "--as", "devin", "--group", "ai-agents", "--agent", sql)
+    assert done.exit_code == 0
+    words = " ".join(done.output.split())
+    assert "verdict allow" in words
+    assert "agents-read" in words
+    assert 'FROM "public"."customers"' in words
+    assert done.output.splitlines()[-4:] == [
+        "columns come from (advisory: sqlglot's reading, which no verdict rests on)",
+        "  who: public.customers.name",
+        "  paid: public.customers.card (masked: redact), public.customers.ssn (masked: partial)",
+        "  one: no column",
+    ]
+
+
+def test_explain_says_why_it_knows_no_lineage(stack: Stack) -> None:
+    done = run(stack, "explain", "--as", "devin", "--group", "ai-agents", "--agent", "DROP TABLE customers")
+    assert done.exit_code == 0
+    assert done.output.splitlines()[-1] == "  not known: only a query has one"

@@ -65,8 +65,9 @@ class Twins:
 @pytest.fixture(scope="module", params=found_binaries(), ids=lambda folder: folder.parent.name)
 def twins(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Twins]:
     folder: Path = tmp_path_factory.mktemp("masked")
-    # Statistics gathered at some moment would change plans, and with them the order of rows.
-    with Postgres(folder, bin_folder=request.param, settings={"autovacuum": "off"}) as server:
+    # Statistics gathered at some moment, and parallel workers, would change the order of rows.
+    quiet = {"autovacuum": "off", "max_parallel_workers_per_gather": "0", "jit": "off"}
+    with Postgres(folder, bin_folder=request.param, settings=quiet) as server:
         schema = resources.files("server.sample").joinpath("schema.sql").read_text(encoding="utf-8")
         server.run_script("CREATE DATABASE shop;")
         server.run_script(f"\\set gateway_password unused\n{schema}\n{ROWS}", database="shop")
@@ -80,7 +81,7 @@ def twins(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def _connected(server: Postgres, database: str) -> psycopg.Connection[tuple[object, ...]]:
     return psycopg.connect(
         host=server.host, port=server.port, user=SUPERUSER, password=server.password, dbname=database,
-        options="-c jit=off -c statement_timeout=5s -c search_path=public", client_encoding="UTF8",
+        options="-c statement_timeout=5s -c search_path=public", client_encoding="UTF8",
     )  # fmt: skip
 
 
