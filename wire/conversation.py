@@ -18,7 +18,6 @@ from gateway.model import Outcome, Session, Statement, Status
 from gateway.upstream import UpstreamError, UpstreamLostError
 from policy.model import Decision, Effect
 from wire import backend, copy, frontend, reports, sqlstate
-from wire.backend import ParameterStatus
 from wire.batch import Batch
 from wire.client import ClientConnection, ClientGoneError
 from wire.codec import BackendStream, Received, Rows
@@ -29,7 +28,7 @@ from wire.limiting import Limiter
 from wire.messages import BackendMessage
 from wire.occupancy import DoorLimits
 from wire.parking import Parking
-from wire.rechecking import recheck
+from wire.rechecking import recheck, renewed
 from wire.replies import (
     CutError,
     InvariantError,
@@ -257,7 +256,7 @@ class Conversation:
         rewrite = decision.verdict.rewrite
         assert rewrite is not None, "a verdict that is no deny has a rewrite"
         forwarded = forward_one(message.text, rewrite)
-        undo = self._wire.prepare(Prepared(message.name, forwarded, decision))
+        undo = self._wire.prepare(Prepared(message.name, forwarded, decision, message.types))
         self._send(
             Owed(Owes.PARSE, text=forwarded, undo=undo),
             frontend.Parse(message.name, rewrite.sql, message.types).encode(),
@@ -266,9 +265,21 @@ class Conversation:
     async def _bind(self, message: frontend.Bind, raw: bytes) -> None:
         check_name(message.portal)
         await self._freshen()
-        prepared = self._wire.prepared(message.statement)
+        prepared = await self._renewed(self._wire.prepared(message.statement))
         portal = Portal(message.portal, prepared, message.readable(), self._session.search_path)
         self._send(Owed(Owes.BIND, text=prepared.text, undo=self._wire.bind(portal)), raw)
+
+    async def _renewed(self, prepared: Prepared) -> Prepared:
+        """The statement, prepared again under its name if a new policy rewrites it in another way."""
+        if prepared.decision.policy == self._gateway.policies.current.hash:
+            return prepared
+        decision = await self._gateway.decide(self._session, prepared.text.client, runs=False)
+        if (again := renewed(prepared, decision)) is None:
+            return prepared
+        parse = frontend.Parse(again.name, again.text.sql, again.types)
+        self._send(Owed(Owes.CLOSE, hidden=True), frontend.Close(b"S", again.name).encode())
+        self._send(Owed(Owes.PARSE, text=again.text, undo=self._wire.prepare(again), hidden=True), parse.encode())
+        return again
 
     async def _describe(self, message: frontend.Describe, raw: bytes) -> None:
         await self._freshen()
@@ -280,10 +291,7 @@ class Conversation:
 
     async def _execute(self, message: frontend.Execute, raw: bytes) -> None:
         await self._freshen()
-        portal = self._wire.portal(message.portal)
-        if portal.declared:
-            told = f"the declared cursor `{portal.name}` cannot be executed as a portal"
-            raise RefusalError(reports.report(sqlstate.FEATURE_NOT_SUPPORTED, told, hint="Use FETCH."))
+        portal = self._wire.executable(message.portal)
         prepared, session = portal.prepared, self._session
         text = prepared.text.client
         decision = await self._gateway.decide(session, text, portal.parameters)
@@ -467,7 +475,7 @@ class Conversation:
 
     def upstream_said(self, message: BackendMessage) -> None:
         """What came while the gateway asked something of its own: settings and notifications are the client's."""
-        if isinstance(message, ParameterStatus | backend.NotificationResponse):
+        if isinstance(message, backend.ParameterStatus | backend.NotificationResponse):
             self._client.send(message.encode())
 
     def upstream_lost(self, reason: str) -> None:

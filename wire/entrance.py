@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from secrets import token_urlsafe
+from secrets import token_bytes, token_urlsafe
 
 from gateway.errors import AuthenticationError, CountersignError
 from gateway.identity import TokenVerifier, VerifiedToken
@@ -40,6 +40,7 @@ class TurnedAwayError(Exception):
 class Arrival:
     """What a client asked for at start-up."""
 
+    minor: int  # of the protocol that is spoken: 3.0 to 3.2
     user: str
     database: str
     settings: Mapping[str, str]
@@ -76,12 +77,13 @@ async def arrive(
 def _checked(packet: frontend.StartupRequest, client: ClientConnection) -> Arrival:
     """Narrow the start-up parameters. What we do not know is refused, never ignored."""
     if packet.major != frontend.PROTOCOL_MAJOR:
-        text = f"unsupported frontend protocol {packet.major}.{packet.minor}: server supports 3.0"
+        text = f"unsupported frontend protocol {packet.major}.{packet.minor}: server supports 3.0 to 3.2"
         raise TurnedAwayError(reports.fatal(sqlstate.FEATURE_NOT_SUPPORTED, text))
     given = dict(packet.parameters)
     extensions = tuple(name for name in given if name.startswith("_pq_."))
-    if packet.minor > 0 or extensions:
-        client.send(backend.NegotiateProtocolVersion(0, extensions).encode())
+    minor = min(packet.minor, frontend.PROTOCOL_MINOR)
+    if packet.minor > minor or extensions:
+        client.send(backend.NegotiateProtocolVersion(minor, extensions).encode())
     user = given.get("user", "")
     if not user:
         raise TurnedAwayError(
@@ -123,11 +125,17 @@ def _checked(packet: frontend.StartupRequest, client: ClientConnection) -> Arriv
                 )
             )
     return Arrival(
+        minor=minor,
         user=user,
         database=given.get("database") or user,
         settings=settings,
         client=ClientInfo(name=settings.get("application_name"), address=client.address),
     )
+
+
+def cancel_key(arrival: Arrival) -> bytes:
+    """A new key that cancels what a session runs: 32 bytes since protocol 3.2, where clients take any length."""
+    return token_bytes(32 if arrival.minor >= 2 else 4)
 
 
 async def authenticate(

@@ -17,7 +17,7 @@ from gateway.upstream import UpstreamError, UpstreamLostError
 from wire import backend, frontend, reports, sqlstate
 from wire.client import ClientConnection, ClientGoneError
 from wire.conversation import Conversation
-from wire.entrance import Arrival, TurnedAwayError, arrive, authenticate, turned_away
+from wire.entrance import Arrival, TurnedAwayError, arrive, authenticate, cancel_key, turned_away
 from wire.fields import ProtocolError
 from wire.occupancy import DoorLimits, Occupancy
 from wire.reports import Report
@@ -147,7 +147,7 @@ class WireDoor:
         task.set_name("wire conversation")
         conversation = Conversation(client, wire, upstream, session, self._gateway, self._limits)
         pid = secrets.randbelow(2**31 - 1) + 1
-        key = secrets.token_bytes(4)
+        key = cancel_key(arrival)
         self._conversations[pid] = (key, conversation)
         reason = "the client disconnected"
         try:

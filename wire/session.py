@@ -101,11 +101,12 @@ TRANSITIONS: Mapping[Phase, Mapping[Trigger, Phase]] = {
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A statement that Parse made: the client's text, what runs for it, and what was decided then."""
+    """A statement that Parse made: the client's text, what runs for it, what was decided then, its types as given."""
 
     name: str
     text: Forwarded
     decision: Decision
+    types: tuple[int, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -200,6 +201,13 @@ class WireSession:
         if (found := self.portals.get(name)) is None:
             raise RefusalError(report(sqlstate.INVALID_CURSOR_NAME, f'portal "{name}" does not exist'))
         return found
+
+    def executable(self, name: str) -> Portal:
+        """The portal of that name, if it can be executed. Raises RefusalError."""
+        if (portal := self.portal(name)).declared:
+            told = f"the declared cursor `{name}` cannot be executed as a portal"
+            raise RefusalError(report(sqlstate.FEATURE_NOT_SUPPORTED, told, hint="Use FETCH."))
+        return portal
 
     def close(self, kind: bytes, name: str) -> Undo[Prepared] | Undo[Portal]:
         """A Close is sent on."""
