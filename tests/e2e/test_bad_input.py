@@ -82,7 +82,7 @@ class Folder:
 
 def a_folder(path: Path, stack: Stack) -> Folder:
     right = yaml.safe_load(stack.demo.config_path.read_text(encoding="utf-8"))
-    for name in ("policy.yaml", "upstream-password"):
+    for name in ("policy.yaml", "upstream-password", "mask-key"):
         (path / name).write_bytes((stack.demo.state / name).read_bytes())
     free = {"host": "127.0.0.1", "port": 0}
     return Folder(path, {**right, "wire": free, "mcp": free})
@@ -153,7 +153,7 @@ def test_a_configuration_that_cannot_be_used_says_what_and_the_cure(
     [
         ({"password_file": "nowhere"}, "the password file `nowhere` of connection `shop` cannot be read: No such file"),
         ({"password_file": "binary"}, "the password file `binary` of connection `shop` is not UTF-8"),
-        ({"password_env": "NOT_SET"}, ":9:5: give exactly one of `password_file` and `password_env`"),
+        ({"password_env": "NOT_SET"}, ":10:5: give exactly one of `password_file` and `password_env`"),
         ({"password_file": None, "password_env": "NOT_SET"}, "the environment variable `NOT_SET` with the password of"),
         ({"sslrootcert": "nowhere.pem"}, "nowhere.pem` of connection `shop` cannot be used: No such file or directory"),
         (

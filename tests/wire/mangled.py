@@ -44,7 +44,6 @@ def message(random: Random) -> bytes:
             Bind(name, other, (1,), values, (random.randrange(2),)), Execute(name, random.choice((0, 0, 1, 7))),
             Describe(random.choice((b"S", b"P")), name), Close(random.choice((b"S", b"P")), name), Sync(), Sync(),
             Flush(), CopyData.of(b"1\t2\n"), CopyDone(), CopyFail("enough"), FunctionCall(b"\0\0\0\1"),
-            AuthenticationResponse(b"x"),
         )
     )  # fmt: skip
     return made.encode()
@@ -68,7 +67,7 @@ def packet(random: Random) -> bytes:
 def broken(random: Random, raw: bytes) -> bytes:
     """The message with something wrong in it."""
     at = random.randrange(len(raw))
-    match random.randrange(5):
+    match random.randrange(6):
         case 0:
             return raw[:at] + bytes((random.randrange(256),)) + raw[at + 1 :]
         case 1:
@@ -76,6 +75,8 @@ def broken(random: Random, raw: bytes) -> bytes:
         case 2:
             return raw[:at] + random.randbytes(random.randrange(1, 6)) + raw[at:]
         case 3:
+            return AuthenticationResponse(b"x").encode()  # whole, but never legal after the start
+        case 4:
             return raw[:1] + random.choice((b"\0\0\0\0", b"\0\0\0\3", b"\x7f\xff\xff\xff", b"\xff" * 4)) + raw[5:]
     return raw[:at]
 
