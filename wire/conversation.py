@@ -299,8 +299,7 @@ class Conversation:
             self._send(Owed(Owes.EXECUTE, text=prepared.text), raw)
             return
         decision = recheck(decision, portal, session.search_path, message.max_rows)
-        statement = Statement(session, text, portal.parameters)
-        [grant] = await self._begin(text, [statement], [decision], [0])
+        [grant] = await self._begin(text, [Statement(session, text, portal.parameters)], [decision], [0])
         if grant.sql != prepared.text.sql:
             # The approval took its time, and the policy changed meanwhile: what was approved is not what runs.
             self._settle(grant, Outcome(Status.FAILED, message="the rewrite changed while it waited"))
