@@ -7,7 +7,6 @@ import errno
 import logging
 import os
 import socket
-import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from server.mcp_settings import McpSettings
 from server.webhooks import announcing
 from wire.listener import WireDoor
 from wire.occupancy import DoorLimits
+from wire.server_tls import ServerTls
 from wire.upstream import Factory
 
 log = logging.getLogger(__name__)
@@ -147,7 +147,7 @@ async def _wire_door(hall: Hall, file: WireFile) -> AsyncIterator[WireDoor]:
         hall.secrets,
         host=file.host,
         port=file.port,
-        ssl_context=server_tls(file),
+        tls=server_tls(file),
         limits=door_limits(file.limits),
     )
     try:
@@ -199,20 +199,18 @@ def door_limits(file: WireLimitsFile) -> DoorLimits:
     )
 
 
-def server_tls(file: WireFile) -> ssl.SSLContext | None:
-    """The wire door's TLS context; None without a certificate. Raises ConfigurationError."""
+def server_tls(file: WireFile) -> ServerTls | None:
+    """The wire door's TLS; None without a certificate. Raises ConfigurationError."""
     if file.tls is None:
         return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
-        context.load_cert_chain(file.tls.certificate, file.tls.key)
-    except (OSError, ssl.SSLError) as error:
+        return ServerTls(file.tls.certificate, file.tls.key, file.tls.client_ca)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        files = f"certificate `{file.tls.certificate}` with key `{file.tls.key}`"
+        files += f" and client_ca `{file.tls.client_ca}`" if file.tls.client_ca else ""
         raise ConfigurationError(
-            f"the wire door's certificate `{file.tls.certificate}` with key `{file.tls.key}` cannot be used: {error}",
-            cure="Give PEM files that belong together.",
+            f"the wire door's {files} cannot be used: {error}", cure="Give PEM files that belong together."
         ) from None
-    return context
 
 
 def _listen(door: str, host: str, port: int) -> socket.socket:

@@ -122,10 +122,11 @@ class ConnectionFile(_Model):
 
 
 class TlsFile(_Model):
-    """The wire door's server certificate, PEM files."""
+    """The wire door's server certificate, and whose client certificates are required, if any; PEM files."""
 
     certificate: Path
     key: Path
+    client_ca: Path | None = None
 
 
 class WireLimitsFile(_Model):
@@ -420,5 +421,6 @@ def _webhook(file: WebhookFile, base: Path) -> Webhook:
 def _absolute_tls(wire: WireFile | None, base: Path) -> WireFile | None:
     if wire is None or wire.tls is None:
         return wire
-    tls = TlsFile(certificate=base / wire.tls.certificate, key=base / wire.tls.key)
+    client_ca = base / wire.tls.client_ca if wire.tls.client_ca else None
+    tls = TlsFile(certificate=base / wire.tls.certificate, key=base / wire.tls.key, client_ca=client_ca)
     return wire.model_copy(update={"tls": tls})

@@ -11,12 +11,15 @@ from typing import cast
 from wire.codec import FrontendDecoder, Received
 from wire.dialing import keep_alive
 from wire.frontend import Packet
+from wire.server_tls import ALPN, Presented
 
 # Bytes that may wait undecoded before the client is told to wait; one message may be larger.
 _READ_AHEAD_BYTES = 256 * 1024
 
 # How long a client may take to read the last words that are written for it.
 _LINGER_SECONDS = 5.0
+
+_TLS_HANDSHAKE = 0x16  # RFC 8446, section 5.1: the type of a record that holds a handshake
 
 
 class ClientGoneError(Exception):
@@ -108,27 +111,59 @@ class ClientConnection(asyncio.Protocol):
             self._transport.close()
             self._linger = asyncio.get_running_loop().call_later(_LINGER_SECONDS, self._transport.abort)
 
-    async def start_tls(self, context: ssl.SSLContext) -> bool:
-        """Answer an SSLRequest with `S` and shake hands.
+    async def begins_with_tls(self) -> bool:
+        """Whether the first thing that came is a TLS handshake: direct negotiation. Raises ClientGoneError.
+
+        No packet begins so: the first byte of its length is 0.
+        """
+        while not self._decoder.pending:
+            await self._more()
+        return self._decoder.first == _TLS_HANDSHAKE
+
+    async def start_tls(self, tls: Presented, *, direct: bool = False) -> bool:
+        """Answer an SSLRequest with `S` and shake hands; without a word where the client has begun (`direct`).
 
         False where bytes already follow the request: they were sent in clear by somebody in the middle
-        (CVE-2021-23214), or by a client that must not be obeyed.
+        (CVE-2021-23214), or by a client that must not be obeyed. Also where direct negotiation does not name its
+        protocol, so that a client of another one cannot be led here (ALPACA).
         """
+        begun = self._decoder.take_all() if direct else b""
         if self._decoder.pending:
             return False
         assert self._transport is not None
         self._transport.pause_reading()
-        self._transport.write(b"S")
+        if not direct:
+            self._transport.write(b"S")
         loop = asyncio.get_running_loop()
+        shaking = asyncio.ensure_future(
+            loop.start_tls(self._transport, self, tls.context, server_side=True, ssl_handshake_timeout=10)
+        )
+        if begun:
+            # Behind what `start_tls` schedules first, which is the TLS protocol's own start.
+            loop.call_soon(loop.call_soon, self._deliver, self._transport, begun)
         try:
-            encrypted = await loop.start_tls(self._transport, self, context, server_side=True, ssl_handshake_timeout=10)
+            encrypted = await shaking
         except (OSError, ssl.SSLError) as error:
             raise ClientGoneError(str(error)) from None
-        if encrypted is None or self._decoder.pending:
+        if encrypted is None:
             return False
         self._transport = encrypted
         self.encrypted = True
-        return True
+        self.binding = tls.binding
+        named = encrypted.get_extra_info("ssl_object").selected_alpn_protocol()
+        return named == ALPN if direct else True
+
+    @staticmethod
+    def _deliver(transport: asyncio.Transport, data: bytes) -> None:
+        """Give bytes that we have read to the protocol that now has the transport, as the transport would."""
+        # uvloop's protocols do not derive from asyncio's.
+        protocol = cast("asyncio.BufferedProtocol", transport.get_protocol())
+        while data and not transport.is_closing():
+            buffer = memoryview(protocol.get_buffer(len(data)))
+            taken = min(len(buffer), len(data))
+            buffer[:taken] = data[:taken]
+            protocol.buffer_updated(taken)
+            data = data[taken:]
 
     @property
     def address(self) -> str:

@@ -67,6 +67,15 @@ class FrontendDecoder:
         """Bytes that are not decoded yet."""
         return len(self._buffer)
 
+    @property
+    def first(self) -> int:
+        """The first of them; there must be one."""
+        return self._buffer[0]
+
+    def take_all(self) -> bytes:
+        """All of them, for somebody else to read."""
+        return self._take(len(self._buffer))
+
     def feed(self, data: bytes) -> None:
         """Take bytes in, as they came."""
         self._buffer += data

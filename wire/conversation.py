@@ -27,7 +27,7 @@ from wire.idling import IdleClock, Waiting
 from wire.limiting import Limiter
 from wire.occupancy import DoorLimits
 from wire.parking import Parking
-from wire.rechecking import recheck
+from wire.rechecking import recheck, renewed
 from wire.relaying import Relaying
 from wire.replies import InvariantError, Owed, Owes, Replies, matters
 from wire.reports import RefusalError, Report
@@ -264,7 +264,7 @@ class Conversation:
         assert rewrite is not None, "a verdict that is no deny has a rewrite"
         forwarded = forward_one(message.text, rewrite)
         self._session.prepared.pop(message.name, None)
-        undo = self._wire.prepare(Prepared(message.name, forwarded, decision))
+        undo = self._wire.prepare(Prepared(message.name, forwarded, decision, message.types))
         await self._send(
             Owed(Owes.PARSE, text=forwarded, undo=undo),
             frontend.Parse(message.name, rewrite.sql, message.types).encode(),
@@ -273,10 +273,22 @@ class Conversation:
     async def _bind(self, message: frontend.Bind, raw: bytes) -> None:
         check_name(message.portal)
         await self._freshen()
-        prepared = self._wire.prepared(message.statement)
+        prepared = await self._renewed(self._wire.prepared(message.statement))
         formats, search_path = message.results, self._session.search_path
         portal = Portal(message.portal, prepared, message.readable(), search_path, formats=formats)
         await self._send(Owed(Owes.BIND, text=prepared.text, undo=self._wire.bind(portal)), raw)
+
+    async def _renewed(self, prepared: Prepared) -> Prepared:
+        """The statement, prepared again under its name if a new policy rewrites it in another way."""
+        if prepared.decision.policy == self._gateway.policies.current.hash:
+            return prepared
+        decision = await self._gateway.decide(self._session, prepared.text.client, runs=False)
+        if (again := renewed(prepared, decision)) is None:
+            return prepared
+        parse = frontend.Parse(again.name, again.text.sql, again.types)
+        await self._send(Owed(Owes.CLOSE, hidden=True), frontend.Close(b"S", again.name).encode())
+        await self._send(Owed(Owes.PARSE, text=again.text, undo=self._wire.prepare(again), hidden=True), parse.encode())
+        return again
 
     async def _describe(self, message: frontend.Describe, raw: bytes) -> None:
         await self._freshen()
@@ -294,10 +306,7 @@ class Conversation:
 
     async def _execute(self, message: frontend.Execute, raw: bytes) -> None:
         await self._freshen()
-        portal = self._wire.portal(message.portal)
-        if portal.declared:
-            told = f"the declared cursor `{portal.name}` cannot be executed as a portal"
-            raise RefusalError(reports.report(sqlstate.FEATURE_NOT_SUPPORTED, told, hint="Use FETCH."))
+        portal = self._wire.executable(message.portal)
         prepared, session = portal.prepared, self._session
         text = prepared.text.client
         decision = await self._gateway.decide(session, text, portal.parameters)

@@ -5,10 +5,9 @@ Sources: PostgreSQL documentation, "Start-up", "SSL Session Encryption", "Cancel
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from secrets import token_urlsafe
+from secrets import token_bytes, token_urlsafe
 
 from gateway.errors import AuthenticationError, CountersignError
 from gateway.identity import TokenVerifier, VerifiedToken
@@ -19,7 +18,9 @@ from wire import backend, frontend, reports, sqlstate
 from wire.client import ClientConnection
 from wire.reports import Report
 from wire.scram import ScramServer
+from wire.server_tls import ServerTls
 from wire.session import WireSession
+from wire.upstream import PINNED
 
 # Parameters of the start-up packet that are not settings.
 _NOT_SETTINGS = ("user", "database", "options", "replication", "client_encoding")
@@ -39,6 +40,7 @@ class TurnedAwayError(Exception):
 class Arrival:
     """What a client asked for at start-up."""
 
+    minor: int  # of the protocol that is spoken: 3.0 to 3.2
     user: str
     database: str
     settings: Mapping[str, str]
@@ -48,18 +50,20 @@ class Arrival:
 async def arrive(
     client: ClientConnection,
     wire: WireSession,
-    context: ssl.SSLContext | None,
+    tls: ServerTls | None,
     cancel: Callable[[frontend.CancelRequest], Awaitable[None]],
 ) -> Arrival:
     """Read packets up to the start-up request. Raises TurnedAwayError, ClientGoneError, ProtocolError."""
+    if tls is not None and await client.begins_with_tls() and not await client.start_tls(tls.present(), direct=True):
+        raise TurnedAwayError(None)
     while True:
         packet = await client.next_packet()
         wire.receive(packet)
         match packet:
             case frontend.SslRequest():
-                if context is None or client.encrypted:
+                if tls is None or client.encrypted:
                     client.send(b"N")
-                elif not await client.start_tls(context):
+                elif not await client.start_tls(tls.present()):
                     raise TurnedAwayError(None)
             case frontend.GssEncRequest():
                 client.send(b"N")
@@ -73,12 +77,13 @@ async def arrive(
 def _checked(packet: frontend.StartupRequest, client: ClientConnection) -> Arrival:
     """Narrow the start-up parameters. What we do not know is refused, never ignored."""
     if packet.major != frontend.PROTOCOL_MAJOR:
-        text = f"unsupported frontend protocol {packet.major}.{packet.minor}: server supports 3.0"
+        text = f"unsupported frontend protocol {packet.major}.{packet.minor}: server supports 3.0 to 3.2"
         raise TurnedAwayError(reports.fatal(sqlstate.FEATURE_NOT_SUPPORTED, text))
     given = dict(packet.parameters)
     extensions = tuple(name for name in given if name.startswith("_pq_."))
-    if packet.minor > 0 or extensions:
-        client.send(backend.NegotiateProtocolVersion(0, extensions).encode())
+    minor = min(packet.minor, frontend.PROTOCOL_MINOR)
+    if packet.minor > minor or extensions:
+        client.send(backend.NegotiateProtocolVersion(minor, extensions).encode())
     user = given.get("user", "")
     if not user:
         raise TurnedAwayError(
@@ -105,7 +110,11 @@ def _checked(packet: frontend.StartupRequest, client: ClientConnection) -> Arriv
                 hint="Use UTF8.",
             )
         )
-    settings = {k: v for k, v in given.items() if k not in _NOT_SETTINGS and k not in extensions}
+    settings = {
+        name: value
+        for name, value in given.items()
+        if name not in _NOT_SETTINGS and name not in extensions and PINNED.get(name) != value
+    }
     for name in settings:
         if (why := refusal_of_setting(name)) is not None:
             raise TurnedAwayError(
@@ -116,6 +125,7 @@ def _checked(packet: frontend.StartupRequest, client: ClientConnection) -> Arriv
                 )
             )
     return Arrival(
+        minor=minor,
         user=user,
         database=given.get("database") or user,
         settings=settings,
@@ -123,17 +133,30 @@ def _checked(packet: frontend.StartupRequest, client: ClientConnection) -> Arriv
     )
 
 
+def cancel_key(arrival: Arrival) -> bytes:
+    """A new key that cancels what a session runs: 32 bytes since protocol 3.2, where clients take any length."""
+    return token_bytes(32 if arrival.minor >= 2 else 4)
+
+
 async def authenticate(
-    client: ClientConnection, wire: WireSession, arrival: Arrival, verifier: TokenVerifier, secrets: SessionSecrets
+    client: ClientConnection,
+    wire: WireSession,
+    arrival: Arrival,
+    verifier: TokenVerifier,
+    secrets: SessionSecrets,
+    *,
+    encrypted: bool,
 ) -> VerifiedToken:
     """Whose token opens the session. Raises CountersignError, ClientGoneError, ProtocolError.
 
+    `encrypted`: on this machine too. Else its loopback is as good as TLS.
+
     The user of a session secret proves to have its password by SCRAM; everybody else sends the token itself.
     """
-    if not client.private:
+    if not client.private or (encrypted and not client.encrypted):
         raise AuthenticationError(
             "this connection is not encrypted",
-            cure="Connect with TLS (sslmode=require), or from this machine.",
+            cure="Connect with TLS (sslmode=require)." if encrypted else "Connect with TLS, or from this machine.",
         )
     if arrival.user.startswith(PREFIX):
         verifier_of_user = secrets.verifier(arrival.user)

@@ -13,6 +13,7 @@ from typing import ClassVar, Self
 from wire.fields import Bare, Fields, ProtocolError, frame, int16, int32, sized, string, uint32
 
 PROTOCOL_MAJOR = 3
+PROTOCOL_MINOR = 2  # the newest that we speak to clients
 _SSL_REQUEST = 80877103
 _CANCEL_REQUEST = 80877102
 _GSSENC_REQUEST = 80877104

@@ -7,7 +7,6 @@ import contextlib
 import hmac
 import logging
 import secrets
-import ssl
 
 from gateway.admission import Gateway
 from gateway.errors import AuthenticationError, CountersignError, IssuerUnavailableError, TooManyConnectionsError
@@ -18,10 +17,11 @@ from gateway.upstream import UpstreamError, UpstreamLostError
 from wire import backend, frontend, reports, sqlstate
 from wire.client import ClientConnection, ClientGoneError
 from wire.conversation import Conversation
-from wire.entrance import Arrival, TurnedAwayError, arrive, authenticate, turned_away
+from wire.entrance import Arrival, TurnedAwayError, arrive, authenticate, cancel_key, turned_away
 from wire.fields import ProtocolError
 from wire.occupancy import DoorLimits, Occupancy
 from wire.reports import Report
+from wire.server_tls import ServerTls
 from wire.session import EndedError, Event, WireSession
 from wire.throttle import FailureLimit
 from wire.upstream import UpstreamSession, connect
@@ -52,7 +52,7 @@ class WireDoor:
         *,
         host: str,
         port: int,
-        ssl_context: ssl.SSLContext | None,
+        tls: ServerTls | None,
         limits: DoorLimits = _LIMITS,
     ) -> None:
         self._gateway = gateway
@@ -61,7 +61,7 @@ class WireDoor:
         self._failures = FailureLimit(limits.failures)
         self._host = host
         self._port = port
-        self._context = ssl_context
+        self._tls = tls
         self._limits = limits
         self._occupancy = Occupancy(limits)
         self._server: asyncio.Server | None = None
@@ -134,7 +134,7 @@ class WireDoor:
     async def _talk(self, client: ClientConnection, held: contextlib.ExitStack) -> None:
         wire = WireSession()
         async with asyncio.timeout(self._limits.start_seconds):
-            arrival = await arrive(client, wire, self._context, self._cancel)
+            arrival = await arrive(client, wire, self._tls, self._cancel)
             session = await self._admitted(client, wire, arrival, held)
             try:
                 upstream = await self._upstream(session, arrival)
@@ -147,7 +147,7 @@ class WireDoor:
         task.set_name("wire conversation")
         conversation = Conversation(client, wire, upstream, session, self._gateway, self._limits)
         pid = secrets.randbelow(2**31 - 1) + 1
-        key = secrets.token_bytes(4)
+        key = cancel_key(arrival)
         self._conversations[pid] = (key, conversation)
         reason = "the client disconnected"
         try:
@@ -173,7 +173,8 @@ class WireDoor:
             # Not recorded one by one: whoever fails often enough must not fill the audit.
             raise TurnedAwayError(reports.fatal(sqlstate.INVALID_AUTHORIZATION, _TOO_MANY_FAILURES))
         try:
-            token = await authenticate(client, wire, arrival, self._verifier, self._secrets)
+            encrypted = self._tls is not None and self._tls.requires_certificate
+            token = await authenticate(client, wire, arrival, self._verifier, self._secrets, encrypted=encrypted)
             held.enter_context(self._occupancy.seat(token.principal))
             return await self._gateway.open_session(token, arrival.database, Door.WIRE, arrival.client)
         except CountersignError as error:

@@ -1,10 +1,23 @@
-"""An Execute decided anew: what was prepared may mean or show something else by now. Sans-IO."""
+"""What was prepared, decided anew: it may mean or show something else by now. Sans-IO."""
 
 from __future__ import annotations
 
 from gateway.drafts import denial
 from policy.model import Decision
-from wire.session import Portal
+from wire.session import Portal, Prepared
+from wire.texts import forward_one
+
+
+def renewed(prepared: Prepared, decision: Decision) -> Prepared | None:
+    """What to prepare in place of a statement whose rewrite a new policy changes; None where it is good as it is.
+
+    Only under the catalog that it was prepared under: then its columns are what the client was told. A deny changes
+    nothing here, it is the Execute's to tell.
+    """
+    rewrite, before = decision.verdict.rewrite, prepared.decision
+    if rewrite is None or decision.catalog != before.catalog or rewrite.sql == prepared.text.sql:
+        return None
+    return Prepared(prepared.name, forward_one(prepared.text.client, rewrite), decision, prepared.types)
 
 
 def recheck(decision: Decision, portal: Portal, search_path: tuple[str, ...], *, in_parts: bool) -> Decision:

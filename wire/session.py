@@ -127,11 +127,15 @@ class Description:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A statement that Parse made: the client's text, what runs for it, what was decided then, and its columns."""
+    """A statement that Parse made: the client's text, what runs for it, what was decided, its types as given.
+
+    `description` is what the client was told of its columns.
+    """
 
     name: str
     text: Forwarded
     decision: Decision
+    types: tuple[int, ...] = ()
     description: Description = field(default_factory=Description)
 
     @property
@@ -240,6 +244,13 @@ class WireSession:
         if (found := self.portals.get(name)) is None:
             raise RefusalError(report(sqlstate.INVALID_CURSOR_NAME, f'portal "{name}" does not exist'))
         return found
+
+    def executable(self, name: str) -> Portal:
+        """The portal of that name, if it can be executed. Raises RefusalError."""
+        if (portal := self.portal(name)).declared:
+            told = f"the declared cursor `{name}` cannot be executed as a portal"
+            raise RefusalError(report(sqlstate.FEATURE_NOT_SUPPORTED, told, hint="Use FETCH."))
+        return portal
 
     def close(self, kind: bytes, name: str) -> Undo[Prepared] | Undo[Portal]:
         """A Close is sent on."""

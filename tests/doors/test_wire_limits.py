@@ -31,7 +31,7 @@ def door(stack: Stack, **limits: float) -> Iterator[int]:
         hall.secrets,
         host="127.0.0.1",
         port=0,
-        ssl_context=None,
+        tls=None,
         limits=DoorLimits(**limits),  # type: ignore[arg-type]
     )
     stack.call(opened.start)

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
-import ipaddress
 import socket
 import ssl
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from server.app import server_tls
 from server.config import TlsFile, WireFile
+from tests.certificates import Certificate, make
 from tests.doors.wire_calls import errors, raw_client
 from tests.stack import Stack, psql_path, running_stack
 from wire.backend import Authentication
@@ -97,41 +91,9 @@ def test_psql_says_why_in_one_line(stack: Stack) -> None:
 # -- TLS -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Certificate:
-    """PEM files of a self-signed server certificate for 127.0.0.1 and localhost."""
-
-    certificate: Path
-    key: Path
-
-
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
-    folder = tmp_path_factory.mktemp("tls")
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(minutes=5))
-        .not_valid_after(now + datetime.timedelta(hours=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
-            critical=False,
-        )
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    files = Certificate(folder / "server.crt", folder / "server.key")
-    files.certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    files.key.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return files
+    return make(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture
@@ -139,7 +101,7 @@ def tls_port(stack: Stack, certificate: Certificate) -> Iterator[int]:
     """A second wire door of the same gateway, with a certificate."""
     file = WireFile(tls=TlsFile(certificate=certificate.certificate, key=certificate.key))
     hall = stack.app.hall
-    door = WireDoor(hall.gateway, hall.verifier, hall.secrets, host="127.0.0.1", port=0, ssl_context=server_tls(file))
+    door = WireDoor(hall.gateway, hall.verifier, hall.secrets, host="127.0.0.1", port=0, tls=server_tls(file))
     stack.call(door.start)
     try:
         yield door.port

@@ -214,9 +214,38 @@ def test_a_start_up_that_asks_for_too_much_is_refused(
 
 def test_a_newer_minor_version_is_negotiated_down(stack: Stack) -> None:
     with raw_client(stack) as client:
-        client.send(StartupRequest(3, 2, {"user": "devin", "database": stack.database, "_pq_.new": "1"}))
-        assert client.receive() == backend.NegotiateProtocolVersion(0, ("_pq_.new",))
+        client.send(StartupRequest(3, 9999, {"user": "devin", "database": stack.database, "_pq_.new": "1"}))
+        assert client.receive() == backend.NegotiateProtocolVersion(2, ("_pq_.new",))
         assert isinstance(client.receive(), backend.Authentication)
+
+
+@pytest.mark.parametrize(("minor", "size"), [(0, 4), (1, 4), (2, 32), (9999, 32)])
+def test_a_cancel_key_is_as_long_as_the_protocol_lets_it_be(stack: Stack, minor: int, size: int) -> None:
+    with raw_client(stack) as client:
+        client.send(StartupRequest(3, minor, {"user": "devin", "database": stack.database}))
+        said = client.until(backend.Authentication)
+        assert [type(m) for m in said[:-1]] == ([backend.NegotiateProtocolVersion] if minor > 2 else [])
+        client.password(stack, "devin")
+        [key] = [m for m in client.until(backend.ReadyForQuery) if isinstance(m, backend.BackendKeyData)]
+        assert len(key.key) == size
+        client.send(Query(b"SELECT count(*) FROM generate_series(1, 1000000000)"))
+        for wrong in (key.key[:4] + bytes(len(key.key) - 4), key.key[:4]) if size > 4 else ():
+            _cancel(stack, CancelRequest(key.pid, wrong))
+        until(lambda: stack.direct(RUNNING) == [(1,)], "the statement does not run")
+        _cancel(stack, CancelRequest(key.pid, key.key))
+        assert [code for code, _ in errors(client.until(backend.ReadyForQuery))] == ["57014"]
+
+
+RUNNING = (
+    "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND pid <> pg_backend_pid()"
+    " AND query = 'SELECT count(*) FROM generate_series(1, 1000000000)'"
+)
+
+
+def _cancel(stack: Stack, request: CancelRequest) -> None:
+    with raw_client(stack) as client:
+        client.send(request)
+        assert client.until_closed() == []
 
 
 @pytest.mark.parametrize("major", [2, 4])

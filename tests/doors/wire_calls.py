@@ -18,6 +18,17 @@ class RawClient:
 
     def __init__(self, stack: Stack, port: int | None = None) -> None:
         self.socket = socket.create_connection((stack.host, port or stack.port), timeout=10)
+        self._begin()
+
+    @classmethod
+    def over(cls, connected: socket.socket) -> RawClient:
+        """One that speaks over a socket that is connected already."""
+        client = cls.__new__(cls)
+        client.socket = connected
+        client._begin()
+        return client
+
+    def _begin(self) -> None:
         self._decoder = BackendDecoder()
         self._read: list[Any] = []
         self.closed = False
