@@ -50,12 +50,24 @@ SELECT c.oid, n.nspname, c.relname, c.relkind, c.relhastriggers,
  WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S', 'c') AND n.nspname !~ '^pg_(toast|temp)'
  ORDER BY c.oid"""  # noqa: S608 - constants only
 
+# The columns that a generated column is computed from. Its expression cannot hold whole rows, so that the
+# dependencies of columns are complete here. Before PostgreSQL 15 the column has them, since then its expression.
+_READ_BY_GENERATED = """
+SELECT pg_catalog.string_agg(DISTINCT d.refobjsubid::pg_catalog.text, ' ')
+  FROM pg_catalog.pg_depend d
+ WHERE d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.refobjid = a.attrelid
+   AND d.refobjsubid > 0 AND d.refobjsubid <> a.attnum
+   AND (d.classid = d.refclassid AND d.objid = a.attrelid AND d.objsubid = a.attnum
+     OR d.classid = 'pg_catalog.pg_attrdef'::pg_catalog.regclass AND d.objid = (
+          SELECT e.oid FROM pg_catalog.pg_attrdef e WHERE e.adrelid = a.attrelid AND e.adnum = a.attnum))"""
+
 # Columns of user relations; the server's own are never masked.
 _COLUMNS = f"""
 SELECT a.attrelid, a.attnum, a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), a.atttypid,
        CASE WHEN a.attcollation <> 0 AND (a.attcollation <> t.typcollation OR a.attcollation <> 100)
             THEN pg_catalog.quote_ident(cn.nspname) || '.' || pg_catalog.quote_ident(co.collname) END,
-       CASE WHEN t.typcategory = 'A' THEN t.typelem ELSE 0 END, a.atttypmod
+       CASE WHEN t.typcategory = 'A' THEN t.typelem ELSE 0 END, a.atttypmod,
+       CASE WHEN a.attgenerated <> '' THEN ({_READ_BY_GENERATED}) END
   FROM pg_catalog.pg_attribute a
   JOIN pg_catalog.pg_class c ON c.oid = a.attrelid AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
   JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
@@ -116,7 +128,7 @@ _SCHEMAS = "SELECT n.nspname FROM pg_catalog.pg_namespace n WHERE n.nspname !~ '
 _SHEETS: Final = (
     ("version", 1, "SELECT pg_catalog.current_setting('server_version_num')"),
     ("relations", 7, _RELATIONS),
-    ("columns", 8, _COLUMNS),
+    ("columns", 9, _COLUMNS),
     ("domains", 6, _DOMAINS),
     ("inherits", 2, _INHERITS),
     ("reads", 2, _READS),
@@ -205,7 +217,7 @@ def _as_relations(
 ) -> dict[int, Relation]:
     columns: dict[int, list[Column]] = {}
     domains = _as_domains(sheets["domains"])
-    for relation, number, name, type_name, type_oid, collation, item, modifier in sheets["columns"]:
+    for relation, number, name, type_name, type_oid, collation, item, modifier, read in sheets["columns"]:
         of = columns.setdefault(int(relation or 0), [])
         known = origins.get(int(relation or 0), ())
         of.append(
@@ -219,6 +231,7 @@ def _as_relations(
                 item=int(item or 0),
                 modifier=int(modifier or -1),
                 domain=domains.get(int(type_oid or 0)),
+                computed_from=frozenset(map(int, (read or "").split())),
             )
         )
     families = _families((int(child or 0), int(parent or 0)) for child, parent in sheets["inherits"])

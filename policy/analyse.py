@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from policy import alterations, bounds, definitions, secrets, session
+from policy import alterations, bounds, definitions, secrets, session, versions
 from policy.calls import Calls
 from policy.catalog import Relation
 from policy.functions import is_builtin
@@ -332,7 +332,7 @@ class Analyser:
         self.children("RangeFunction", body)
 
     def _func_call(self, body: Node) -> None:
-        words = parts(body["funcname"])
+        words = versions.as_called(self, body, parts(body["funcname"]))
         arguments = body.get("args", ())
         channel = self.calls.notified(words, arguments)
         if channel is not None:
@@ -428,6 +428,7 @@ _HANDLERS: Final[dict[str, Callable[[Analyser, Node], None]]] = {
     **session.HANDLERS,
     **definitions.HANDLERS,
     **alterations.HANDLERS,
+    **versions.HANDLERS,
 }
 
 

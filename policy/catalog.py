@@ -41,6 +41,7 @@ class Column:
     `origin` is, for a column of a view, the (relation OID, attribute number) that the server's own
     Describe of the view's query names, or None where the column is derived. `item` is the type OID of an
     array's elements, else 0; `modifier` is `pg_attribute.atttypmod`; `domain` is set where the type is one.
+    `computed_from` is, for a generated column, the attribute numbers that its expression reads.
     """
 
     number: int  # pg_attribute.attnum
@@ -52,6 +53,7 @@ class Column:
     item: int = 0
     modifier: int = -1
     domain: Domain | None = None
+    computed_from: frozenset[int] = frozenset()
 
     @property
     def base_oid(self) -> int:
