@@ -54,6 +54,11 @@ class Issuer:
     kind_claim: str = "principal_kind"
     on_behalf_of_claim: str = "on_behalf_of"
 
+    @property
+    def discovery_url(self) -> str:
+        """Where its metadata lies (OpenID Connect Discovery, section 4)."""
+        return f"{self.url.rstrip('/')}/.well-known/openid-configuration"
+
 
 @dataclass(frozen=True, slots=True)
 class VerifiedToken:
@@ -171,8 +176,7 @@ class _Keys:
     async def _fetch(self) -> KeySet:
         url = self._issuer.jwks_url
         if url is None:
-            base = self._issuer.url.rstrip("/")
-            answer = await self._http.get(f"{base}/.well-known/openid-configuration")
+            answer = await self._http.get(self._issuer.discovery_url)
             metadata = answer.raise_for_status().json()
             # OpenID Connect Discovery section 4.3: the document must name the issuer it was asked for.
             if metadata.get("issuer") != self._issuer.url:

@@ -28,11 +28,12 @@ from gateway.retention import keeping
 from gateway.session_secrets import SessionSecrets
 from gateway.sessions import Sessions
 from server.asgi import serving
-from server.config import Config, McpFile, Signing, WireFile, WireLimitsFile
+from server.config import Config, McpFile, OauthFile, Signing, WireFile, WireLimitsFile
 from server.http import build_app
 from server.mcp_settings import McpSettings
 from server.webhooks import announcing
 from wire.listener import WireDoor
+from wire.oauthbearer import OauthOffer
 from wire.occupancy import DoorLimits
 from wire.server_tls import ServerTls
 from wire.upstream import Factory
@@ -149,6 +150,7 @@ async def _wire_door(hall: Hall, file: WireFile) -> AsyncIterator[WireDoor]:
         port=file.port,
         tls=server_tls(file),
         limits=door_limits(file.limits),
+        oauth=oauth_offer(hall.config, file.oauth),
     )
     try:
         await door.start()
@@ -197,6 +199,14 @@ def door_limits(file: WireLimitsFile) -> DoorLimits:
         idle_seconds=file.idle,
         idle_in_transaction_seconds=file.idle_in_transaction,
     )
+
+
+def oauth_offer(config: Config, file: OauthFile | None) -> OauthOffer | None:
+    """Whom the wire door asks for OAUTHBEARER; None for nobody."""
+    if file is None:
+        return None
+    issuer = next(issuer for issuer in config.issuers if file.issuer in (None, issuer.url))
+    return OauthOffer(tuple(file.users), issuer.discovery_url, file.scope)
 
 
 def server_tls(file: WireFile) -> ServerTls | None:

@@ -141,12 +141,24 @@ class WireLimitsFile(_Model):
     idle_in_transaction: Annotated[float, Field(gt=0)] | None = None
 
 
+class OauthFile(_Model):
+    """Users whom the wire door asks for SASL OAUTHBEARER; `*` in a name is any run of characters.
+
+    A client without a token is told the issuer (one of `issuers`; may be left out where there is but one) and scope.
+    """
+
+    users: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+    issuer: str | None = None
+    scope: str = "openid"
+
+
 class WireFile(_Model):
     """The wire door. Port 0 takes a free one."""
 
     host: str = "127.0.0.1"
     port: Port = 6432
     tls: TlsFile | None = None
+    oauth: OauthFile | None = None
     limits: WireLimitsFile = WireLimitsFile()
 
 
@@ -202,6 +214,17 @@ class ConfigFile(_Model):
     def _one_mask_key(self) -> ConfigFile:
         if self.mask_key_file is not None and self.mask_key_env is not None:
             raise ValueError("give only one of `mask_key_file` and `mask_key_env`")
+        return self
+
+    @model_validator(mode="after")
+    def _one_issuer_told(self) -> ConfigFile:
+        if self.wire is None or self.wire.oauth is None:
+            return self
+        told, trusted = self.wire.oauth.issuer, [issuer.issuer for issuer in self.issuers]
+        if told is None and len(trusted) > 1:
+            raise ValueError("`wire.oauth.issuer` must say which of the `issuers` gives tokens to clients without one")
+        if told is not None and told not in trusted:
+            raise ValueError(f"`wire.oauth.issuer` `{told}` is none of the `issuers`")
         return self
 
 
