@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from secrets import token_bytes, token_urlsafe
 
+from gateway.certificates import CertificatePrincipals
 from gateway.errors import AuthenticationError, CountersignError
 from gateway.identity import TokenVerifier, VerifiedToken
 from gateway.model import ClientInfo
@@ -141,7 +142,8 @@ def cancel_key(arrival: Arrival) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Logins:
-    """By what a client may say who it is. Which of them it is asked for follows from the user name alone.
+    """By what a client may say who it is. Which of them it is asked for follows from the user name: one that its
+    certificate stands for, that of a session secret, one of OAUTHBEARER's, any other.
 
     `everywhere` is whether TLS is demanded on this machine too; else its loopback is as good as TLS.
     """
@@ -149,6 +151,7 @@ class Logins:
     verifier: TokenVerifier
     secrets: SessionSecrets
     oauth: OauthOffer | None = None
+    certificates: CertificatePrincipals | None = None
     everywhere: bool = False
 
     async def authenticate(self, client: ClientConnection, wire: WireSession, user: str) -> VerifiedToken:
@@ -163,6 +166,8 @@ class Logins:
                 if self.everywhere
                 else "Connect with TLS, or from this machine.",
             )
+        if (login := self._by_certificate(client, user)) is not None:
+            return login
         if user.startswith(PREFIX):
             scram = ScramServer(user, self.secrets.verifier(user), token_urlsafe(_NONCE_BYTES), client.binding)
             await _prove(client, wire, scram)
@@ -172,6 +177,11 @@ class Logins:
         client.send(backend.Authentication(backend.Authentication.CLEARTEXT).encode())
         response = await _response(client, wire)
         return await self.verifier.verify(response.as_password())
+
+    def _by_certificate(self, client: ClientConnection, user: str) -> VerifiedToken | None:
+        if self.certificates is None or (certificate := client.certificate) is None:
+            return None
+        return self.certificates.login(certificate, user)
 
 
 async def _prove(client: ClientConnection, wire: WireSession, scram: ScramServer) -> None:

@@ -9,6 +9,7 @@ import logging
 import secrets
 
 from gateway.admission import Gateway
+from gateway.certificates import CertificatePrincipals
 from gateway.errors import AuthenticationError, CountersignError, IssuerUnavailableError, TooManyConnectionsError
 from gateway.identity import TokenVerifier
 from gateway.model import Door, Session
@@ -56,9 +57,11 @@ class WireDoor:
         tls: ServerTls | None,
         limits: DoorLimits = _LIMITS,
         oauth: OauthOffer | None = None,
+        certificates: CertificatePrincipals | None = None,
     ) -> None:
         self._gateway = gateway
-        self._logins = Logins(verifier, secrets, oauth=oauth, everywhere=tls is not None and tls.requires_certificate)
+        everywhere = tls is not None and tls.requires_certificate
+        self._logins = Logins(verifier, secrets, oauth, certificates, everywhere)
         self._failures = FailureLimit(limits.failures)
         self._host = host
         self._port = port

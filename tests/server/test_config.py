@@ -87,3 +87,23 @@ def test_the_only_issuer_is_told_to_clients_without_a_token(tmp_path: Path) -> N
     offer = oauth_offer(loaded, loaded.wire.oauth)
     assert offer is not None
     assert offer.discovery_url == "https://issuer.example/.well-known/openid-configuration"
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ("client_principals: [{dns: x, subject: etl}]", "need a `client_ca`"),
+        ("client_certificates: optional", "need a `client_ca`"),
+        ("client_ca: ca.pem, client_principals: [{dns: x, subject: etl}]", "no certificate stands for anybody"),
+        ("client_ca: ca.pem, client_certificates: optional, client_principals: [{subject: etl}]", "exactly one of"),
+        ("client_ca: ca.pem, client_certificates: optional, client_principals: [{dns: x}]", "subject"),
+        (
+            "client_ca: ca.pem, client_certificates: optional, client_principals: "
+            "[{dns: x, subject: etl, on_behalf_of: ada, on_behalf_of_issuer: 'https://elsewhere.example'}]",
+            "is none of the `issuers`",
+        ),
+    ],
+)
+def test_client_certificates_say_whole_what_they_are_good_for(tmp_path: Path, more: str, says: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(says)):
+        config(tmp_path, wire=f"wire: {{tls: {{certificate: c.pem, key: k.pem, {more}}}}}\n")
