@@ -328,7 +328,7 @@ class Approvals:
 
 def principal_body(principal: Principal) -> dict[str, object]:
     """A principal as the audit writes it down."""
-    return {
+    body: dict[str, object] = {
         "subject": principal.subject,
         "issuer": principal.issuer,
         "kind": principal.kind.value,
@@ -336,6 +336,7 @@ def principal_body(principal: Principal) -> dict[str, object]:
         "groups": sorted(principal.groups),
         "on_behalf_of": principal.on_behalf_of,
     }
+    return body | {"human_issuer": principal.human_issuer} if principal.human_issuer else body
 
 
 def rejection(record: ApprovalRecord) -> ApprovalRejectedError:

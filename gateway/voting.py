@@ -22,7 +22,7 @@ def human_of(record: ApprovalRecord) -> tuple[str, str] | None:
     if record.principal.get("kind") == PrincipalKind.HUMAN.value:
         return (record.requester_issuer, record.requester_subject)
     human = record.principal.get("on_behalf_of")
-    return (record.requester_issuer, str(human)) if human else None
+    return (str(record.principal.get("human_issuer") or record.requester_issuer), str(human)) if human else None
 
 
 def _qualifies(terms: Mapping[str, object], groups: Sequence[str], subject: str) -> bool:

@@ -22,8 +22,9 @@ class PrincipalKind(StrEnum):
 class Principal:
     """A verified identity.
 
-    `subject` and `issuer` together name it (RFC 7519 `sub`, `iss`). `on_behalf_of` is the subject, at
-    the same issuer, of the human for whom an agent's token was issued (RFC 8693 `act`), or None.
+    `subject` and `issuer` together name it (RFC 7519 `sub`, `iss`). `on_behalf_of` is the subject of the human for
+    whom an agent's token was issued (RFC 8693 `act`), or None: at the same issuer, or at `human_issuer` where that is
+    another one, as it is for a client certificate.
     """
 
     subject: str
@@ -33,13 +34,14 @@ class Principal:
     email: str | None = None
     name: str | None = None
     on_behalf_of: str | None = None
+    human_issuer: str | None = None
 
     @property
     def human(self) -> tuple[str, str] | None:
         """The (issuer, subject) of the human behind this principal; None for an agent of nobody."""
         if self.kind is PrincipalKind.HUMAN:
             return (self.issuer, self.subject)
-        return (self.issuer, self.on_behalf_of) if self.on_behalf_of else None
+        return (self.human_issuer or self.issuer, self.on_behalf_of) if self.on_behalf_of else None
 
 
 class Action(StrEnum):

@@ -18,6 +18,7 @@ from audit.store import Store
 from audit.verify import verify
 from audit.writer import Writer
 from gateway.approvals import Approvals, Pending
+from gateway.certificates import CertificateRule
 from gateway.errors import ApprovalRejectedError
 from gateway.model import ClientInfo, Connection, Door, Session, Statement
 from gateway.recorder import Recorder
@@ -129,6 +130,16 @@ async def test_nobody_approves_their_own_request(desk: Desk) -> None:
     pending = await desk.ask(who=ADA)
     with pytest.raises(ApprovalRejectedError, match="own request"):
         await desk.vote(pending, ADA)
+
+
+async def test_the_human_of_a_client_certificate_is_the_same_person_as_by_a_token(desk: Desk) -> None:
+    """The certificate's authority is another issuer than the human's: the configuration joins the two."""
+    etl = CertificateRule("dns", "*", "etl", on_behalf_of="ada", human_issuer=ISSUER).principal("Example CA")
+    pending = await desk.ask(who=etl)
+    for voter, sentence in ((ADA, "on behalf of `ada`"), (etl, "agents cannot vote")):
+        with pytest.raises(ApprovalRejectedError, match=sentence):
+            await desk.vote(pending, voter)
+    assert (await desk.vote(pending, GRACE)).state is State.APPROVED
 
 
 async def test_a_quorum_counts_humans_not_groups_nor_repeated_votes(desk: Desk) -> None:
