@@ -1,7 +1,8 @@
 """Who is calling: OIDC access tokens verified against their issuer's keys, narrowed to a Principal.
 
 Sources: RFC 9068 (JWT access tokens), RFC 7519 (claims), RFC 8414 and OpenID Connect Discovery
-(metadata), RFC 8693 section 4.1 (`act`), RFC 9728 and RFC 8707 for what the MCP door adds.
+(metadata), RFC 8693 section 4.1 (`act`), RFC 9728 and RFC 8707 for what the MCP door adds; RFC 9470 section 6
+(`auth_time`, `acr`).
 """
 
 from __future__ import annotations
@@ -56,12 +57,18 @@ class Issuer:
 
 @dataclass(frozen=True, slots=True)
 class VerifiedToken:
-    """A token that passed every check, as values. The token itself is not kept."""
+    """A token that passed every check, as values. The token itself is not kept.
+
+    How and when its person logged in is here and not in the principal: no rule of a policy may depend on it, so that
+    the same person gets the same verdict by an old login and by a new one.
+    """
 
     principal: Principal
     expires: datetime  # aware, UTC
     token_id: str  # `jti`, or a digest where the issuer gives none
     scopes: frozenset[str]
+    auth_time: datetime | None = None  # aware, UTC; None where the issuer does not say it, or says no time of the past
+    acr: str | None = None  # the authentication context class, in the issuer's own words
     claims: Mapping[str, object] = field(repr=False, default_factory=dict)
 
 
@@ -180,6 +187,14 @@ def _is_time(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _LAST_TIME
 
 
+def _login_time(claims: Mapping[str, Any]) -> datetime | None:
+    """When the person logged in, as far as it can be believed: a time to come would be fresh for ever."""
+    claimed = claims.get("auth_time")
+    if not _is_time(claimed) or claimed > time.time() + _LEEWAY_SECONDS:
+        return None
+    return datetime.fromtimestamp(claimed, UTC)
+
+
 class TokenVerifier:
     """Verifies access tokens of the configured issuers; the one door to a Principal."""
 
@@ -213,6 +228,8 @@ class TokenVerifier:
             expires=expires,
             token_id=token_id if isinstance(token_id, str) and token_id else f"exp-{claims['exp']}",
             scopes=frozenset(scope.split() if isinstance(scope, str) else ()),
+            auth_time=_login_time(claims),
+            acr=acr if isinstance(acr := claims.get("acr"), str) and acr else None,
             claims=claims,
         )
 
