@@ -183,16 +183,39 @@ class Reason:
 
 
 @dataclass(frozen=True, slots=True)
+class Approver:
+    """One person by name. Without an issuer it is a subject at the issuer of whoever asks."""
+
+    subject: str
+    issuer: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.subject} of {self.issuer}" if self.issuer else self.subject
+
+
+@dataclass(frozen=True, slots=True)
 class ApprovalTerms:
-    """What an `approve` rule asks for: any of these groups, this many distinct humans, within this time."""
+    """What an `approve` rule asks for: any of these groups, this many distinct humans, within this time.
+
+    One human of `break_glass` or `break_glass_users` may decide alone, in an emergency. A yes needs a login that is
+    no older than `fresh`, and of one of the classes `acr`; where they say nothing, any login does.
+    """
 
     groups: frozenset[str]
     quorum: int
     expires: timedelta
     rule: str
-    users: frozenset[str] = frozenset()
+    users: frozenset[Approver] = frozenset()
     owner_may_approve: bool = False
-    break_glass: frozenset[str] = frozenset()  # groups of which one human may decide alone, in an emergency
+    break_glass: frozenset[str] = frozenset()
+    break_glass_users: frozenset[Approver] = frozenset()
+    fresh: timedelta | None = None
+    acr: frozenset[str] = frozenset()
+
+    @property
+    def names(self) -> list[str]:
+        """The approvers, groups first."""
+        return [*sorted(self.groups), *sorted(map(str, self.users))]
 
 
 @dataclass(frozen=True, slots=True)

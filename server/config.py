@@ -219,15 +219,20 @@ class McpFile(_Model):
     row_limit: Annotated[int, Field(ge=1, le=100_000)] = 200
 
 
+Event = Literal[
+    "requested", "voted", "broken_glass", "owner_approved", "review_opened", "review_due", "reviewed", "approved",
+    "denied", "expired", "withdrawn", "consumed", "void",
+]  # fmt: skip
+_LOUD: list[Event] = ["requested", "broken_glass", "owner_approved", "review_due", "approved", "denied", "expired"]
+
+
 class WebhookFile(_Model):
     """Who is told what happens to approvals. The secret comes from a file or an environment variable."""
 
     url: str
     secret_file: Path | None = None
     secret_env: str | None = None
-    events: list[
-        Literal["requested", "voted", "broken_glass", "approved", "denied", "expired", "withdrawn", "consumed", "void"]
-    ] = ["requested", "broken_glass", "approved", "denied", "expired"]
+    events: list[Event] = _LOUD
     statement: bool = False
 
     @model_validator(mode="after")
@@ -254,6 +259,8 @@ class ConfigFile(_Model):
     mask_key_file: Path | None = None
     mask_key_env: str | None = None
     webhooks: list[WebhookFile] = []
+    # How long the review of a broken glass may wait before it is announced again, and again.
+    review_reminder_hours: Annotated[float, Field(gt=0, le=8760)] = 24
 
     @model_validator(mode="after")
     def _one_mask_key(self) -> ConfigFile:
@@ -328,6 +335,7 @@ class Config:
     recordings: RecordingBounds = field(default_factory=RecordingBounds)
     retention: Limits = field(default_factory=Limits)
     webhooks: tuple[Webhook, ...] = ()
+    remind: timedelta = timedelta(hours=24)
 
 
 def load_config(path: Path) -> Config:
@@ -363,6 +371,7 @@ def load_config(path: Path) -> Config:
         recordings=RecordingBounds(file.audit.recordings.statement_bytes, file.audit.recordings.session_bytes),
         retention=_retention(file.audit.recordings),
         webhooks=tuple(_webhook(hook, base) for hook in file.webhooks),
+        remind=timedelta(hours=file.review_reminder_hours),
     )
 
 
