@@ -85,6 +85,7 @@ def verify(
                 public_keys=public_keys,
                 checkpoints=verifier.read_notes(checkpoints),
                 since=since,
+                jobs=verifier.processors(),
             )
     except verifier.Unreadable as error:
         raise ConfigurationError(str(error)) from None
