@@ -35,6 +35,11 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
+def is_private(url: str) -> bool:
+    """Whether nobody on the way can read or change what is sent there: https, or http on this machine."""
+    return url.startswith("https://") or (url.startswith("http://") and urlsplit(url).hostname in _LOOPBACK)
+
+
 def _off(value: object) -> object:
     """YAML 1.1 reads a bare `off` as false."""
     return "off" if value is False else value
@@ -239,8 +244,7 @@ class WebhookFile(_Model):
     def _one_secret(self) -> WebhookFile:
         if (self.secret_file is None) == (self.secret_env is None):
             raise ValueError("give exactly one of `secret_file` and `secret_env`")
-        host = urlsplit(self.url).hostname
-        if not self.url.startswith("https://") and not (self.url.startswith("http://") and host in _LOOPBACK):
+        if not is_private(self.url):
             raise ValueError("`url` must be an https address, or http on this machine")
         return self
 
