@@ -58,7 +58,8 @@ def binding_of(statement: Statement, decision: Decision, catalog: Catalog) -> di
     session, analysis = statement.session, decision.analysis
     relations = sorted(analysis.relations) if analysis else []
     # What it calls, seen and unseen; a function that a migration makes itself is not there yet.
-    called = sorted({d.oid for d in analysis.demands if d.oid and d.action is Action.CALL}) if analysis else []
+    calls = [d for d in analysis.demands if d.action is Action.CALL] if analysis else []
+    called = sorted({oid for d in calls for oid in (d.functions or (d.oid,)) if oid})
     functions = [f for oid in called if (f := catalog.function(oid)) is not None]
     schema = repr([*(catalog.relations.get(oid) for oid in relations), *functions])
     return {

@@ -126,7 +126,12 @@ _SCHEMAS = "SELECT n.nspname FROM pg_catalog.pg_namespace n WHERE n.nspname !~ '
 
 # What a snapshot is made of: the name of the sheet, its number of columns, its query.
 _SHEETS: Final = (
-    ("version", 1, "SELECT pg_catalog.current_setting('server_version_num')"),
+    (
+        "version",
+        2,
+        "SELECT pg_catalog.current_setting('server_version_num'),"
+        " pg_catalog.array_to_json(pg_catalog.current_schemas(true))",
+    ),
     ("relations", 7, _RELATIONS),
     ("columns", 9, _COLUMNS),
     ("domains", 6, _DOMAINS),
@@ -142,6 +147,7 @@ _SHEETS: Final = (
     ("triggers", 4, stored_code.TRIGGERS),
     ("foreign keys", 5, stored_code.FOREIGN_KEYS),
     ("support", 2, stored_code.SUPPORT),
+    ("bodies", 7, stored_code.BODIES),
 )
 
 
@@ -162,7 +168,7 @@ async def load(upstream: Upstream) -> Catalog:
 
     for name, width, query in _SHEETS:
         await read(name, width, query)
-    functions = _as_functions(sheets["functions"], sheets["support"])
+    functions = _as_functions(sheets)
     await read("trees", 5, stored_code.trees(functions))
     await read("domain trees", 5, stored_code.trees(functions, of_domains=True))
     origins = {int(oid or 0): await _origins(upstream, query or "") for oid, query in sheets["views"]}
@@ -177,6 +183,7 @@ async def load(upstream: Upstream) -> Catalog:
         operators=code.operators,
         casts=code.casts,
         types=code.types(sheets["types"]),
+        printed_under=tuple(json.loads(sheets["version"][0][1] or "[]")),
     )
 
 
@@ -283,10 +290,12 @@ def _families(pairs: Iterable[tuple[int, int]]) -> dict[int, frozenset[int]]:
     return {oid: frozen[id(members)] for oid, members in component.items()}
 
 
-def _as_functions(rows: list[Row], support: list[Row]) -> dict[tuple[str, str], tuple[Function, ...]]:
-    behind = {aggregate: tuple(map(int, (oids or "").split())) for aggregate, oids in support}
+def _as_functions(sheets: Mapping[str, list[Row]]) -> dict[tuple[str, str], tuple[Function, ...]]:
+    behind = {aggregate: tuple(map(int, (oids or "").split())) for aggregate, oids in sheets["support"]}
+    bodies = stored_code.bodies(sheets["bodies"])
     functions: dict[tuple[str, str], list[Function]] = {}
-    for oid, schema, name, kind, volatility, language, arguments, least, most, extension, results in rows:
+    for row in sheets["functions"]:
+        oid, schema, name, kind, volatility, language, arguments, least, most, extension, results = row
         functions.setdefault((schema or "", name or ""), []).append(
             Function(
                 oid=int(oid or 0),
@@ -301,6 +310,7 @@ def _as_functions(rows: list[Row], support: list[Row]) -> dict[tuple[str, str], 
                 most=int(most) if most is not None else None,
                 results=tuple(map(int, (results or "").split())),
                 support=() if extension == "true" else behind.get(oid, ()),
+                body=bodies.get(oid or ""),
             )
         )
     return {key: tuple(overloads) for key, overloads in functions.items()}

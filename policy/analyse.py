@@ -57,7 +57,7 @@ class Analyser:
         self.implied = Implied(self.names, self.calls, self._follow)
         self.references: list[Reference] = []
         self.stores: str | None = None
-        self._demands: dict[tuple[Action, ObjectName, bool], Demand] = {}
+        self._demands: dict[tuple[Action, ObjectName, bool, tuple[int, ...]], Demand] = {}
         self._ctes: frozenset[str] = frozenset()
         self._locking = False
         self._sampling = False
@@ -133,11 +133,12 @@ class Analyser:
         builtin: bool = False,
         bounded: bool = True,
         via: str | None = None,
+        functions: tuple[int, ...] = (),
     ) -> None:
         """Note a demand; the same one twice counts once, an unbounded one as unbounded."""
-        key = (action, name, bounded)
+        key = (action, name, bounded, functions)
         if key not in self._demands:
-            self._demands[key] = Demand(action, name, oid, location, builtin, bounded, via)
+            self._demands[key] = Demand(action, name, oid, location, builtin, bounded, via, functions)
 
     def demand_on(
         self,

@@ -137,6 +137,9 @@ class RuleFile(_Model):
     functions: Names | None = Field(None, description="patterns schema.name")
     schemas: Names | None = Field(None, description="patterns of schemas: these, and all that lies in them")
     channels: Names | None = Field(None, description="patterns of LISTEN and NOTIFY channels")
+    bodies: Literal["analysed"] | None = Field(
+        None, description="let functions in the language SQL be called if all that their bodies do is allowed"
+    )
     when: WhenFile | None = None
     approvers: ApproversFile | None = None
     quorum: Annotated[int, Field(ge=1, le=20)] | None = None
@@ -156,6 +159,8 @@ class RuleFile(_Model):
                 "`rows_at_most` and `rows_over` count the rows that a write changes; "
                 "give them to rules whose actions are insert, update and delete only"
             )
+        if self.bodies is not None and (self.effect != "allow" or self.actions != [Action.CALL]):
+            raise ValueError("`bodies` is about calls that are allowed; give it `effect: allow` and `actions: [call]`")
         if self.effect == "approve" and self.approvers is None:
             raise ValueError("an approve rule must say who approves; add `approvers`")
         if self.effect != "approve" and said:
@@ -345,6 +350,7 @@ def _as_rule(document: Document, rule: RuleFile, index: int, label: str) -> Rule
         when=_as_when(rule.when),
         terms=_as_terms(rule, label),
         place=document.locate(path),
+        analysed=rule.bodies is not None,
     )
 
 

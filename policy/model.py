@@ -95,7 +95,8 @@ class Demand:
     `oid` is the object's OID where it exists. `location` is a byte offset into the client's text.
     `builtin` marks a function that the curated lists call harmless: the default policy allows it.
     `bounded` is False for an UPDATE or DELETE that reaches every row. `via` says what makes the statement need
-    it where the text does not name it, such as "the trigger `t` of `public.orders`".
+    it where the text does not name it, such as "the trigger `t` of `public.orders`". `functions` are, for a call of
+    a user function, all overloads that it could mean, by OID.
     """
 
     action: Action
@@ -105,6 +106,7 @@ class Demand:
     builtin: bool = False
     bounded: bool = True
     via: str | None = None
+    functions: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.action.value} {self.object}"
@@ -135,6 +137,8 @@ class Effects:
     closes: str | None = None  # CLOSE name; "" for ALL
     copy_in: bool = False
     copy_out: bool = False
+    moves_names: bool = False  # may change the search path while it runs
+    late_names: bool = False  # reads names while it runs: a function's body that is text
 
 
 @dataclass(frozen=True, slots=True)
