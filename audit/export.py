@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from audit import segments
 from audit.entry import Draft, Kind
 from audit.errors import unavailable
 
@@ -20,15 +20,16 @@ def lines(path: Path, after: int = 0) -> Iterator[tuple[int, str]]:
     """
     sql = (
         "SELECT body, seq, time, kind, session, subject, connection, lower(hex(prev)) AS prev,"
-        " lower(hex(hash)) AS hash FROM entries WHERE seq > ? ORDER BY seq"
+        " lower(hex(hash)) AS hash FROM entries WHERE seq > ? AND seq < ? ORDER BY seq"
     )
     try:
-        with contextlib.closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as db:
-            rows = db.execute(sql, (after,))
-            names = [column[0] for column in rows.description[1:]]
-            for body, *row in rows:
-                head = json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False, separators=(",", ":"))
-                yield row[0], f'{head[:-1]},"body":{body}}}'
+        with segments.parts(path) as parts:
+            for part in reversed(parts):
+                rows = part.db.execute(sql, (after, part.below))
+                names = [column[0] for column in rows.description[1:]]
+                for body, *row in rows:
+                    head = json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False, separators=(",", ":"))
+                    yield row[0], f'{head[:-1]},"body":{body}}}'
     except sqlite3.Error as error:
         raise unavailable(path, error) from None
 

@@ -301,7 +301,7 @@ def _verify(files: Sequence[_File], path: Path, walk: _Walk, since: int, work: _
         first=walk.first.decode("utf-8", "replace") or None,
         last=walk.last.decode("utf-8", "replace") or None,
         head=walk.head.hex(),
-        open_statements=_open_statements(files[-1].db) if problem is None else 0,
+        open_statements=_open_statements(files[-1].db, files[-1].begin) if problem is None else 0,
         bad_seq=bad,
         problem=problem,
         since=walk.begun,
@@ -370,17 +370,18 @@ class _Damage:
         self._pool.shutdown()
 
 
-def _open_statements(db: sqlite3.Connection) -> int:
+def _open_statements(db: sqlite3.Connection, begin: int) -> int:
     """Intents without an outcome: those of this file, and those that its first entry says were open before it."""
-    ended = "(SELECT 1 FROM entries o WHERE o.statement = {} AND o.kind = 'outcome' AND o.statement IS NOT NULL)"
-    own = "SELECT count(*) FROM entries i WHERE i.statement IS NOT NULL AND i.kind = 'intent' AND NOT EXISTS "
-    carried = (
-        "SELECT count(*) FROM (SELECT body FROM entries WHERE kind IN ('key.created', 'key.rotated', 'segment.sealed')"  # noqa: S608 - constants
-        " AND kind = 'segment.sealed' ORDER BY seq DESC LIMIT 1), json_each(body, '$.open') s"
-        " WHERE s.value ->> '$.statement' IS NOT NULL AND NOT EXISTS " + ended.format("s.value ->> '$.statement'")
+    own = (
+        "SELECT count(*) FROM entries i WHERE i.statement IS NOT NULL AND i.kind = 'intent' AND i.seq >= ?"
+        " AND NOT EXISTS (SELECT 1 FROM entries o WHERE o.statement = i.statement AND o.kind = 'outcome')"
     )
-    [here], [before] = db.execute(own + ended.format("i.statement")).fetchone(), db.execute(carried).fetchone()
-    return int(here) + int(before)
+    before = (
+        "SELECT count(*) FROM entries, json_each(body, '$.open') t WHERE seq = ? AND kind = 'segment.sealed'"
+        " AND t.value ->> '$.statement' IS NOT NULL AND NOT EXISTS (SELECT 1 FROM entries o"
+        "  WHERE o.statement = t.value ->> '$.statement' AND o.kind = 'outcome' AND o.statement IS NOT NULL)"
+    )
+    return sum(int(db.execute(sql, (begin,)).fetchone()[0]) for sql in (own, before))
 
 
 @dataclass(frozen=True)
@@ -786,7 +787,7 @@ class _Walk:
         """Begin, or go on after a gap, at the newest checkpoint before `since`, if its signature and its peaks hold."""
         if self.seq + 1 < file.begin and since < file.begin:
             self.missing.append((self.seq + 1, file.begin - 1))
-        self.seq, self.head, self.last, self.peaks = 0, GENESIS, b"", []
+        self.seq, self.head, self.last, self.peaks, self.segment = 0, GENESIS, b"", [], 0
         for books in (self.keys, self.states, self.records, self.votes):
             books.clear()
         found = file.db.execute(_START, (file.begin, max(since, file.begin) - 1)).fetchone()
@@ -1078,7 +1079,9 @@ def sentence(report: Report) -> str:
         lines.append(f"running     {report.open_statements} statements have no outcome yet")
     lines += [f"elsewhere   entries {first} to {last}: their segments are not here" for first, last in report.missing]
     if report.segments:
-        lines.append(f"segments    {report.segments}{', what follows the last is elsewhere' if report.sealed else ''}")
+        lines.append(f"segments    {report.segments}")
+    if report.sealed:
+        lines.append("            It ends with a sealed segment: what follows is elsewhere.")
     if report.unseen:
         lines.append(
             f"            {report.unseen} of the checkpoints that you gave are about entries that are not here."

@@ -25,6 +25,7 @@ from gateway.identity import TokenVerifier
 from gateway.policies import PolicyBook
 from gateway.recorder import Recorder
 from gateway.retention import keeping
+from gateway.rolling import rolling
 from gateway.session_secrets import SessionSecrets
 from gateway.sessions import Sessions
 from server.asgi import serving
@@ -107,6 +108,7 @@ async def gateway_of(config: Config) -> AsyncIterator[Hall]:
             bounds=config.recordings,
         )
         await stack.enter_async_context(keeping(recorder, config.audit_path, config.retention))
+        await stack.enter_async_context(rolling(config.audit_path, config.signing.key, config.segments))
         await stack.enter_async_context(announcing(config.webhooks, recorder))
         yield Hall(gateway, verifier, config, SessionSecrets())
         for session in gateway.sessions.list():
