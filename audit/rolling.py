@@ -148,10 +148,13 @@ def _put(store: Path, segment: Segment, disk: Disk) -> None:
     if not segment.path.exists():
         segments.folder(store).mkdir(mode=0o700, exist_ok=True)
         draft = segment.path.with_name(f".{segment.path.name}.partial")
-        disk.copy(store, segment, draft)
-        disk.sync(draft)
-        _require_whole(draft, segment)
-        disk.name(draft, segment.path)
+        try:
+            disk.copy(store, segment, draft)
+            disk.sync(draft)
+            _require_whole(draft, segment)
+            disk.name(draft, segment.path)
+        finally:
+            draft.unlink(missing_ok=True)  # a half one must not take the room that the next statements need
     disk.sync_names(segment.path)
     # Before anything is let go: the file is looked for, and found to be what was sealed.
     _require_whole(segment.path, segment)

@@ -25,8 +25,10 @@ _WAL_PAGES = 4000
 @contextlib.contextmanager
 def transaction(db: sqlite3.Connection) -> Iterator[None]:
     """A write transaction; it waits for other processes' first. Rolled back whole if the block raises."""
-    db.execute("BEGIN IMMEDIATE")
+    if db.in_transaction:  # a rollback failed: nothing of that is believed either
+        db.execute("ROLLBACK")
     try:
+        db.execute("BEGIN IMMEDIATE")
         yield
         db.execute("COMMIT")
     except BaseException:
