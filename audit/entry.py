@@ -74,6 +74,17 @@ class Entry(NamedTuple):
     hash: bytes  # 32
 
 
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Something begun that has no end in the chain yet: a `statement`, or (None) a session."""
+
+    statement: str | None
+    session: str | None
+    subject: str | None
+    connection: str | None
+    instance: str
+
+
 class BodyError(ValueError):
     """A body that JSON, or the store, cannot hold. The text says why and the cure."""
 

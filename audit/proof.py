@@ -14,7 +14,15 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from audit.checkpoint import Checkpoint
-from audit.merkle import SIZE, ProofError, check_consistency, check_inclusion, consistency_proof, inclusion_proof
+from audit.merkle import (
+    SIZE,
+    Hashes,
+    ProofError,
+    check_consistency,
+    check_inclusion,
+    consistency_proof,
+    inclusion_proof,
+)
 from audit.note import PublicKey, open_note
 
 _TITLE = "c2sp.org/tlog-proof@v1"
@@ -93,12 +101,12 @@ class Extension:
         return old, new
 
 
-def extend(hashes: Sequence[bytes], old: int, note: str) -> Extension:
+def extend(hashes: Sequence[bytes] | Hashes, old: int, note: str) -> Extension:
     """The proof for the first `old` under a note over exactly these entries (their `hash`). Raises IndexError."""
     return Extension(old, consistency_proof(hashes, old), note)
 
 
-def prove(hashes: Sequence[bytes], seq: int, note: str) -> Proof:
+def prove(hashes: Sequence[bytes] | Hashes, seq: int, note: str) -> Proof:
     """The proof for entry `seq` under a note over exactly these entries (their `hash`, in order). Raises IndexError."""
     return Proof(seq, inclusion_proof(hashes, seq - 1), note)
 

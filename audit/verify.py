@@ -28,7 +28,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -189,7 +189,12 @@ class _File:
     still: bool
     begin: int
     last: int
-    sealed: bool
+    end: int  # of the newest segment that it says was sealed
+
+    @property
+    def sealed(self) -> bool:
+        """Whether it is itself that segment."""
+        return 0 < self.last <= self.end
 
 
 @contextlib.contextmanager
@@ -213,8 +218,8 @@ def _open(path: Path) -> Iterator[_File]:
             raise Unreadable(f"`{found}` is of version {version}; this verifier knows version {VERSION}")
         [last] = db.execute("SELECT coalesce(max(seq), 0) FROM entries").fetchone()
         [begin] = db.execute(_BEGIN).fetchone()
-        [sealed] = db.execute("SELECT coalesce(max(last), 0) FROM segments").fetchone()
-        yield _File(found, uri, db, still, begin, last, sealed >= last > 0)
+        [end] = db.execute("SELECT coalesce(max(last), 0) FROM segments").fetchone()
+        yield _File(found, uri, db, still, begin, last, end)
 
 
 @dataclass
@@ -277,7 +282,7 @@ def _recorded(db: sqlite3.Connection, numbers: Sequence[int]) -> bool:
 
 def _verify(files: Sequence[_File], path: Path, walk: _Walk, since: int, work: _Work) -> Report:
     since = min([since, *(note.size + 1 for note in walk.given)])
-    while len(files) > 1 and files[1].begin <= since:
+    while len(files) > 1 and files[0].begin < files[1].begin <= since:
         files = files[1:]
     damage = _Damage(files)
     try:
@@ -286,7 +291,7 @@ def _verify(files: Sequence[_File], path: Path, walk: _Walk, since: int, work: _
         problem = (
             problem
             or next(filter(None, (_schema_problem(file.db) for file in files)), None)
-            or walk.approvals_problem(files[-1].db)
+            or (None if files[-1].sealed else walk.approvals_problem(files[-1].db))
             or damage.problem()
         )
     except sqlite3.DatabaseError as error:
@@ -301,7 +306,7 @@ def _verify(files: Sequence[_File], path: Path, walk: _Walk, since: int, work: _
         first=walk.first.decode("utf-8", "replace") or None,
         last=walk.last.decode("utf-8", "replace") or None,
         head=walk.head.hex(),
-        open_statements=_open_statements(files[-1].db) if problem is None else 0,
+        open_statements=_open_statements(files[-1].db, files[-1].begin) if problem is None else 0,
         bad_seq=bad,
         problem=problem,
         since=walk.begun,
@@ -370,17 +375,18 @@ class _Damage:
         self._pool.shutdown()
 
 
-def _open_statements(db: sqlite3.Connection) -> int:
+def _open_statements(db: sqlite3.Connection, begin: int) -> int:
     """Intents without an outcome: those of this file, and those that its first entry says were open before it."""
-    ended = "(SELECT 1 FROM entries o WHERE o.statement = {} AND o.kind = 'outcome' AND o.statement IS NOT NULL)"
-    own = "SELECT count(*) FROM entries i WHERE i.statement IS NOT NULL AND i.kind = 'intent' AND NOT EXISTS "
-    carried = (
-        "SELECT count(*) FROM (SELECT body FROM entries WHERE kind IN ('key.created', 'key.rotated', 'segment.sealed')"  # noqa: S608 - constants
-        " AND kind = 'segment.sealed' ORDER BY seq DESC LIMIT 1), json_each(body, '$.open') s"
-        " WHERE s.value ->> '$.statement' IS NOT NULL AND NOT EXISTS " + ended.format("s.value ->> '$.statement'")
+    own = (
+        "SELECT count(*) FROM entries i WHERE i.statement IS NOT NULL AND i.kind = 'intent' AND i.seq >= ?"
+        " AND NOT EXISTS (SELECT 1 FROM entries o WHERE o.statement = i.statement AND o.kind = 'outcome')"
     )
-    [here], [before] = db.execute(own + ended.format("i.statement")).fetchone(), db.execute(carried).fetchone()
-    return int(here) + int(before)
+    before = (
+        "SELECT count(*) FROM entries, json_each(body, '$.open') t WHERE seq = ? AND kind = 'segment.sealed'"
+        " AND t.value ->> '$.statement' IS NOT NULL AND NOT EXISTS (SELECT 1 FROM entries o"
+        "  WHERE o.statement = t.value ->> '$.statement' AND o.kind = 'outcome' AND o.statement IS NOT NULL)"
+    )
+    return sum(int(db.execute(sql, (begin,)).fetchone()[0]) for sql in (own, before))
 
 
 @dataclass(frozen=True)
@@ -583,7 +589,7 @@ def scan(db: sqlite3.Connection, first: int, last: int, due: Sequence[int], peak
     return block
 
 
-_MISSING = "it is missing"
+_MISSING = "it is missing (deleted)"
 
 
 def _links(block: Block, rows: sqlite3.Cursor, hashes: list[bytes]) -> str | None:
@@ -597,7 +603,7 @@ def _links(block: Block, rows: sqlite3.Cursor, hashes: list[bytes]) -> str | Non
             fields = (kind, session, subject, connection)
             label = labels[fields] = join(map(_field, fields)), kind.startswith(_TOLD)
         if seq != expected:
-            return f"{_MISSING}; the next one is {seq} (deleted)"
+            return f"it is missing; the next one is {seq} (deleted)"
         if (
             sha256(join((prev, number_and_length(seq, len(time)), time, label[0], length(len(body)), body))).digest()
             != hash_
@@ -623,6 +629,12 @@ def _links(block: Block, rows: sqlite3.Cursor, hashes: list[bytes]) -> str | Non
 
 # What the walk must hear of: approvals, keys, recordings that were shredded, segments that were sealed.
 _TOLD = (b"approval.", b"key.", b"recording.shredded", b"segment.sealed")
+
+
+def _begun(file: _File) -> int | None:
+    """The first entry of the segment that ends before the file's own entries."""
+    [first] = file.db.execute("SELECT body ->> '$.segment.first' FROM entries WHERE seq = ?", (file.begin,)).fetchone()
+    return first if isinstance(first, int) else None
 
 
 def _misfit(seq: int, time: bytes | None) -> str:
@@ -739,8 +751,11 @@ class _Walk:
         [first] = file.db.execute("SELECT min(seq) FROM entries").fetchone()
         if first is not None and first < 1:
             return self._at(first, "there is no such entry: the first is 1 (inserted)")
+        if first is not None and first < file.begin and self.seq < file.begin - 1 and first == _begun(file):
+            # A roll was cut off before the segment was named: here is all of it.
+            file = replace(file, begin=first)
         if self.begun and file.begin <= self.seq:
-            if file.sealed:
+            if file.last <= self.seq and file.sealed:
                 return self._at(file.begin, f"`{file.path}` holds it once more: keep one copy of each segment")
             what = f"it is missing: all before it was sealed, and `{file.path}` does not go on from there"
             return self._at(self.seq + 1, f"{what} (truncated, or an older copy: rolled back)")
@@ -763,8 +778,10 @@ class _Walk:
                 return problem
             if work.progress is not None:
                 work.progress(self.seq)
-        if self.next_stored is not None:
-            return self._cut(self.next_stored[0])
+        if self.next_stored is not None or file.end > self.seq:
+            return self._cut(self.next_stored[0] if self.next_stored is not None else file.end)
+        if file.sealed and file.last not in due:
+            return self._at(file.last, "it ends a segment, and the checkpoint over that is missing (deleted)")
         sql = "SELECT min(seq) FROM recordings WHERE seq < ? OR seq > ?"
         [stray] = file.db.execute(sql, (first or 1, file.last)).fetchone()
         return (
@@ -786,7 +803,7 @@ class _Walk:
         """Begin, or go on after a gap, at the newest checkpoint before `since`, if its signature and its peaks hold."""
         if self.seq + 1 < file.begin and since < file.begin:
             self.missing.append((self.seq + 1, file.begin - 1))
-        self.seq, self.head, self.last, self.peaks = 0, GENESIS, b"", []
+        self.seq, self.head, self.last, self.peaks, self.segment = 0, GENESIS, b"", [], 0
         for books in (self.keys, self.states, self.records, self.votes):
             books.clear()
         found = file.db.execute(_START, (file.begin, max(since, file.begin) - 1)).fetchone()
@@ -931,6 +948,9 @@ class _Walk:
         signers = [key for _, key in self.keys if key.name == note.origin and key.signed(note)]
         if not signers:
             return self._at(note.size, f"{name} over {note.size} entries is not by this audit's key (foreign key)")
+        if self._root() != note.root and self.signed >= note.size:
+            what = f"{name} over {note.size} entries is of another history than the one before it (a fork)"
+            return self._at(self.segment, f"{what}: the segment from here on is another audit's, or was rewritten")
         if self._root() != note.root:
             self.bad = self.signed + 1
             return (
@@ -1078,7 +1098,9 @@ def sentence(report: Report) -> str:
         lines.append(f"running     {report.open_statements} statements have no outcome yet")
     lines += [f"elsewhere   entries {first} to {last}: their segments are not here" for first, last in report.missing]
     if report.segments:
-        lines.append(f"segments    {report.segments}{', what follows the last is elsewhere' if report.sealed else ''}")
+        lines.append(f"segments    {report.segments}")
+    if report.sealed:
+        lines.append("            It ends with a sealed segment: what follows is elsewhere.")
     if report.unseen:
         lines.append(
             f"            {report.unseen} of the checkpoints that you gave are about entries that are not here."

@@ -27,6 +27,7 @@ from gateway.policies import PolicyBook
 from gateway.recorder import Recorder
 from gateway.retention import keeping
 from gateway.reviews import reminding
+from gateway.rolling import rolling
 from gateway.session_secrets import SessionSecrets
 from gateway.sessions import Sessions
 from server.asgi import serving
@@ -110,6 +111,7 @@ async def gateway_of(config: Config) -> AsyncIterator[Hall]:
             bounds=config.recordings,
         )
         await stack.enter_async_context(keeping(recorder, config.audit_path, config.retention))
+        await stack.enter_async_context(rolling(config.audit_path, config.signing.key, config.segments))
         await stack.enter_async_context(announcing(config.webhooks, recorder))
         await stack.enter_async_context(reminding(gateway.approvals.reviews, config.remind))
         yield Hall(gateway, verifier, config, SessionSecrets())

@@ -7,13 +7,14 @@ import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from audit import keys
+from audit import keys, rolling
 from audit.notary import Rhythm
 from audit.note import NoteError, PublicKey, Signer, check_name
 from audit.recording import Mode
@@ -65,6 +66,13 @@ class RecordingsFile(_Model):
     megabytes: Annotated[int, Field(ge=1)] | None = None
 
 
+class SegmentsFile(_Model):
+    """When the audit is rolled into a segment: at so many megabytes, or when its oldest entry is so many days old."""
+
+    megabytes: Annotated[int, Field(ge=1)] | None = 1024
+    days: Annotated[float, Field(gt=0, le=36_500)] | None = 30
+
+
 class WitnessFile(_Model):
     """A witness: an append-only file elsewhere. Nothing runs while a required one does not take checkpoints."""
 
@@ -75,21 +83,24 @@ class WitnessFile(_Model):
 class AuditFile(_Model):
     """Where the audit lies, with which key it is signed, and who sees the signatures elsewhere.
 
-    The key is in a file (made where there is none; without a name, beside the store) or in an environment variable.
+    The key is in a file (made where there is none; without a name, beside the store), in an environment variable, or
+    printed by a command.
     """
 
     path: Path
     key_file: Path | None = None
     key_env: str | None = None
+    key_command: Annotated[list[str], Field(min_length=1)] | None = None
     origin: str | None = None
     checkpoints: CheckpointsFile = CheckpointsFile()
     witnesses: list[Path | WitnessFile] = []
     recordings: RecordingsFile = RecordingsFile()
+    segments: SegmentsFile | None = None
 
     @model_validator(mode="after")
     def _one_key(self) -> AuditFile:
-        if self.key_file is not None and self.key_env is not None:
-            raise ValueError("give at most one of `key_file` and `key_env`")
+        if sum(given is not None for given in (self.key_file, self.key_env, self.key_command)) > 1:
+            raise ValueError("give at most one of `key_file`, `key_env` and `key_command`")
         return self
 
 
@@ -298,26 +309,39 @@ def _issuers_named(wire: WireFile | None) -> list[tuple[str, str | None]]:
     return named
 
 
+_key_printed_by = cache(keys.from_command)  # a vault is not asked for every checkpoint, on the writer's thread
+
+
 @dataclass(frozen=True, slots=True)
 class Signing:
-    """How the audit is signed: see AuditFile. Without `key_env`, the key is in `key_file`."""
+    """How the audit is signed: see AuditFile. Without `key_env` and `key_command`, the key is in `key_file`."""
 
     key_file: Path
     key_env: str | None = None
+    key_command: tuple[str, ...] | None = None
     origin: str | None = None
     rhythm: Rhythm = field(default_factory=Rhythm)
     witnesses: tuple[FileWitness, ...] = ()
 
     def key(self) -> Signer:
-        """The key as it is now. Raises audit.errors.AuditUnavailable."""
+        """The key as it is now; a command is asked once in a process's life. Raises audit.errors.AuditUnavailable."""
+        if self.key_command is not None:
+            return _key_printed_by(self.key_command)
         return keys.load(self.key_file) if self.key_env is None else keys.from_environment(self.key_env)
+
+    @property
+    def elsewhere(self) -> str | None:
+        """Where the key is, if it is in no file of ours."""
+        if self.key_command is not None:
+            return f"printed by the command `{self.key_command[0]}`"
+        return None if self.key_env is None else f"in the environment variable `{self.key_env}`"
 
     def prepare(self, known: Sequence[PublicKey]) -> None:
         """See to it that there is a key: made for an audit that names none yet, never for one that does.
 
         Also ends a rotation that was cut off. Raises audit.errors.AuditUnavailable.
         """
-        if self.key_env is None:
+        if self.elsewhere is None:
             if not known:
                 keys.load_or_make(self.key_file, self.origin)
             keys.settle(self.key_file, known)
@@ -338,6 +362,7 @@ class Config:
     mask_key: MaskKey | None = None
     recordings: RecordingBounds = field(default_factory=RecordingBounds)
     retention: Limits = field(default_factory=Limits)
+    segments: rolling.Limits = field(default_factory=rolling.Limits)
     webhooks: tuple[Webhook, ...] = ()
     remind: timedelta = timedelta(hours=24)
 
@@ -374,6 +399,7 @@ def load_config(path: Path) -> Config:
         mask_key=_mask_key(file, base),
         recordings=RecordingBounds(file.audit.recordings.statement_bytes, file.audit.recordings.session_bytes),
         retention=_retention(file.audit.recordings),
+        segments=_segments(file.audit.segments),
         webhooks=tuple(_webhook(hook, base) for hook in file.webhooks),
         remind=timedelta(hours=file.review_reminder_hours),
     )
@@ -393,6 +419,7 @@ def _signing(file: AuditFile, base: Path) -> Signing:
     return Signing(
         key_file=base / file.key_file if file.key_file is not None else key_beside(base / file.path),
         key_env=file.key_env,
+        key_command=None if file.key_command is None else tuple(file.key_command),
         origin=file.origin,
         rhythm=Rhythm(file.checkpoints.seconds, file.checkpoints.entries),
         witnesses=tuple(_witness(witness, base) for witness in file.witnesses),
@@ -408,6 +435,15 @@ def _retention(file: RecordingsFile) -> Limits:
     return Limits(
         age=None if file.days is None else timedelta(days=file.days),
         size=None if file.megabytes is None else file.megabytes * 1_000_000,
+    )
+
+
+def _segments(file: SegmentsFile | None) -> rolling.Limits:
+    if file is None:
+        return rolling.Limits()
+    return rolling.Limits(
+        size=None if file.megabytes is None else file.megabytes * 1_000_000,
+        age=None if file.days is None else timedelta(days=file.days),
     )
 
 
