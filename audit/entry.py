@@ -39,6 +39,7 @@ class Kind(StrEnum):
     KEY_CREATED = "key.created"
     KEY_ROTATED = "key.rotated"
     CHECKPOINT_FAILED = "checkpoint.failed"
+    CHECKPOINT_WITNESSED = "checkpoint.witnessed"
     WEBHOOK_FAILED = "webhook.failed"
     INVARIANT_VIOLATED = "invariant.violated"
 

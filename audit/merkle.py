@@ -82,7 +82,7 @@ def root_of(leaves: Iterable[bytes]) -> bytes:
     return tree.root()
 
 
-def _split(size: int) -> int:
+def split(size: int) -> int:
     """The largest power of two that is smaller than `size`, which is at least 2."""
     return 1 << ((size - 1).bit_length() - 1)
 
@@ -96,7 +96,7 @@ def inclusion_proof(leaves: Sequence[bytes], index: int) -> list[bytes]:
         raise IndexError(f"there is no leaf {index} in a tree of {len(leaves)}")
     first, last, path = 0, len(leaves), []
     while last - first > 1:
-        middle = first + _split(last - first)
+        middle = first + split(last - first)
         if index < middle:
             path.append(root_of(leaves[middle:last]))
             last = middle
@@ -115,7 +115,7 @@ def consistency_proof(leaves: Sequence[bytes], size: int) -> list[bytes]:
         raise IndexError(f"a tree of {len(leaves)} leaves has no earlier tree of {size}")
     first, last, path, known = 0, len(leaves), [], True
     while size < last:
-        middle = first + _split(last - first)
+        middle = first + split(last - first)
         if size <= middle:
             path.append(root_of(leaves[middle:last]))
             last = middle

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Verifies an audit store offline, alone: standard library only, imports nothing of ours, writes nothing.
 
-    python verify.py audit.db [--public-key KEY] [--checkpoint FILE] [--since SEQ] [--json]
+    python verify.py audit.db [--public-key KEY] [--checkpoint FILE] [--witness-key KEY] [--since SEQ] [--json]
 
 Exit status: 0 everything holds; 1 it does not, and the first bad entry is named; 2 a file cannot be read.
 This file restates the format of SPEC.md on purpose: it can be handed to an auditor by itself. Where the
@@ -24,7 +24,8 @@ import sys
 import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,8 @@ class Report:
     `entries` counts those that hold, `first` and `last` are the times of those that were looked at, `head` is the
     last one's hash (hex), `open_statements` the intents among them that have no outcome (yet). `since` is the first
     entry that was looked at; `signed` the size of the newest checkpoint that holds, `checkpoints` how many were
-    checked, `key` who signs, and `vouched` whether the caller, and not the store, named that key.
+    checked, `key` who signs, and `vouched` whether the caller, and not the store, named that key. `cosigned` is the
+    size of the newest checkpoint that a witness whose key was given cosigned, at the time `cosigned_at`.
     """
 
     path: str
@@ -80,6 +82,8 @@ class Report:
     checkpoints: int = 0
     key: str | None = None
     vouched: bool = False
+    cosigned: int = 0
+    cosigned_at: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -107,12 +111,14 @@ def verify(
     *,
     public_keys: Sequence[str] = (),
     checkpoints: Sequence[str] = (),
+    witness_keys: Sequence[str] = (),
     since: int = 1,
 ) -> Report:
     """Walk the chain to the head, and hold every checkpoint to it: the stored ones and those given (signed notes).
 
     `public_keys` are vkeys that the caller knows from elsewhere; without one, the store's own word is taken for
-    who signs, and the report says so. `since` starts at the newest stored checkpoint before that entry, which
+    who signs, and the report says so. `witness_keys` are vkeys of witnesses: one must have cosigned, and every
+    cosignature of theirs must hold. `since` starts at the newest stored checkpoint before that entry, which
     must hold. Raises Unreadable. `progress` hears the count now and then.
     """
     path = Path(path)
@@ -120,10 +126,13 @@ def verify(
         raise Unreadable(f"`{path}` is not a file")
     keys = [Key.parse(text) for text in public_keys]
     notes = [SignedNote.parse(text) for text in checkpoints]
+    witnesses = [Key.parse(text, _COSIGNATURE) for text in witness_keys]
     try:
         while True:
             with _open(path) as (db, immutable):
                 report = _verify(db, path, progress, keys, notes, since)
+                if witnesses and report.ok:
+                    report = _with_witnesses(db, report, witnesses, notes)
             if report.ok or not (immutable and _wal(path).exists()):
                 return report
             # A gateway began to write while we took the file for a still one: look again, beside it.
@@ -207,6 +216,33 @@ def _schema_problem(db: sqlite3.Connection) -> str | None:
     return "every entry holds, but a table, view, index or trigger of ours was altered, and views show what they like"
 
 
+def _with_witnesses(
+    db: sqlite3.Connection, report: Report, witnesses: Sequence[Key], given: Sequence[SignedNote]
+) -> Report:
+    """The report, with what these witnesses cosigned: in entries of the store that holds, and in the notes given."""
+    found = [(0, note) for note in given]
+    for seq, body in db.execute("SELECT seq, body FROM entries WHERE kind = 'checkpoint.witnessed' ORDER BY seq"):
+        told = json.loads(body)
+        if "\n\n" in told.get("note", ""):
+            found.append((seq, SignedNote.parse(told["note"])))
+    size, time = 0, 0
+    for seq, note in found:
+        for key in witnesses:
+            cosigned = key.cosigned(note)
+            if cosigned is None:
+                continue
+            row = db.execute("SELECT note FROM checkpoints WHERE size = ?", (note.size,)).fetchone()
+            if not cosigned or row is None or SignedNote.parse(row[0]).text != note.text:
+                what = "does not hold (edited)" if not cosigned else "is of another history (a fork, or rolled back)"
+                problem = f"the cosignature of {key.name} over {note.size} entries {what}"
+                return replace(report, problem=problem, bad_seq=seq or note.size)
+            size, time = max((size, time), (note.size, cosigned))
+    if not size:
+        return replace(report, problem="no checkpoint is cosigned by the witness whose key you gave")
+    at = datetime.fromtimestamp(time, UTC).isoformat()
+    return replace(report, cosigned=size, cosigned_at=at)
+
+
 def _damage(db: sqlite3.Connection) -> str | None:
     """Stored values of another type than declared, indexes that do not agree with their rows, broken pages."""
     [found] = db.execute("PRAGMA integrity_check(1)").fetchone()
@@ -228,27 +264,39 @@ class Key:
     name: str
     key: bytes
     vkey: str
+    algorithm: int = 1
 
     @property
     def id(self) -> bytes:
         """The 4 bytes that a signature line names it by."""
-        return hashlib.sha256(self.name.encode() + b"\n\x01" + self.key).digest()[:4]
+        return hashlib.sha256(self.name.encode() + bytes([10, self.algorithm]) + self.key).digest()[:4]
 
     @classmethod
-    def parse(cls, text: str) -> Key:
-        """Read `<name>+<id>+<base64>`; raises Unreadable."""
+    def parse(cls, text: str, algorithm: int = 1) -> Key:
+        """Read `<name>+<id>+<base64>`: a signer's, or a witness's (`_COSIGNATURE`). Raises Unreadable."""
         name, _, rest = text.strip().partition("+")
         id_, _, encoded = rest.partition("+")
         data = _base64(encoded)
-        key = cls(name, data[1:], text.strip())
-        if len(data) != 33 or data[0] != 1 or key.id.hex() != id_:
-            raise Unreadable(f"`{text.strip()[:120]}` is no public key: it must be a vkey, <name>+<id>+<base64>")
+        key = cls(name, data[1:], text.strip(), algorithm)
+        if len(data) != 33 or data[0] != algorithm or key.id.hex() != id_:
+            what = "public key" if algorithm == 1 else "witness's key"
+            raise Unreadable(f"`{text.strip()[:120]}` is no {what}: it must be a vkey, <name>+<id>+<base64>")
         return key
 
     def signed(self, note: SignedNote) -> bool:
         """Whether this key signed the note, and every signature that claims to be this key's is."""
         mine = [value for name, id_, value in note.signatures if (name, id_) == (self.name, self.id)]
         return bool(mine) and all(ed25519_verifies(self.key, value, note.text.encode()) for value in mine)
+
+    def cosigned(self, note: SignedNote) -> int | None:
+        """When this witness cosigned (c2sp.org/tlog-cosignature, Unix time); None: it did not; 0: it does not hold."""
+        times: list[int] = []
+        for name, id_, value in note.signatures:
+            if (name, id_) == (self.name, self.id):
+                time = int.from_bytes(value[:8], "big")
+                text = f"cosignature/v1\ntime {time}\n{note.text}"
+                times.append(time if ed25519_verifies(self.key, value[8:], text.encode()) else 0)
+        return min(times, default=None)
 
 
 @dataclass(frozen=True)
@@ -403,6 +451,7 @@ class _Recordings:
 
 
 _NO_RECORDING: tuple[float, bytes] = (math.inf, b"")
+_COSIGNATURE = 4  # the algorithm that a witness's vkey names
 _ROTATION = "countersign key rotation v1"
 _CHECKPOINTS = "SELECT size, CAST(note AS BLOB), peaks FROM checkpoints WHERE size >= ? ORDER BY size"
 _KEY_ENTRIES = (
@@ -650,12 +699,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("store", type=Path)
     parser.add_argument("--public-key", action="append", default=[], help="a vkey that you know from elsewhere")
     parser.add_argument("--checkpoint", action="append", default=[], type=Path, help="a file of signed notes")
+    parser.add_argument("--witness-key", action="append", default=[], help="the vkey of a witness that cosigns")
     parser.add_argument("--since", type=int, default=1, metavar="SEQ", help="start at the last checkpoint before it")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     options = parser.parse_args(arguments)
     try:
         notes = read_notes(options.checkpoint)
-        report = verify(options.store, public_keys=options.public_key, checkpoints=notes, since=options.since)
+        report = verify(
+            options.store,
+            public_keys=options.public_key,
+            checkpoints=notes,
+            witness_keys=options.witness_key,
+            since=options.since,
+        )
     except Unreadable as error:
         print(f"unreadable: {error}", file=sys.stderr)  # noqa: T201 - a command's output
         return 2
@@ -689,6 +745,8 @@ def sentence(report: Report) -> str:
         lines.append(f"            Looked at from entry {report.since} on; those before are covered by a signature.")
     if report.key is not None:
         lines.append(f"signed      {report.signed} entries, {report.checkpoints} checkpoints, by {report.key}")
+    if report.cosigned:
+        lines.append(f"witnessed   {report.cosigned} entries, cosigned at {report.cosigned_at}")
     if report.open_statements:
         lines.append(f"running     {report.open_statements} statements have no outcome yet")
     if report.key is not None and not report.vouched:
