@@ -45,6 +45,7 @@ class Kind(StrEnum):
     KEY_ROTATED = "key.rotated"
     SEGMENT_SEALED = "segment.sealed"
     CHECKPOINT_FAILED = "checkpoint.failed"
+    CHECKPOINT_WITNESSED = "checkpoint.witnessed"
     WEBHOOK_FAILED = "webhook.failed"
     INVARIANT_VIOLATED = "invariant.violated"
 

@@ -115,11 +115,11 @@ class Hashes:
             return root
         if last - first < 2 or last <= self._base:
             raise IndexError(f"the leaves {first} to {last} are not known: a proof of them needs the segments before")
-        middle = first + _split(last - first)
+        middle = first + split(last - first)
         return node_hash(self.root(first, middle), self.root(middle, last))
 
 
-def _split(size: int) -> int:
+def split(size: int) -> int:
     """The largest power of two that is smaller than `size`, which is at least 2."""
     return 1 << ((size - 1).bit_length() - 1)
 
@@ -134,7 +134,7 @@ def inclusion_proof(leaves: Sequence[bytes] | Hashes, index: int) -> list[bytes]
         raise IndexError(f"there is no leaf {index} in a tree of {known.size}")
     first, last, path = 0, known.size, []
     while last - first > 1:
-        middle = first + _split(last - first)
+        middle = first + split(last - first)
         if index < middle:
             path.append(known.root(middle, last))
             last = middle
@@ -154,7 +154,7 @@ def consistency_proof(leaves: Sequence[bytes] | Hashes, size: int) -> list[bytes
         raise IndexError(f"a tree of {tree.size} leaves has no earlier tree of {size}")
     first, last, path, known = 0, tree.size, [], True
     while size < last:
-        middle = first + _split(last - first)
+        middle = first + split(last - first)
         if size <= middle:
             path.append(tree.root(middle, last))
             last = middle

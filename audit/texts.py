@@ -22,7 +22,7 @@ _KEPT = frozenset(
         *("principal", "client", "session", "connection", "token", "issuer", "expires", "voter", "choice", "terms"),
         # the audit's own affairs
         *("change", "source", "replaces", "how", "found", "shredded", "vkey", "note", "witness", "entry"),
-        *("timestamp", "webhook", "kind"),
+        *("timestamp", "version", "until", "webhook", "kind"),
     )
 )
 # Of these, only so much.

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Verifies an audit store offline, alone: standard library only, imports nothing of ours, writes nothing.
 
-    python verify.py audit.db [--public-key KEY] [--checkpoint FILE] [--since SEQ] [--jobs N] [--json]
+    python verify.py audit.db [--public-key KEY] [--checkpoint FILE] [--witness-key KEY] [--since SEQ] [--jobs N]
+                              [--json]
 
 `audit.db` is a store (the segments in `audit.db.segments` belong to it), one segment alone, or a folder of segments.
 Exit status: 0 everything holds; 1 it does not, and the first bad entry is named; 2 a file cannot be read.
@@ -29,6 +30,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,8 @@ class Report:
     `missing` are the spans (first, last) whose segments are elsewhere, `segments` how many files were looked at beside
     the store's own, and `sealed` whether the last one is a segment too, so that what follows it is elsewhere. `unseen`
     counts the checkpoints that were given and are about such spans: they could not be held to anything.
+    `cosigned` is the size of the newest checkpoint that a witness whose key was given cosigned, at the time
+    `cosigned_at`.
     """
 
     path: str
@@ -92,6 +96,8 @@ class Report:
     segments: int = 0
     sealed: bool = False
     unseen: int = 0
+    cosigned: int = 0
+    cosigned_at: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -120,19 +126,22 @@ def verify(
     *,
     public_keys: Sequence[str] = (),
     checkpoints: Sequence[str] = (),
+    witness_keys: Sequence[str] = (),
     since: int = 1,
     jobs: int = 1,
 ) -> Report:
     """Walk the chain to the head, and hold every checkpoint to it: the stored ones and those given (signed notes).
 
     `public_keys` are vkeys that the caller knows from elsewhere; without one, the store's own word is taken for
-    who signs, and the report says so. `since` starts at the newest stored checkpoint before that entry, which
-    must hold. With `jobs`, so many processes share the work on a large store; what is found does not depend on it.
+    who signs, and the report says so. `witness_keys` are vkeys of witnesses: one must have cosigned, and every
+    cosignature of theirs must hold. `since` starts at the newest stored checkpoint before that entry, which must
+    hold. With `jobs`, so many processes share the work on a large store; what is found does not depend on it.
     Raises Unreadable. `progress` hears the count now and then.
     """
     path = Path(path)
     keys = [Key.parse(text) for text in public_keys]
     notes = [SignedNote.parse(text) for text in checkpoints]
+    witnesses = [Key.parse(text, _COSIGNATURE) for text in witness_keys]
     try:
         while True:
             names = _names(path)
@@ -140,6 +149,8 @@ def verify(
                 files = [stack.enter_context(_open(name)) for name in names]
                 walk = _Walk(trusted=keys, given=sorted((n for n in notes if n.size), key=lambda note: note.size))
                 report = _verify(files, path, walk, since, _Work(progress, jobs))
+                if witnesses and report.ok:
+                    report = _with_witnesses(files, report, witnesses, notes)
             rolled = (report.missing or not report.ok) and names != _names(path)
             began = not report.ok and any(file.still and _wal(file.path).exists() for file in files)
             if not rolled and not began:
@@ -375,6 +386,44 @@ class _Damage:
         self._pool.shutdown()
 
 
+def _with_witnesses(
+    files: Sequence[_File], report: Report, witnesses: Sequence[Key], given: Sequence[SignedNote]
+) -> Report:
+    """The report, with what these witnesses cosigned: in entries of the store that holds, and in the notes given."""
+    size, time = 0, 0
+    for seq, note in [*((0, note) for note in given), *_testimonies(files)]:
+        for key in witnesses:
+            cosigned = key.cosigned(note)
+            if cosigned is None or (cosigned and any(first <= note.size <= last for first, last in report.missing)):
+                continue
+            if not cosigned or _stored_text(files, note.size) != note.text:
+                what = "does not hold (edited)" if not cosigned else "is of another history (a fork, or rolled back)"
+                problem = f"the cosignature of {key.name} over {note.size} entries {what}"
+                return replace(report, problem=problem, bad_seq=seq or note.size)
+            size, time = max((size, time), (note.size, cosigned))
+    if not size:
+        return replace(report, problem="no checkpoint is cosigned by the witness whose key you gave")
+    at = datetime.fromtimestamp(time, UTC).isoformat()
+    return replace(report, cosigned=size, cosigned_at=at)
+
+
+def _testimonies(files: Sequence[_File]) -> Iterator[tuple[int, SignedNote]]:
+    """The notes that witnesses answered with, and the entries that hold them."""
+    sql = "SELECT seq, body FROM entries WHERE kind = 'checkpoint.witnessed' AND seq >= ? ORDER BY seq"
+    for file in files:
+        for seq, body in file.db.execute(sql, (file.begin,)):
+            if "\n\n" in (note := json.loads(body).get("note", "")):
+                yield seq, SignedNote.parse(note)
+
+
+def _stored_text(files: Sequence[_File], size: int) -> str | None:
+    """What the stored checkpoint of this size says; they were held to the entries."""
+    for file in files:
+        if row := file.db.execute("SELECT note FROM checkpoints WHERE size = ?", (size,)).fetchone():
+            return SignedNote.parse(row[0]).text
+    return None
+
+
 def _open_statements(db: sqlite3.Connection, begin: int) -> int:
     """Intents without an outcome: those of this file, and those that its first entry says were open before it."""
     own = (
@@ -396,27 +445,39 @@ class Key:
     name: str
     key: bytes
     vkey: str
+    algorithm: int = 1
 
     @property
     def id(self) -> bytes:
         """The 4 bytes that a signature line names it by."""
-        return hashlib.sha256(self.name.encode() + b"\n\x01" + self.key).digest()[:4]
+        return hashlib.sha256(self.name.encode() + bytes([10, self.algorithm]) + self.key).digest()[:4]
 
     @classmethod
-    def parse(cls, text: str) -> Key:
-        """Read `<name>+<id>+<base64>`; raises Unreadable."""
+    def parse(cls, text: str, algorithm: int = 1) -> Key:
+        """Read `<name>+<id>+<base64>`: a signer's, or a witness's (`_COSIGNATURE`). Raises Unreadable."""
         name, _, rest = text.strip().partition("+")
         id_, _, encoded = rest.partition("+")
         data = _base64(encoded)
-        key = cls(name, data[1:], text.strip())
-        if len(data) != 33 or data[0] != 1 or key.id.hex() != id_:
-            raise Unreadable(f"`{text.strip()[:120]}` is no public key: it must be a vkey, <name>+<id>+<base64>")
+        key = cls(name, data[1:], text.strip(), algorithm)
+        if len(data) != 33 or data[0] != algorithm or key.id.hex() != id_:
+            what = "public key" if algorithm == 1 else "witness's key"
+            raise Unreadable(f"`{text.strip()[:120]}` is no {what}: it must be a vkey, <name>+<id>+<base64>")
         return key
 
     def signed(self, note: SignedNote) -> bool:
         """Whether this key signed the note, and every signature that claims to be this key's is."""
         mine = [value for name, id_, value in note.signatures if (name, id_) == (self.name, self.id)]
         return bool(mine) and all(ed25519_verifies(self.key, value, note.text.encode()) for value in mine)
+
+    def cosigned(self, note: SignedNote) -> int | None:
+        """When this witness cosigned (c2sp.org/tlog-cosignature, Unix time); None: it did not; 0: it does not hold."""
+        times: list[int] = []
+        for name, id_, value in note.signatures:
+            if (name, id_) == (self.name, self.id):
+                time = int.from_bytes(value[:8], "big")
+                text = f"cosignature/v1\ntime {time}\n{note.text}"
+                times.append(time if ed25519_verifies(self.key, value[8:], text.encode()) else 0)
+        return min(times, default=None)
 
 
 @dataclass(frozen=True)
@@ -690,6 +751,7 @@ def _grow(peaks: list[bytes], size: int, nodes: list[bytes]) -> None:
     peaks += reversed(odd)
 
 
+_COSIGNATURE = 4  # the algorithm that a witness's vkey names
 _ROTATION = "countersign key rotation v1"
 _CHECKPOINTS = "SELECT size, CAST(note AS BLOB), peaks FROM checkpoints WHERE size >= ? ORDER BY size"
 _KEY_ENTRIES = (
@@ -1043,6 +1105,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("store", type=Path, help="a store, with the segments beside it; a segment; a folder of them")
     parser.add_argument("--public-key", action="append", default=[], help="a vkey that you know from elsewhere")
     parser.add_argument("--checkpoint", action="append", default=[], type=Path, help="a file of signed notes")
+    parser.add_argument("--witness-key", action="append", default=[], help="the vkey of a witness that cosigns")
     parser.add_argument("--since", type=int, default=1, metavar="SEQ", help="start at the last checkpoint before it")
     parser.add_argument("--jobs", type=int, default=processors(), help="processes that share the work on a large store")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
@@ -1053,6 +1116,7 @@ def main(arguments: list[str] | None = None) -> int:
             options.store,
             public_keys=options.public_key,
             checkpoints=notes,
+            witness_keys=options.witness_key,
             since=options.since,
             jobs=options.jobs,
         )
@@ -1094,6 +1158,8 @@ def sentence(report: Report) -> str:
         lines.append(f"            Looked at from entry {report.since} on; those before are covered by a signature.")
     if report.key is not None:
         lines.append(f"signed      {report.signed} entries, {report.checkpoints} checkpoints, by {report.key}")
+    if report.cosigned:
+        lines.append(f"witnessed   {report.cosigned} entries, cosigned at {report.cosigned_at}")
     if report.open_statements:
         lines.append(f"running     {report.open_statements} statements have no outcome yet")
     lines += [f"elsewhere   entries {first} to {last}: their segments are not here" for first, last in report.missing]

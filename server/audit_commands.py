@@ -29,6 +29,7 @@ from gateway.errors import AuditUnavailableError, ConfigurationError
 from server import export_command, signing_commands
 from server.arguments import CONFIG, STORE
 from server.reading import record_reading, store_path
+from server.timestamp_roots import time_stamps
 from server.visible import visible
 
 
@@ -43,6 +44,7 @@ audit.add_command(signing_commands.key)
 audit.add_command(signing_commands.prove)
 audit.add_command(signing_commands.consistency)
 audit.add_command(signing_commands.roll)
+audit.add_command(signing_commands.witnessed)
 
 
 @audit.command()
@@ -76,6 +78,14 @@ def segments(store: Path | None, config_path: Path, as_json: bool) -> None:
     help="A file of signed notes from elsewhere, such as a witness; may be repeated.",
 )
 @click.option("--public-key", "public_keys", multiple=True, help="A key that you know from elsewhere (a vkey).")
+@click.option("--witness-key", "witness_keys", multiple=True, help="The vkey of a witness that cosigns.")
+@click.option(
+    "--timestamp-root",
+    "root_files",
+    multiple=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A PEM file: also hold every time-stamp of a checkpoint to these authorities.",
+)
 @click.option("--since", type=click.IntRange(min=1), default=1, help="Start at the last checkpoint before this seq.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.pass_context
@@ -85,6 +95,8 @@ def verify(
     config_path: Path,
     checkpoints: Sequence[Path],
     public_keys: Sequence[str],
+    witness_keys: Sequence[str],
+    root_files: Sequence[Path],
     since: int,
     as_json: bool,
 ) -> None:
@@ -104,13 +116,22 @@ def verify(
                 lambda count: progress.update(task, completed=count),
                 public_keys=public_keys,
                 checkpoints=verifier.read_notes(checkpoints),
+                witness_keys=witness_keys,
                 since=since,
                 jobs=verifier.processors(),
             )
     except verifier.Unreadable as error:
         raise ConfigurationError(str(error)) from None
-    click.echo(json.dumps({**asdict(report), "ok": report.ok}) if as_json else verifier.sentence(report))
-    context.exit(0 if report.ok else 1)
+    stamped = time_stamps(path, root_files) if root_files and report.ok else None
+    ok = report.ok and (stamped is None or stamped.problem is None)
+    if as_json:
+        more = {} if stamped is None else {"timestamps": asdict(stamped)}
+        click.echo(json.dumps({**asdict(report), **more, "ok": ok}))
+    else:
+        click.echo(verifier.sentence(report))
+        if stamped is not None:
+            click.echo(stamped.sentence)
+    context.exit(0 if ok else 1)
 
 
 @audit.command()
@@ -245,6 +266,8 @@ def _what(entry: Found) -> str:
             return f"{span['first']} to {span['last']}: {body['why']}"
         case "checkpoint.failed":
             return str(body["reason"])
+        case "checkpoint.witnessed":
+            return f"{body['size']} entries, by {body['witness']}"
         case kind if kind.startswith("approval."):
             voter = body.get("voter", {}).get("subject", "")
             return " ".join(str(p) for p in (body["approval"], voter, body.get("choice", "")) if p)

@@ -10,7 +10,6 @@ from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -19,7 +18,7 @@ from audit.notary import Rhythm
 from audit.note import NoteError, PublicKey, Signer, check_name
 from audit.recording import Mode
 from audit.retention import Limits
-from audit.witness import FileWitness
+from audit.witness import Witness
 from gateway.certificates import NameKind
 from gateway.errors import ConfigurationError
 from gateway.identity import Issuer
@@ -28,17 +27,12 @@ from gateway.transcript import RecordingBounds
 from policy.document import DocumentError, parse_document, validate
 from policy.pseudonyms import MaskKey
 from server.webhooks import Webhook
+from server.witnesses import WitnessFile, is_private, witness_of
 
 _MAKE_KEY = "`openssl rand -hex 32`"
 _SECRET_BYTES = 24  # the least that the Standard Webhooks specification lets a secret have
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 Port = Annotated[int, Field(ge=0, le=65535)]
-
-
-def is_private(url: str) -> bool:
-    """Whether nobody on the way can read or change what is sent there: https, or http on this machine."""
-    return url.startswith("https://") or (url.startswith("http://") and urlsplit(url).hostname in _LOOPBACK)
 
 
 def _off(value: object) -> object:
@@ -73,13 +67,6 @@ class SegmentsFile(_Model):
     days: Annotated[float, Field(gt=0, le=36_500)] | None = 30
 
 
-class WitnessFile(_Model):
-    """A witness: an append-only file elsewhere. Nothing runs while a required one does not take checkpoints."""
-
-    path: Path
-    required: bool = False
-
-
 class AuditFile(_Model):
     """Where the audit lies, with which key it is signed, and who sees the signatures elsewhere.
 
@@ -93,7 +80,7 @@ class AuditFile(_Model):
     key_command: Annotated[list[str], Field(min_length=1)] | None = None
     origin: str | None = None
     checkpoints: CheckpointsFile = CheckpointsFile()
-    witnesses: list[Path | WitnessFile] = []
+    witnesses: list[WitnessFile] = []
     recordings: RecordingsFile = RecordingsFile()
     segments: SegmentsFile | None = None
 
@@ -321,7 +308,7 @@ class Signing:
     key_command: tuple[str, ...] | None = None
     origin: str | None = None
     rhythm: Rhythm = field(default_factory=Rhythm)
-    witnesses: tuple[FileWitness, ...] = ()
+    witnesses: tuple[Witness, ...] = ()
 
     def key(self) -> Signer:
         """The key as it is now; a command is asked once in a process's life. Raises audit.errors.AuditUnavailable."""
@@ -422,13 +409,8 @@ def _signing(file: AuditFile, base: Path) -> Signing:
         key_command=None if file.key_command is None else tuple(file.key_command),
         origin=file.origin,
         rhythm=Rhythm(file.checkpoints.seconds, file.checkpoints.entries),
-        witnesses=tuple(_witness(witness, base) for witness in file.witnesses),
+        witnesses=tuple(witness_of(witness, base) for witness in file.witnesses),
     )
-
-
-def _witness(file: Path | WitnessFile, base: Path) -> FileWitness:
-    named = WitnessFile(path=file) if isinstance(file, Path) else file
-    return FileWitness(base / named.path, required=named.required)
 
 
 def _retention(file: RecordingsFile) -> Limits:
