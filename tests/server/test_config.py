@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from audit import rolling
 from audit.recording import Mode
 from audit.retention import Limits
 from gateway.errors import ConfigurationError
@@ -63,3 +64,15 @@ def test_witnesses_are_paths_or_say_that_they_are_required(tmp_path: Path) -> No
     assert told == [(tmp_path / "one", False), (tmp_path / "two", True), (tmp_path / "three", False)]
     with pytest.raises(ConfigurationError, match="unknown key `requird`"):
         config(tmp_path, "  witnesses: [{path: two, requird: true}]\n")
+
+
+def test_segments_are_rolled_as_configured_and_not_at_all_by_default(tmp_path: Path) -> None:
+    assert config(tmp_path).segments == rolling.Limits()
+    assert config(tmp_path, "  segments: {}\n").segments == rolling.Limits(1_024_000_000, timedelta(days=30))
+    assert config(tmp_path, "  segments: {megabytes: 1, days: null}\n").segments == rolling.Limits(1_000_000, None)
+
+
+def test_a_key_comes_from_one_place(tmp_path: Path) -> None:
+    assert config(tmp_path, "  key_command: [vault, read]\n").signing.key_command == ("vault", "read")
+    with pytest.raises(ConfigurationError, match="at most one of `key_file`, `key_env` and `key_command`"):
+        config(tmp_path, "  key_command: [vault]\n  key_env: KEY\n")
