@@ -170,6 +170,7 @@ def test_a_store_is_rolled_listed_and_verified_with_its_segments_and_without(pat
     assert run("search", path, "--json").output.count('"kind": "intent"') == 1
     segment.rename(tmp_path / "cold.db")
     assert "elsewhere" in run("segments", path).output
+    assert "1 of its segments are elsewhere (up to entry 3), and were not read" in run("search", path).stderr
     report = json.loads(run("verify", path, "--json").stdout)
     assert (report["ok"], report["missing"]) == (True, [[1, 3]])
     assert run("verify", tmp_path).exit_code == 2, "no segments are in that folder"
