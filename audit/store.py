@@ -224,7 +224,10 @@ class Store:
 
         Without those in segments that are elsewhere. Raises AuditUnavailable.
         """
-        sql = "SELECT size, note FROM checkpoints WHERE size > ?"
+        sql = "SELECT size, note FROM checkpoints WHERE size > ? ORDER BY size"
+        with self._lock, _told(self.path):
+            if after >= self._db.execute(_SEALED).fetchone()[0]:
+                return [(int(size), str(note)) for size, note in self._db.execute(sql, (after,))]
         with _told(self.path), segments.parts(self.path) as found:
             notes = {int(size): str(note) for part in found for size, note in part.db.execute(sql, (after,))}
         return sorted(notes.items())

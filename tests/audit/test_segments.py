@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -525,3 +526,25 @@ def test_a_sealing_entry_tells_what_is_open(path: Path, instance: Instance) -> N
     told = json.loads(str(body))
     assert [one["statement"] for one in told["open"]] == [f"st-{instance.id}-70"]
     assert told["segment"]["first"] == 28
+
+
+def test_the_example_of_the_specification_is_what_is_written(tmp_path: Path) -> None:
+    page = resources.files("audit").joinpath("SEGMENTS.md").read_text(encoding="utf-8")
+    [told] = [json.loads(line) for line in page.splitlines() if line.startswith("{")]
+    begun = datetime(2026, 11, 24, 10, tzinfo=UTC)
+    times = iter([begun, begun + timedelta(milliseconds=4)])
+    drafts = [
+        Draft(Kind.INTENT, "se-1", "devin", None, {"statement": "st-1", "text": "select 'é'"}),
+        Draft(Kind.OUTCOME, "se-1", "devin", "shop", {"rows": 1, "statement": "st-1", "status": "completed"}),
+        Draft(Kind.INTENT, "se-1", "devin", "shop", {"statement": "st-2", "text": "select 2"}),
+    ]
+    path = tmp_path / "audit.db"
+    with contextlib.closing(Store.open(path, clock=lambda: next(times, begun + timedelta(hours=1)))) as store:
+        for draft in drafts:
+            store.append([[Item(draft)]])
+        store.seal(Signer(LOG, bytes(range(32))))
+        assert store.notes()[-1][1] in page.replace("```\n", "")
+    sql = "SELECT time, kind, session, subject, connection, body, hex(prev), hex(hash) FROM entries WHERE seq = 5"
+    [row] = rows(path, sql)
+    assert row[:6] == tuple(told[name] for name in ("time", "kind", "session", "subject", "connection", "body"))
+    assert [str(value).lower() for value in row[6:]] == [told["prev"], told["hash"]]
