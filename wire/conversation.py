@@ -275,7 +275,8 @@ class Conversation:
         await self._freshen()
         prepared = await self._renewed(self._wire.prepared(message.statement))
         formats, search_path = message.results, self._session.search_path
-        portal = Portal(message.portal, prepared, message.readable(), search_path, formats=formats)
+        parameters = message.readable(prepared.parameter_types)
+        portal = Portal(message.portal, prepared, parameters, search_path, formats=formats)
         await self._send(Owed(Owes.BIND, text=prepared.text, undo=self._wire.bind(portal)), raw)
 
     async def _renewed(self, prepared: Prepared) -> Prepared:

@@ -18,7 +18,15 @@ from gateway.errors import LimitExceededError
 from gateway.model import Outcome, Status
 from policy.model import Decision, Effects, Transaction
 from wire import sqlstate
-from wire.backend import CommandComplete, ErrorResponse, NoticeResponse, ParameterStatus, ReadyForQuery, RowDescription
+from wire.backend import (
+    CommandComplete,
+    ErrorResponse,
+    NoticeResponse,
+    ParameterDescription,
+    ParameterStatus,
+    ReadyForQuery,
+    RowDescription,
+)
 from wire.codec import Frame, Rows
 from wire.fields import ProtocolError
 from wire.reports import Report, as_client_sees, is_log_line, of_error
@@ -70,7 +78,7 @@ ANSWERS: Mapping[Owes, Mapping[bytes, Step]] = {
 _STEPS = {owes: {ord(tag): step for tag, step in of.items()} for owes, of in ANSWERS.items()}
 
 _ERROR, _NOTICE, _PARAMETER, _NOTIFICATION = b"ENSA"
-_DESCRIPTION, _NO_DATA, _COPY_IN, _COMPLETE, _READY = b"TnGCZ"
+_DESCRIPTION, _NO_DATA, _COPY_IN, _COMPLETE, _READY, _PARAMETERS = b"TnGCZt"
 # What belongs to a statement's recording, besides rows, notices and errors.
 _SAID = b"TGHCIs"
 
@@ -286,6 +294,8 @@ class Replies:
             self._said(owed, frame.raw)
         if tag == _DESCRIPTION and owed.description is not None:
             owed.description.raw, owed.description.formats = frame.raw, owed.formats
+        if tag == _PARAMETERS and owed.description is not None:
+            owed.description.parameters = ParameterDescription.decode(frame.body).types
         if step in (Step.RESULT, Step.LAST_RESULT):
             self._completed(owed, frame)
         if step in (Step.DONE, Step.LAST_RESULT):
