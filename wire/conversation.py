@@ -138,9 +138,10 @@ class Conversation:
             self._cancelling = asyncio.create_task(self._upstream.cancel())
 
     def end(self, report: Report | None) -> None:
-        """End it from outside: the report goes to the client as its last message."""
+        """End it from outside: the client's last message is this report, or the FATAL that the server has sent."""
         if self._over is None:
-            self._over = EndedError(report)
+            fatal = self._replies.fatal
+            self._over = EndedError(report) if fatal is None else EndedError(None, fatal["M"])
         self._parking.abandon()
         self._progress.set()
         self._client.data_received(b"")  # wakes whoever waits for the client

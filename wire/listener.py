@@ -154,7 +154,7 @@ class WireDoor:
             self._greet(client, wire, upstream, arrival, pid, key)
             await conversation.run()
         except EndedError as ended:
-            reason = ended.report["M"] if ended.report else reason
+            reason = str(ended)
             if conversation.mid_row:
                 raise EndedError(None) from None
             raise

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 Origins = frozenset[tuple[int, int]]
 
 _NO_EFFECTS = Effects()
+# Severities of an error that ends the connection.
+_LAST_WORDS = ("FATAL", "PANIC")
 
 
 class Owes(StrEnum):
@@ -211,6 +213,7 @@ class Replies:
     dirty: bool = False  # something was sent since: the server may have an implicit transaction open
     copying: bool = False  # the server waits for COPY data
     unheard: bool = False  # nothing reaches the client any more: nothing is delivered
+    fatal: Report | None = None  # with which the server has ended the connection
     _withheld: Withheld | None = None
     _queue: deque[Owed] = field(default_factory=deque)
     _held: list[tuple[Delivery, Outcome]] = field(default_factory=list)
@@ -396,8 +399,10 @@ class Replies:
 
     def _failed(self, frame: Frame) -> bytes:
         fields = ErrorResponse.decode(frame.body).fields
+        if fields.get("V", fields.get("S")) in _LAST_WORDS:
+            self.fatal = fields
         if not self._queue:
-            return frame.raw  # a FATAL out of the blue: the connection ends with it
+            return frame.raw  # out of the blue
         owed = self._queue[0]
         fields = owed.substitute or as_client_sees(fields, owed.text)
         code, message, raw = fields.get("C"), fields.get("M"), ErrorResponse(fields).encode()

@@ -181,10 +181,10 @@ class Portal:
 
 
 class EndedError(Exception):
-    """The conversation is over; `report` is the FATAL to send, None where nobody listens."""
+    """The conversation is over; `report` is the FATAL to send, None where nobody listens or all is said."""
 
-    def __init__(self, report: Report | None) -> None:
-        super().__init__(report["M"] if report else "the client went away")
+    def __init__(self, report: Report | None, why: str = "the client disconnected") -> None:
+        super().__init__(report["M"] if report else why)
         self.report = report
 
 
