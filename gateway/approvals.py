@@ -125,11 +125,13 @@ class Approvals:
         decision: Decision,
         catalog: Catalog,
         statement_id: str,
+        recorded: Mapping[str, object],
         evidence: Mapping[str, object] | None = None,
     ) -> tuple[Item, Pending]:
         """The entry and the record that ask for approval, to be appended with the statement's own entries.
 
-        `evidence` is what was measured; the digest covers it too.
+        `recorded` are the parameters as entries hold them; those of the record are what will run. `evidence` is what
+        was measured; the digest covers it too.
         """
         session, terms, now = statement.session, decision.verdict.terms, self._clock()
         binding = binding_of(statement, decision, catalog) | {"evidence": _digest(evidence)}
@@ -166,7 +168,7 @@ class Approvals:
             record,
             session,
             statement=record.statement,
-            parameters=record.parameters,
+            **recorded,
             digest=record.digest,
             statement_id=statement_id,
             terms=record.terms,

@@ -110,7 +110,7 @@ class Statement:
     """Exactly one SQL statement with its parameters, as the client sent it.
 
     `text` is the client's bytes (UTF-8). `parameters` are text-format values, None for NULL; where a
-    client sent binary ones they are rendered as `\\x…`.
+    client sent a binary one whose type is not known here it is rendered as `\\x…`.
     """
 
     session: Session

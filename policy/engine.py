@@ -27,7 +27,7 @@ from policy.parse import NotAnalysableError, base_text, split
 from policy.reading import Reading
 from policy.rewrite import rewrite
 from policy.rules import Judgement, Policy, judge
-from policy.sideways import is_countable
+from policy.sideways import could_meet_masks, is_countable
 
 _LARGE_TEXT_BYTES = 64 * 1024
 
@@ -61,13 +61,14 @@ def _without_collector() -> Iterator[None]:
 
 def _decide(policy: Policy, principal: Principal, facts: Facts, text: bytes) -> Decision:
     analysis: Analysis | None = None
-    counts = False
+    counts, conceals = False, bool(policy.masks)  # what cannot be analysed may name anything
     try:
         reading = analyse(facts, text)
         if reading is None:
             base = base_text(text)
             return _decision(policy, facts, Verdict(Effect.ALLOW, (), Rewrite(base)), Analysis(base, "Empty", ()))
         analysis = reading.analysis
+        conceals = conceals and could_meet_masks(reading, Masking(policy, None, facts.catalog))
         if analysis.effects.executes is not None:
             return _decide_execute(policy, principal, facts, reading)
         if (countable := is_countable(reading)) is False:
@@ -90,7 +91,7 @@ def _decide(policy: Policy, principal: Principal, facts: Facts, text: bytes) -> 
                 ),
             ),
         )
-    return replace(_decision(policy, facts, verdict, analysis), counts=counts)
+    return replace(_decision(policy, facts, verdict, analysis), counts=counts, conceals=conceals)
 
 
 def _verdict(policy: Policy, principal: Principal, facts: Facts, reading: Reading) -> tuple[Verdict, Analysis, bool]:

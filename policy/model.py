@@ -307,6 +307,9 @@ class Decision:
 
     `counts` says that the verdict depends on how many rows the statement changes, and that its command tag
     will tell: whoever runs it decides again with an estimate before and with the count after.
+
+    `conceals` says that its parameters may be values that are masked for somebody: then they are recorded as
+    digests, whoever runs it.
     """
 
     verdict: Verdict
@@ -314,6 +317,7 @@ class Decision:
     policy: str  # the policy's hash
     catalog: str  # the catalog's epoch
     counts: bool = False
+    conceals: bool = False
 
 
 @dataclass(frozen=True, slots=True)

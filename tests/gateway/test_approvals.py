@@ -84,7 +84,9 @@ class Desk:
 
     async def ask(self, *terms: ApprovalTerms, who: Principal = DEVIN) -> Pending:
         statement = Statement(session_of(who), SQL)
-        item, pending = self.approvals.request_item(statement, decision_of(*(terms or (TERMS,))), CATALOG, "st-1")
+        item, pending = self.approvals.request_item(
+            statement, decision_of(*(terms or (TERMS,))), CATALOG, "st-1", {"parameters": []}
+        )
         await self.recorder.record(item)
         return pending
 
