@@ -70,6 +70,7 @@ class Conversation:
         self._limiter = Limiter(wire, self._replies, self.cancel)
         self._cancelling: asyncio.Task[None] | None = None
         self._refreshed_in_batch = False
+        self._parted = False  # the client left; nothing went wrong
         self._listening = False  # waits for the client's next message
         self._idle = IdleClock(limits, self._waiting, self.end)
         client.on_gone = self._client_gone
@@ -101,10 +102,12 @@ class Conversation:
                     received = await self._next()
                 self._idle.touch()
                 if isinstance(received.message, frontend.Terminate):
+                    self._parted = True
                     return
                 before = self._wire.receive(received.message)
                 await self._handle(before, received)
         except ClientGoneError:
+            self._parted = True
             raise EndedError(None) from None
         except ProtocolError as error:
             raise EndedError(reports.fatal(error.sqlstate, str(error))) from None
@@ -117,6 +120,7 @@ class Conversation:
         """Let nothing run on, and give every statement an outcome. The client hears nothing of it any more."""
         self._replies.unheard = True
         self._idle.stop()
+        reusable = self._parted and self.quiet and self._upstream.plain and not self._upstream.batch_open
         self._batch.clear(self._replies)
         self._upstream.resume_reading()
         with contextlib.suppress(ValueError):
@@ -128,7 +132,12 @@ class Conversation:
         self._replies.abandon(Status.UNKNOWN, sqlstate.CONNECTION_FAILURE, "the connection ended before an answer came")
         if self._cancelling is not None:
             await self._cancelling
-        await self._upstream.disconnect()
+        if reusable and not self._upstream.cancelled and not self._upstream.congested:
+            self._upstream.detach()
+            self._upstream.transaction_status = "I"
+            await self._gateway.connections.give_back(self._session, self._upstream)
+        else:
+            await self._upstream.disconnect()
 
     def cancel(self) -> None:
         """A CancelRequest came: withdraw what waits for approval, or cancel what runs."""

@@ -7,12 +7,14 @@ import contextlib
 import hmac
 import logging
 import secrets
+from collections.abc import Mapping
 
 from gateway.admission import Gateway
 from gateway.certificates import CertificatePrincipals
 from gateway.errors import AuthenticationError, CountersignError, IssuerUnavailableError, TooManyConnectionsError
 from gateway.identity import TokenVerifier
 from gateway.model import Door, Session
+from gateway.pool import NAME as POOL_NAME
 from gateway.session_secrets import SessionSecrets
 from gateway.upstream import UpstreamError, UpstreamLostError
 from wire import backend, frontend, reports, sqlstate
@@ -195,7 +197,7 @@ class WireDoor:
         name = told.encode()[:_NAME_BYTES].decode(errors="ignore")
         settings = {k: v for k, v in arrival.settings.items() if k != "application_name"}
         try:
-            upstream = await connect(session.connection, name, settings)
+            upstream = await self._named(session, name, settings)
             try:
                 await self._gateway.refresh(session, upstream)
             except BaseException:
@@ -209,6 +211,25 @@ class WireDoor:
             raise TurnedAwayError(reports.fatal(code, text)) from None
         except CountersignError as error:
             raise TurnedAwayError(turned_away(error)) from None
+        return upstream
+
+    async def _named(self, session: Session, name: str, settings: Mapping[str, str]) -> UpstreamSession:
+        """A connection that DBAs see under this name. One with settings of the client's is its own to the end:
+        what came with the start-up packet no reset takes back.
+        """
+        if settings:
+            return await connect(session.connection, name, settings)
+        naming = "SET application_name = '" + name.replace("'", "''") + "'"
+        while (idle := self._gateway.connections.idle(session)) is not None:
+            assert isinstance(idle, UpstreamSession), "the composition root gives both doors one factory"
+            try:
+                await idle.probe(naming)
+            except (UpstreamError, UpstreamLostError):
+                await idle.disconnect()  # the server may have been restarted meanwhile
+            else:
+                return idle
+        upstream = await connect(session.connection, POOL_NAME, {})
+        await upstream.probe(naming)
         return upstream
 
     def _greet(
