@@ -18,6 +18,7 @@ from gateway.errors import CountersignError
 from server.approval_commands import approvals
 from server.arguments import CONFIG
 from server.audit_commands import audit
+from server.doctor_command import doctor
 from server.login_command import login
 from server.migrate_commands import migrate
 from server.policy_commands import policy
@@ -63,6 +64,7 @@ def main(verbose: bool) -> None:
 
 main.add_command(approvals)
 main.add_command(audit)
+main.add_command(doctor)
 main.add_command(login)
 main.add_command(migrate)
 main.add_command(policy)
