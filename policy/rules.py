@@ -149,6 +149,7 @@ class Policy:
     windows: tuple[Window, ...] = ()  # of all rules' conditions
     limits: tuple[LimitEntry, ...] = ()
     auditors: tuple[Who, ...] = ()  # who may read the audit through the gateway
+    operators: tuple[Who, ...] = ()  # who may see and end everybody's sessions
 
     def limits_of(self, principal: Principal, connection: str) -> Limits:
         """The strictest of all limits that are about this principal on this connection."""

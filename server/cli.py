@@ -23,6 +23,7 @@ from server.login_command import login
 from server.migrate_commands import migrate
 from server.policy_commands import policy
 from server.replay import replay
+from server.session_commands import sessions
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -69,6 +70,7 @@ main.add_command(login)
 main.add_command(migrate)
 main.add_command(policy)
 main.add_command(replay)
+main.add_command(sessions)
 
 
 @main.command()

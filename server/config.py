@@ -287,6 +287,7 @@ class ConfigFile(_Model):
     wire: WireFile | None = None
     mcp: McpFile | None = None
     longest_session: Annotated[int, Field(ge=60, le=7 * 86_400)] = 8 * 3600  # seconds
+    drain: Annotated[int, Field(ge=0, le=3600)] = 5  # seconds
     # The secret of `hash` masks comes from a file or an environment variable, never from this file.
     mask_key_file: Path | None = None
     mask_key_env: str | None = None
@@ -361,6 +362,7 @@ class Config:
     wire: WireFile | None
     mcp: McpFile | None
     longest_session: timedelta
+    drain: int = 5  # seconds that running statements get at shutdown before they are cancelled
     mask_key: MaskKey | None = None
     recordings: RecordingBounds = field(default_factory=RecordingBounds)
     retention: Limits = field(default_factory=Limits)
@@ -396,6 +398,7 @@ def load_config(path: Path) -> Config:
         wire=_absolute_tls(file.wire, base),
         mcp=file.mcp,
         longest_session=timedelta(seconds=file.longest_session),
+        drain=file.drain,
         mask_key=_mask_key(file, base),
         recordings=RecordingBounds(file.audit.recordings.statement_bytes, file.audit.recordings.session_bytes),
         retention=_retention(file.audit.recordings),

@@ -70,6 +70,7 @@ class Conversation:
         self._limiter = Limiter(wire, self._replies, self.cancel)
         self._cancelling: asyncio.Task[None] | None = None
         self._refreshed_in_batch = False
+        self._drained: Report | None = None  # what to end with as soon as nothing runs
         self._parted = False  # the client left; nothing went wrong
         self._listening = False  # waits for the client's next message
         self._idle = IdleClock(limits, self._waiting, self.end)
@@ -104,6 +105,8 @@ class Conversation:
                 if isinstance(received.message, frontend.Terminate):
                     self._parted = True
                     return
+                if self._drained is not None and self.quiet:
+                    raise EndedError(self._drained)
                 before = self._wire.receive(received.message)
                 await self._handle(before, received)
         except ClientGoneError:
@@ -153,6 +156,12 @@ class Conversation:
         self._parking.abandon()
         self._progress.set()
         self._client.data_received(b"")  # wakes whoever waits for the client
+
+    def drain(self, report: Report) -> None:
+        """End it as soon as nothing runs and no transaction is open: nothing new begins."""
+        self._drained = report
+        if self.quiet:
+            self.end(report)
 
     @property
     def quiet(self) -> bool:

@@ -86,24 +86,28 @@ class WireDoor:
         return int(self._server.sockets[0].getsockname()[1])
 
     async def stop(self, grace: float) -> None:
-        """Accept no more; idle conversations end now, busy ones after `grace` seconds at the latest."""
+        """Accept no more. Idle conversations end now, busy ones when done, after `grace` seconds at the latest."""
         if self._server is not None:
             self._server.close()
-        end = asyncio.get_running_loop().time() + grace
-        for _, conversation in list(self._conversations.values()):
-            if conversation.quiet:
-                conversation.end(reports.fatal(sqlstate.ADMIN_SHUTDOWN, _SHUTDOWN))
+        report = reports.fatal(sqlstate.ADMIN_SHUTDOWN, _SHUTDOWN)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(end):
-                while any(not c.quiet for _, c in self._conversations.values()):
+            async with asyncio.timeout(grace):
+                while self._busy(report):
                     await asyncio.wait(self._tasks, timeout=0.05, return_when=asyncio.FIRST_COMPLETED)
         for _, conversation in list(self._conversations.values()):
-            conversation.end(reports.fatal(sqlstate.ADMIN_SHUTDOWN, _SHUTDOWN))
+            conversation.end(report)
         starting = [task for task in self._tasks if task.get_name() == "wire start"]
         for task in starting:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=grace + 10)
+
+    def _busy(self, report: Report) -> bool:
+        """Whether some still do something; each ends with this report when it has done."""
+        conversations = [conversation for _, conversation in self._conversations.values()]
+        for conversation in conversations:
+            conversation.drain(report)
+        return not all(conversation.quiet for conversation in conversations)
 
     # -- one connection -------------------------------------------------------------------------------
 

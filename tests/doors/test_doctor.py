@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
+from server.cli import main
 from server.postgres import SUPERUSER
 from tests.stack import Stack
 
@@ -50,12 +49,9 @@ def doctor(
     shop |= more
     path = folder / "countersign.yaml"
     path.write_text(yaml.safe_dump(configuration))
-    done = subprocess.run(
-        [sys.executable, "-m", "server", "doctor", "--config", str(path), "--json", *arguments],
-        env=dict(os.environ), capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert done.returncode in (0, 1), done.stderr
-    return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
+    done = CliRunner().invoke(main, ["doctor", "--config", str(path), "--json", *arguments])
+    assert done.exit_code in (0, 1), done.output
+    return done.exit_code, [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def test_the_demos_user_is_as_it_should_be(stack: Stack, tmp_path: Path) -> None:
