@@ -7,7 +7,6 @@ interpreters of procedural languages keep variables as long as the session lives
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import defaultdict, deque
 
@@ -53,7 +52,8 @@ class Pool:
     async def give_back(self, connection: Connection, upstream: Upstream) -> None:
         """Keep a session for its next use if it is verified clean, else end it. No client's statement may run on it."""
         idle = self._idle[_role(connection)]
-        if len(idle) < _MOST_IDLE and await _clean(upstream) and not self._closed:
+        # Looked at again: many may come back at the same time.
+        if len(idle) < _MOST_IDLE and await _clean(upstream) and len(idle) < _MOST_IDLE and not self._closed:
             idle.append((upstream, time.monotonic()))
         else:
             await upstream.disconnect()
@@ -64,14 +64,14 @@ class Pool:
         Raises UpstreamError, UpstreamLostError.
         """
         oldest = time.monotonic() - _IDLE_SECONDS
-        for role, idle in self._idle.items():
+        for role, idle in list(self._idle.items()):
             keep = connection.warm if role == _role(connection) else 0
             while len(idle) > keep and idle[0][1] < oldest:
                 upstream, _ = idle.popleft()
                 await upstream.disconnect()
         ready = self._idle[_role(connection)]
-        missing = connection.warm - len(ready)
-        for made in await asyncio.gather(*(self.fresh(connection) for _ in range(missing))):
+        while len(ready) < connection.warm:
+            made = await self.fresh(connection)
             ready.append((made, time.monotonic()))
 
     async def fresh(self, connection: Connection) -> Upstream:
