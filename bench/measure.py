@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import re
 import shutil
@@ -16,13 +17,19 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import asyncpg
+import psutil
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
+from gateway.session_secrets import IssuedSecret
 from server.postgres import binaries
+from tests.doors.wire_calls import RawClient
 from tests.stack import Stack, running_stack
 
 Tell = Callable[[str], None]
+
+# PostgreSQL takes 100 connections as shipped, and each client of the wire door has one.
+_IDLE_CLIENTS = 70
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +80,8 @@ def measure_all(seconds: float, rows: int, tell: Tell) -> Iterator[Figure]:
             direct = Target(upstream.host, upstream.port, upstream.user, upstream.password, upstream.database)
             ours = Target(stack.host, stack.port, "grace", stack.tokens["grace"], stack.database)
             bouncer = shutil.which("pgbouncer")
+            tell("idle connections")
+            yield _idle(stack)  # first: later there is memory of others to be had again
             tell("pgbench tables")
             _pgbench_tables(stack)
             for clients in (1, 16):
@@ -95,7 +104,7 @@ def measure_all(seconds: float, rows: int, tell: Tell) -> Iterator[Figure]:
             tell(f"{rows:,} rows")
             yield _bulk(direct, ours, rows)
             tell("connects")
-            yield _connects(direct, ours, seconds)
+            yield from _connects(direct, _by_secret(stack, "devin"), stack, seconds)
             tell("MCP")
             yield asyncio.run(_mcp(stack, direct))
 
@@ -190,10 +199,31 @@ def _bulk(direct: Target, ours: Target, rows: int) -> Figure:
     )
 
 
-def _connects(direct: Target, ours: Target, seconds: float) -> Figure:
-    """Connections per second, one statement each, 4 clients."""
+def _by_secret(stack: Stack, who: str) -> Target:
+    """The wire door by a session secret, so that both sides check the password by SCRAM, as PostgreSQL does."""
 
-    def run(target: Target) -> float:
+    async def issue() -> IssuedSecret:
+        hall = stack.app.hall
+        return hall.secrets.issue(await hall.verifier.verify(stack.tokens[who]))
+
+    secret = stack.call(issue)
+    return Target(stack.host, stack.port, secret.user, secret.password, stack.database)
+
+
+def _connects(direct: Target, ours: Target, stack: Stack, seconds: float) -> Iterator[Figure]:
+    """Connections per second, one statement each, 4 clients; and the processor time that each takes.
+
+    The second does not depend on what else the machine does. It counts the server, and of ours the gateway as well.
+    """
+    postgres = psutil.Process(stack.demo.postgres.pid)
+
+    def used() -> float:
+        times = postgres.cpu_times()
+        own = time.process_time() + times.user + times.system + times.children_user + times.children_system
+        return own + sum(sum(child.cpu_times()[:2]) for child in postgres.children(recursive=True))
+
+    def run(target: Target) -> tuple[float, float]:
+        before = used()
         done = subprocess.run(
             [str(binaries() / "pgbench"), "-n", "-S", "-C", "-c", "4", "-j", "1", "-T", str(max(1, int(seconds)))],
             env=target.environment,
@@ -202,10 +232,35 @@ def _connects(direct: Target, ours: Target, seconds: float) -> Figure:
             check=True,
         )
         tps = re.search(r"tps = ([\d.]+)", done.stdout)
+        count = re.search(r"actually processed: (\d+)", done.stdout)
         assert tps, done.stdout
-        return float(tps[1])
+        assert count, done.stdout
+        return float(tps[1]), (used() - before) / int(count[1]) * 1000
 
-    return Figure("connects, one statement each", "per s", run(direct), run(ours), higher=True)
+    (a, a_used), (b, b_used) = run(direct), run(ours)
+    yield Figure("connects by SCRAM, one statement each", "per s", a, b, higher=True)
+    yield Figure("connects by SCRAM: processor time of server and gateway", "ms", a_used, b_used)
+
+
+def _idle(stack: Stack) -> Figure:
+    """What the gateway's process grows by for each client that does nothing, its end of the socket included."""
+    ours = psutil.Process()
+
+    def come(count: int) -> list[RawClient]:
+        clients = [RawClient(stack) for _ in range(count)]
+        for client in clients:
+            client.start(stack, "grace")
+        return clients
+
+    clients = come(10)
+    gc.collect()
+    before = ours.memory_info().rss
+    clients += come(_IDLE_CLIENTS)
+    gc.collect()
+    grown = (ours.memory_info().rss - before) / _IDLE_CLIENTS
+    for client in clients:
+        client.socket.close()
+    return Figure(f"{_IDLE_CLIENTS} idle connections: memory of each", "KB", None, grown / 1000)
 
 
 async def _mcp(stack: Stack, direct: Target) -> Figure:

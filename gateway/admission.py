@@ -44,7 +44,7 @@ from gateway.errors import (
 )
 from gateway.identity import VerifiedToken
 from gateway.metering import Meter
-from gateway.model import ClientInfo, Door, Outcome, Session, Statement, Status
+from gateway.model import ClientInfo, Connection, Door, Outcome, Session, Statement, Status
 from gateway.policies import PolicyBook
 from gateway.recorder import Recorder, unrecorded
 from gateway.rehearsal import Expected
@@ -53,7 +53,7 @@ from gateway.transcript import RecordingBounds, Transcript
 from gateway.upstream import Upstream
 from policy.catalog import Catalog
 from policy.limits import UNLIMITED, Limits
-from policy.model import Decision, Effect, Rewrite
+from policy.model import Decision, Effect, Principal, Rewrite
 
 _MINT = object()
 
@@ -153,7 +153,12 @@ class Gateway:
 
     async def open_session(self, token: VerifiedToken, connection: str, door: Door, client: ClientInfo) -> Session:
         """Start a session; raises UnknownConnectionError, AuthenticationError, AuditUnavailableError."""
-        return await self.sessions.open(token, self.connections.named(connection), door, client)
+        named = self.connections.named(connection)
+        return await self.sessions.open(token, self._as_used_by(token.principal, named), door, client)
+
+    def _as_used_by(self, principal: Principal, connection: Connection) -> Connection:
+        writes = self.policies.current.may_write(principal, connection.name)
+        return connection.for_principal(principal, writes=writes)
 
     async def close_session(self, session: Session, reason: str) -> None:
         """End it and record it; a second call does nothing."""
@@ -175,6 +180,8 @@ class Gateway:
     @asynccontextmanager
     async def lease(self, session: Session) -> AsyncIterator[Upstream]:
         """A clean upstream session from the pool, for statements that stand alone; `session` is refreshed on it."""
+        # A policy of today may let the principal write, or write no longer.
+        session.connection = self._as_used_by(session.principal, session.connection)
         async with self.connections.lease(session) as upstream:
             yield upstream
 

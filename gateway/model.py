@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Literal
@@ -27,7 +27,10 @@ __all__ = [
 
 # Whether writes and migrations that need approval are run and rolled back on the database itself.
 Rehearse = Literal["live", "off"]
-SslMode = Literal["disable", "prefer", "require", "verify-full"]
+# As libpq names them.
+SslMode = Literal["disable", "prefer", "require", "verify-ca", "verify-full"]
+ChannelBinding = Literal["disable", "prefer", "require"]
+TargetSession = Literal["any", "read-write"]
 
 
 class Door(StrEnum):
@@ -38,8 +41,29 @@ class Door(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class UpstreamRole:
+    """The upstream user of principals in one of these groups."""
+
+    groups: frozenset[str]
+    user: str
+    password: str = field(repr=False)
+
+
+@dataclass(slots=True)
+class HostOrder:
+    """Which of a connection's hosts answered last and is asked first: the one thing of a connection that changes."""
+
+    first: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Connection:
-    """A named PostgreSQL upstream with the gateway's own credential, which no client ever sees."""
+    """A named PostgreSQL upstream with the gateway's own credential, which no client ever sees.
+
+    `user` is the role of principals that no entry of `roles` means. `fallbacks` are the hosts that are asked where
+    `host` does not answer, or is not what `target` wants. `read_only` makes a session's transactions so unless it says
+    otherwise. Times are seconds.
+    """
 
     name: str
     host: str
@@ -52,6 +76,30 @@ class Connection:
     description: str = ""
     recording: Mode = Mode.METADATA
     rehearse: Rehearse = "live"
+    channel_binding: ChannelBinding = "prefer"
+    fallbacks: tuple[tuple[str, int], ...] = ()
+    target: TargetSession = "any"
+    connect_timeout: float = 10.0
+    roles: tuple[UpstreamRole, ...] = ()
+    warm: int = 0  # sessions that are kept ready
+    read_only: bool = False
+    order: HostOrder = field(default_factory=HostOrder, compare=False, repr=False)
+
+    def for_principal(self, principal: Principal, *, writes: bool) -> Connection:
+        """As this principal uses it: the first role that means one of its groups, and read only unless it `writes`."""
+        role = next((role for role in self.roles if role.groups & principal.groups), None)
+        user, password = (role.user, role.password) if role else (self.user, self.password)
+        return replace(self, user=user, password=password, read_only=not writes)
+
+    def candidates(self) -> list[Connection]:
+        """With one host each, in the order in which they are to be asked."""
+        hosts = [(self.host, self.port), *self.fallbacks]
+        hosts = hosts[self.order.first :] + hosts[: self.order.first]
+        return [replace(self, host=host, port=port, fallbacks=()) for host, port in hosts]
+
+    def answered(self, candidate: Connection) -> None:
+        """This candidate is the one to be asked first from now on."""
+        self.order.first = [(self.host, self.port), *self.fallbacks].index((candidate.host, candidate.port))
 
 
 def principal_body(principal: Principal) -> dict[str, object]:

@@ -269,6 +269,9 @@ class PolicyFile(_Model):
     auditors: Annotated[
         list[WhoFile], Field(description="who may search the audit; each entry as `who` of a rule, any of them")
     ] = []
+    operators: Annotated[
+        list[WhoFile], Field(description="who may see and end sessions of others; each entry as `who` of a rule")
+    ] = []
 
 
 def load_policy(text: str, source: str) -> Policy:
@@ -309,6 +312,7 @@ def load_policy(text: str, source: str) -> Policy:
         windows=windows,
         limits=_as_limits(document, file),
         auditors=tuple(who for who in map(_as_who, file.auditors) if who is not None),
+        operators=tuple(who for who in map(_as_who, file.operators) if who is not None),
     )
 
 

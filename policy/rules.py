@@ -30,6 +30,8 @@ from policy.patterns import Pattern
 _BUILTIN_CATALOG: Final = "builtin: catalog-read"
 _BUILTIN_FUNCTIONS: Final = "builtin: harmless-functions"
 _CURE_RULES: Final = 4
+# What works in a transaction that is read only.
+_READING: Final = frozenset((Action.SELECT, Action.EXPLAIN, Action.LISTEN, Action.NOTIFY))
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,10 +150,21 @@ class Policy:
     windows: tuple[Window, ...] = ()  # of all rules' conditions
     limits: tuple[LimitEntry, ...] = ()
     auditors: tuple[Who, ...] = ()  # who may read the audit through the gateway
+    operators: tuple[Who, ...] = ()  # who may see and end everybody's sessions
 
     def limits_of(self, principal: Principal, connection: str) -> Limits:
         """The strictest of all limits that are about this principal on this connection."""
         return strictest(entry.limits for entry in self.limits if entry.concerns(principal, connection))
+
+    def may_write(self, principal: Principal, connection: str) -> bool:
+        """Whether any rule lets this principal do more than read there, be it with an approval.
+
+        Calls count as more: what a function does to the data is not in its name.
+        """
+        return any(
+            rule.effect is not Effect.DENY and not rule.actions <= _READING and rule.concerns(principal, connection)
+            for rule in self.rules
+        )
 
     def moment(self, now: datetime) -> tuple[bool, ...]:
         """What of a moment this policy's verdicts depend on: decisions of equal ones are equal."""

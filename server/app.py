@@ -43,9 +43,6 @@ from wire.upstream import Factory
 
 log = logging.getLogger(__name__)
 
-# How long running statements may take to finish at shutdown before they are cancelled, seconds.
-_GRACE_SECONDS = 5.0
-
 
 @dataclass(frozen=True, slots=True)
 class Hall:
@@ -165,7 +162,7 @@ async def _wire_door(hall: Hall, file: WireFile) -> AsyncIterator[WireDoor]:
     try:
         yield door
     finally:
-        await door.stop(_GRACE_SECONDS)
+        await door.stop(hall.config.drain)
 
 
 @asynccontextmanager
@@ -174,7 +171,7 @@ async def _mcp_door(hall: Hall, file: McpFile) -> AsyncIterator[str]:
     port = listening.getsockname()[1]
     secrets = hall.secrets if hall.config.wire else None
     app = build_app(hall.gateway, hall.verifier, mcp_settings(hall.config, file, port), secrets)
-    async with serving(app, listening, grace=int(_GRACE_SECONDS)):
+    async with serving(app, listening, grace=hall.config.drain):
         yield f"http://{_shown(file.host)}:{port}/mcp"
 
 

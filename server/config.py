@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -22,7 +22,7 @@ from audit.witness import Witness
 from gateway.certificates import NameKind
 from gateway.errors import ConfigurationError
 from gateway.identity import Issuer
-from gateway.model import Connection, Rehearse, SslMode
+from gateway.model import ChannelBinding, Connection, Rehearse, SslMode, TargetSession, UpstreamRole
 from gateway.transcript import RecordingBounds
 from policy.document import DocumentError, parse_document, validate
 from policy.pseudonyms import MaskKey
@@ -103,25 +103,62 @@ class IssuerFile(_Model):
     on_behalf_of_claim: str = "on_behalf_of"
 
 
-class ConnectionFile(_Model):
-    """An upstream. The password comes from a file or an environment variable, never from this file."""
+class _Credential(_Model):
+    """An upstream user. The password comes from a file or an environment variable, never from this file."""
 
-    host: str
-    port: Port = 5432
-    database: str
     user: str
     password_file: Path | None = None
     password_env: str | None = None
+
+    @model_validator(mode="after")
+    def _one_password(self) -> Self:
+        if (self.password_file is None) == (self.password_env is None):
+            raise ValueError("give exactly one of `password_file` and `password_env`")
+        return self
+
+
+class RoleFile(_Credential):
+    """The upstream user of principals in one of these groups; see gateway.model.UpstreamRole."""
+
+    groups: Annotated[list[str], Field(min_length=1)]
+
+
+class HostFile(_Model):
+    """One server of several that hold the same database."""
+
+    host: str
+    port: Port = 5432
+
+
+class ConnectionFile(_Credential):
+    """An upstream."""
+
+    host: str | None = None
+    port: Port = 5432
+    hosts: list[HostFile] = []
+    target_session_attrs: TargetSession = "any"
+    database: str
     sslmode: SslMode = "prefer"
     sslrootcert: Path | None = None
+    channel_binding: ChannelBinding = "prefer"
+    connect_timeout: Annotated[float, Field(gt=0, le=600)] = 10
+    warm: Annotated[int, Field(ge=0, le=50)] = 0
+    roles: list[RoleFile] = []
     description: str = ""
     recording: Annotated[Mode, BeforeValidator(_off)] = Mode.METADATA
     rehearse: Annotated[Rehearse, BeforeValidator(_off)] = "live"
 
+    @property
+    def servers(self) -> list[HostFile]:
+        """All hosts, the first to be asked first."""
+        return self.hosts or [HostFile(host=self.host or "", port=self.port)]
+
     @model_validator(mode="after")
-    def _one_password(self) -> ConnectionFile:
-        if (self.password_file is None) == (self.password_env is None):
-            raise ValueError("give exactly one of `password_file` and `password_env`")
+    def _reachable(self) -> ConnectionFile:
+        if (self.host is None) == (not self.hosts):
+            raise ValueError("give exactly one of `host` and `hosts`")
+        if self.channel_binding == "require" and self.sslmode in ("disable", "prefer"):
+            raise ValueError("`channel_binding: require` needs TLS: set `sslmode` to `require` or better")
         return self
 
 
@@ -257,6 +294,7 @@ class ConfigFile(_Model):
     wire: WireFile | None = None
     mcp: McpFile | None = None
     longest_session: Annotated[int, Field(ge=60, le=7 * 86_400)] = 8 * 3600  # seconds
+    drain: Annotated[int, Field(ge=0, le=3600)] = 5  # seconds
     # The secret of `hash` masks comes from a file or an environment variable, never from this file.
     mask_key_file: Path | None = None
     mask_key_env: str | None = None
@@ -346,6 +384,7 @@ class Config:
     wire: WireFile | None
     mcp: McpFile | None
     longest_session: timedelta
+    drain: int = 5  # seconds that running statements get at shutdown before they are cancelled
     mask_key: MaskKey | None = None
     recordings: RecordingBounds = field(default_factory=RecordingBounds)
     retention: Limits = field(default_factory=Limits)
@@ -383,6 +422,7 @@ def load_config(path: Path) -> Config:
         wire=_absolute_tls(file.wire, base),
         mcp=file.mcp,
         longest_session=timedelta(seconds=file.longest_session),
+        drain=file.drain,
         mask_key=_mask_key(file, base),
         recordings=RecordingBounds(file.audit.recordings.statement_bytes, file.audit.recordings.session_bytes),
         retention=_retention(file.audit.recordings),
@@ -442,9 +482,32 @@ def _issuer(file: IssuerFile) -> Issuer:
 
 
 def _connection(name: str, file: ConnectionFile, base: Path) -> Connection:
+    first, *others = file.servers
+    return Connection(
+        name=name,
+        host=first.host,
+        port=first.port,
+        database=file.database,
+        user=file.user,
+        password=_password(name, file, base),
+        sslmode=file.sslmode,
+        sslrootcert=_root_certificate(name, base / file.sslrootcert) if file.sslrootcert else None,
+        description=file.description,
+        recording=file.recording,
+        rehearse=file.rehearse,
+        channel_binding=file.channel_binding,
+        fallbacks=tuple((other.host, other.port) for other in others),
+        target=file.target_session_attrs,
+        connect_timeout=file.connect_timeout,
+        roles=tuple(UpstreamRole(frozenset(r.groups), r.user, _password(name, r, base)) for r in file.roles),
+        warm=file.warm,
+    )
+
+
+def _password(name: str, file: _Credential, base: Path) -> str:
     if file.password_file is not None:
         try:
-            password = (base / file.password_file).read_text(encoding="utf-8").strip()
+            return (base / file.password_file).read_text(encoding="utf-8").strip()
         except OSError as error:
             raise ConfigurationError(
                 f"the password file `{file.password_file}` of connection `{name}` cannot be read: {error.strerror}",
@@ -455,27 +518,13 @@ def _connection(name: str, file: ConnectionFile, base: Path) -> Connection:
                 f"the password file `{file.password_file}` of connection `{name}` is not UTF-8",
                 cure="Write the upstream password into it as plain text.",
             ) from None
-    else:
-        variable = file.password_env or ""
-        if variable not in os.environ:
-            raise ConfigurationError(
-                f"the environment variable `{variable}` with the password of connection `{name}` is not set",
-                cure=f"Set `{variable}`, or use `password_file`.",
-            )
-        password = os.environ[variable]
-    return Connection(
-        name=name,
-        host=file.host,
-        port=file.port,
-        database=file.database,
-        user=file.user,
-        password=password,
-        sslmode=file.sslmode,
-        sslrootcert=_root_certificate(name, base / file.sslrootcert) if file.sslrootcert else None,
-        description=file.description,
-        recording=file.recording,
-        rehearse=file.rehearse,
-    )
+    variable = file.password_env or ""
+    if variable not in os.environ:
+        raise ConfigurationError(
+            f"the environment variable `{variable}` with the password of connection `{name}` is not set",
+            cure=f"Set `{variable}`, or use `password_file`.",
+        )
+    return os.environ[variable]
 
 
 def _root_certificate(name: str, path: Path) -> str:

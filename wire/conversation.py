@@ -70,6 +70,8 @@ class Conversation:
         self._limiter = Limiter(wire, self._replies, self.cancel)
         self._cancelling: asyncio.Task[None] | None = None
         self._refreshed_in_batch = False
+        self._drained: Report | None = None  # what to end with as soon as nothing runs
+        self._parted = False  # the client left; nothing went wrong
         self._listening = False  # waits for the client's next message
         self._idle = IdleClock(limits, self._waiting, self.end)
         client.on_gone = self._client_gone
@@ -101,10 +103,14 @@ class Conversation:
                     received = await self._next()
                 self._idle.touch()
                 if isinstance(received.message, frontend.Terminate):
+                    self._parted = True
                     return
+                if self._drained is not None and self.quiet:
+                    raise EndedError(self._drained)
                 before = self._wire.receive(received.message)
                 await self._handle(before, received)
         except ClientGoneError:
+            self._parted = True
             raise EndedError(None) from None
         except ProtocolError as error:
             raise EndedError(reports.fatal(error.sqlstate, str(error))) from None
@@ -117,6 +123,7 @@ class Conversation:
         """Let nothing run on, and give every statement an outcome. The client hears nothing of it any more."""
         self._replies.unheard = True
         self._idle.stop()
+        reusable = self._parted and self.quiet and self._upstream.plain and not self._upstream.batch_open
         self._batch.clear(self._replies)
         self._upstream.resume_reading()
         with contextlib.suppress(ValueError):
@@ -128,7 +135,12 @@ class Conversation:
         self._replies.abandon(Status.UNKNOWN, sqlstate.CONNECTION_FAILURE, "the connection ended before an answer came")
         if self._cancelling is not None:
             await self._cancelling
-        await self._upstream.disconnect()
+        if reusable and not self._upstream.cancelled and not self._upstream.congested:
+            self._upstream.detach()
+            self._upstream.transaction_status = "I"
+            await self._gateway.connections.give_back(self._session, self._upstream)
+        else:
+            await self._upstream.disconnect()
 
     def cancel(self) -> None:
         """A CancelRequest came: withdraw what waits for approval, or cancel what runs."""
@@ -145,6 +157,12 @@ class Conversation:
         self._parking.abandon()
         self._progress.set()
         self._client.data_received(b"")  # wakes whoever waits for the client
+
+    def drain(self, report: Report) -> None:
+        """End it as soon as nothing runs and no transaction is open: nothing new begins."""
+        self._drained = report
+        if self.quiet:
+            self.end(report)
 
     @property
     def quiet(self) -> bool:
