@@ -38,12 +38,14 @@ class Kind(StrEnum):
     APPROVAL_WITHDRAWN = "approval.withdrawn"
     APPROVAL_CONSUMED = "approval.consumed"
     APPROVAL_VOID = "approval.void"
+    SCHEMA_CHANGED = "schema.changed"
     RECORDING_SHREDDED = "recording.shredded"
     AUDIT_READ = "audit.read"
     KEY_CREATED = "key.created"
     KEY_ROTATED = "key.rotated"
     CHECKPOINT_FAILED = "checkpoint.failed"
     WEBHOOK_FAILED = "webhook.failed"
+    MAIL_FAILED = "mail.failed"
     INVARIANT_VIOLATED = "invariant.violated"
 
 
