@@ -25,8 +25,8 @@ __all__ = [
     "principal_body",
 ]
 
-# Whether writes and migrations that need approval are run and rolled back on the database itself.
-Rehearse = Literal["live", "off"]
+# Whether what needs approval is tried first: on the database itself (and rolled back), migrations on a shadow of it.
+Rehearse = Literal["live", "shadow", "off"]
 SslMode = Literal["disable", "prefer", "require", "verify-full"]
 
 
@@ -52,6 +52,7 @@ class Connection:
     description: str = ""
     recording: Mode = Mode.METADATA
     rehearse: Rehearse = "live"
+    shadow: Connection | None = None  # where shadows are made: its database is the one to connect to for that
 
 
 def principal_body(principal: Principal) -> dict[str, object]:

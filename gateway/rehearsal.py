@@ -88,6 +88,8 @@ def obstacle(connection: Connection, decision: Decision, catalog: Catalog) -> st
     """Why a write is not rehearsed; None where a ROLLBACK takes back all that it does."""
     if connection.rehearse == "off":
         return "rehearsals are off on this connection"
+    if connection.rehearse == "shadow":
+        return "rehearsals are on a shadow, which has no rows"
     analysis = decision.analysis
     if analysis is None or not is_write(decision):
         return "only INSERT, UPDATE, DELETE and MERGE are rehearsed"
