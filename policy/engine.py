@@ -25,7 +25,7 @@ from policy.parse import NotAnalysableError, base_text, split
 from policy.reading import Reading
 from policy.rewrite import rewrite
 from policy.rules import Judgement, Policy, judge
-from policy.sideways import is_countable
+from policy.sideways import is_countable, is_plan, is_streamed
 
 _LARGE_TEXT_BYTES = 64 * 1024
 
@@ -59,7 +59,7 @@ def _without_collector() -> Iterator[None]:
 
 def _decide(policy: Policy, principal: Principal, facts: Facts, text: bytes) -> Decision:
     analysis: Analysis | None = None
-    counts = False
+    counts = streams = False
     try:
         reading = analyse(facts, text)
         if reading is None:
@@ -68,11 +68,13 @@ def _decide(policy: Policy, principal: Principal, facts: Facts, text: bytes) -> 
         analysis = reading.analysis
         if analysis.effects.executes is not None:
             return _decide_execute(policy, principal, facts, reading)
-        if (countable := is_countable(reading)) is False:
-            # Nobody will be told how many rows it changed: any number.
-            facts = replace(facts, circumstances=replace(facts.circumstances, rows=None))
-        verdict, counts = _verdict(policy, principal, facts, reading)
-        counts = counts and countable
+        countable, streamed = is_countable(reading), is_streamed(reading)
+        if not countable and not streamed:
+            # Nobody will be told how many rows it changed or returned: any number. A plan has none.
+            rows = 0 if is_plan(reading) else None
+            facts = replace(facts, circumstances=replace(facts.circumstances, rows=rows))
+        verdict, asked = _verdict(policy, principal, facts, reading)
+        counts, streams = asked and countable, asked and streamed
     except NotAnalysableError as error:
         verdict = Verdict(Effect.DENY, (error.reason,))
     except Exception as error:
@@ -88,7 +90,7 @@ def _decide(policy: Policy, principal: Principal, facts: Facts, text: bytes) -> 
                 ),
             ),
         )
-    return replace(_decision(policy, facts, verdict, analysis), counts=counts)
+    return replace(_decision(policy, facts, verdict, analysis), counts=counts, streams=streams)
 
 
 def _verdict(policy: Policy, principal: Principal, facts: Facts, reading: Reading) -> tuple[Verdict, bool]:

@@ -15,6 +15,9 @@ def sentences(evidence: Evidence | None) -> list[str]:
         return []
     if "migration" in evidence:
         return _migration(evidence["migration"])
+    if "reads" in evidence:
+        reads = evidence["reads"]
+        return [f"the planner expects {_rows(reads['rows'])}; the result stops after {reads['at_most']}"]
     if not evidence["measured"]:
         lines = [f"not measured: {evidence['why']}"]
     else:
