@@ -163,6 +163,11 @@ class UpstreamSession(asyncio.Protocol):
         return self._parameters
 
     @property
+    def pid(self) -> int:
+        """The server's process; 0 before it has said so."""
+        return self._key.pid if self._key is not None else 0
+
+    @property
     def connected(self) -> bool:
         """False once the server or we have ended the connection."""
         return self._over is None
