@@ -11,6 +11,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from audit.approvals import ApprovalRecord, Conflict, State
@@ -21,7 +22,7 @@ from gateway.aftermath import note_effects
 from gateway.approvals import Approvals, Pending, rejection
 from gateway.asking import Asking
 from gateway.connections import Connections
-from gateway.deciding import Decider
+from gateway.deciding import Decider, remember
 from gateway.drafts import (
     Author,
     denial,
@@ -38,6 +39,7 @@ from gateway.errors import (
     ApprovalRejectedError,
     AuditUnavailableError,
     CountersignError,
+    LimitExceededError,
     RefusedError,
     RowCountError,
     SessionEndedError,
@@ -113,6 +115,19 @@ class Grant:
     def counted(self) -> bool:
         """Whether its transaction must stay open until `Gateway.too_many` has said nothing against its row count."""
         return self.decision.counts or self.expected is not None
+
+    def too_large(self, rows: int, size: int) -> LimitExceededError | None:
+        """The error with which a result of so many rows and bytes must stop; None where it may go on."""
+        bound = self.decision.at_most
+        if bound is not None and rows > bound:
+            remember(self.statement, rows)
+            return LimitExceededError(
+                f"the result has more than the {bound} rows that it was allowed for",
+                cure="What was delivered stays delivered. Ask for less; sent again, it is decided by this count.",
+            )
+        why = self.limits.exceeded_by(rows, size)
+        cure = "Ask for less: a narrower condition, an aggregate or a LIMIT."
+        return None if why is None else LimitExceededError(why, cure=cure)
 
     def finish(self, outcome: Outcome) -> None:
         """Say what came of it; `Gateway.admit` writes it on leaving the block."""
@@ -415,6 +430,8 @@ class Gateway:
 
     async def _evidence(self, statement: Statement, decision: Decision, catalog: Catalog) -> rehearsal.Evidence | None:
         """What approvers are shown of a write's effect: it runs under a grant of its own, and is rolled back."""
+        if decision.streams:
+            return rehearsal.size_of(decision, self.policies.current.thresholds)
         if not rehearsal.is_write(decision):
             return None
         if (why := rehearsal.obstacle(statement.session.connection, decision, catalog)) is not None:
@@ -445,6 +462,8 @@ class Gateway:
         if decision.verdict.effect is Effect.DENY:
             raise await self._record_refusal([statement], [decision])
         await self.approvals.check_binding(record, statement, decision, await self.catalog(session))
+        bounds = (decision.at_most, rehearsal.approved_rows(record.evidence))
+        decision = replace(decision, at_most=min((bound for bound in bounds if bound is not None), default=None))
         if (record := await self.approvals.get(record.id)).state is not State.APPROVED:
             raise rejection(record)  # its time ran out while we looked
         statement_id, expected = new_statement_id(), Expected.read(record.evidence)

@@ -25,8 +25,8 @@ __all__ = [
     "principal_body",
 ]
 
-# Whether writes and migrations that need approval are run and rolled back on the database itself.
-Rehearse = Literal["live", "off"]
+# Whether what needs approval is tried first: on the database itself (and rolled back), migrations on a shadow of it.
+Rehearse = Literal["live", "shadow", "off"]
 # As libpq names them.
 SslMode = Literal["disable", "prefer", "require", "verify-ca", "verify-full"]
 ChannelBinding = Literal["disable", "prefer", "require"]
@@ -83,6 +83,7 @@ class Connection:
     roles: tuple[UpstreamRole, ...] = ()
     warm: int = 0  # sessions that are kept ready
     read_only: bool = False
+    shadow: Connection | None = None  # where shadows are made: its database is the one to connect to for that
     order: HostOrder = field(default_factory=HostOrder, compare=False, repr=False)
 
     def for_principal(self, principal: Principal, *, writes: bool) -> Connection:

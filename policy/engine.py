@@ -27,7 +27,7 @@ from policy.parse import NotAnalysableError, base_text, split
 from policy.reading import Reading
 from policy.rewrite import rewrite
 from policy.rules import Judgement, Policy, judge
-from policy.sideways import could_meet_masks, is_countable
+from policy.sideways import could_meet_masks, is_countable, is_plan, is_streamed
 
 _LARGE_TEXT_BYTES = 64 * 1024
 
@@ -61,7 +61,8 @@ def _without_collector() -> Iterator[None]:
 
 def _decide(policy: Policy, principal: Principal, facts: Facts, text: bytes) -> Decision:
     analysis: Analysis | None = None
-    counts, conceals = False, bool(policy.masks)  # what cannot be analysed may name anything
+    counts = streams = False
+    conceals = bool(policy.masks)  # what cannot be analysed may name anything
     try:
         reading = analyse(facts, text)
         if reading is None:
@@ -71,11 +72,13 @@ def _decide(policy: Policy, principal: Principal, facts: Facts, text: bytes) -> 
         conceals = conceals and could_meet_masks(reading, Masking(policy, None, facts.catalog))
         if analysis.effects.executes is not None:
             return _decide_execute(policy, principal, facts, reading)
-        if (countable := is_countable(reading)) is False:
-            # Nobody will be told how many rows it changed: any number.
-            facts = replace(facts, circumstances=replace(facts.circumstances, rows=None))
-        verdict, analysis, counts = _verdict(policy, principal, facts, reading)
-        counts = counts and countable
+        countable, streamed = is_countable(reading), is_streamed(reading)
+        if not countable and not streamed:
+            # Nobody will be told how many rows it changed or returned: any number. A plan has none.
+            rows = 0 if is_plan(reading) else None
+            facts = replace(facts, circumstances=replace(facts.circumstances, rows=rows))
+        verdict, analysis, asked = _verdict(policy, principal, facts, reading)
+        counts, streams = asked and countable, asked and streamed
     except NotAnalysableError as error:
         verdict = Verdict(Effect.DENY, (error.reason,))
     except Exception as error:
@@ -91,7 +94,7 @@ def _decide(policy: Policy, principal: Principal, facts: Facts, text: bytes) -> 
                 ),
             ),
         )
-    return replace(_decision(policy, facts, verdict, analysis), counts=counts, conceals=conceals)
+    return replace(_decision(policy, facts, verdict, analysis), counts=counts, streams=streams, conceals=conceals)
 
 
 def _verdict(policy: Policy, principal: Principal, facts: Facts, reading: Reading) -> tuple[Verdict, Analysis, bool]:

@@ -29,7 +29,7 @@ __all__ = ["Policy", "load_policy", "policy_schema"]
 _DURATION = re.compile(r"(\d+)\s*([smhd])")
 _CLOCK = r"^([01]\d|2[0-3]):[0-5]\d$"
 _DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-_COUNTED: Final = frozenset((Action.INSERT, Action.UPDATE, Action.DELETE))
+_COUNTED: Final = frozenset((Action.SELECT, Action.INSERT, Action.UPDATE, Action.DELETE))
 _APPROVAL_KEYS: Final = frozenset(
     ("approvers", "quorum", "expires", "owner_may_approve", "break_glass", "fresh", "acr")
 )
@@ -90,7 +90,7 @@ class WhenFile(_Model):
     """Conditions, all of which must hold."""
 
     bounded: bool | None = Field(None, description="whether an UPDATE or DELETE pins the rows that it means")
-    rows_at_most: Annotated[int, Field(ge=0)] | None = Field(None, description="rows that a write changes")
+    rows_at_most: Annotated[int, Field(ge=0)] | None = Field(None, description="rows changed or returned")
     rows_over: Annotated[int, Field(ge=0)] | None = Field(None, description="the complement of rows_at_most")
     time: WindowFile | None = None
     doors: Annotated[list[Literal["mcp", "wire"]], Field(min_length=1)] | None = None
@@ -156,8 +156,8 @@ class RuleFile(_Model):
         said = _APPROVAL_KEYS & self.model_fields_set
         if self.when is not None and _as_when(self.when).counts_rows and not set(self.actions) <= _COUNTED:
             raise ValueError(
-                "`rows_at_most` and `rows_over` count the rows that a write changes; "
-                "give them to rules whose actions are insert, update and delete only"
+                "`rows_at_most` and `rows_over` count the rows that a write changes or a read returns; "
+                "give them to rules whose actions are select, insert, update and delete only"
             )
         if self.bodies is not None and (self.effect != "allow" or self.actions != [Action.CALL]):
             raise ValueError("`bodies` is about calls that are allowed; give it `effect: allow` and `actions: [call]`")
@@ -303,6 +303,7 @@ def load_policy(text: str, source: str) -> Policy:
         for row_filter in _as_filters(document, entry, index, f"rows ({place}:{document.locate(('rows', index))[0]})")
     )
     windows = tuple(part.window for rule in rules for part in rule.when.parts() if part.window is not None)
+    numbers = (n for rule in rules for part in rule.when.parts() for n in (part.rows_at_most, part.rows_over))
     return Policy(
         hash=_digest(file),
         source=source,
@@ -310,6 +311,7 @@ def load_policy(text: str, source: str) -> Policy:
         masks=masks,
         rows=filters,
         windows=windows,
+        thresholds=tuple(sorted({number for number in numbers if number is not None})),
         limits=_as_limits(document, file),
         auditors=tuple(who for who in map(_as_who, file.auditors) if who is not None),
         operators=tuple(who for who in map(_as_who, file.operators) if who is not None),

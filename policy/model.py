@@ -306,7 +306,9 @@ class Decision:
     """What the engine returns for one statement. `analysis` is None where the text has none.
 
     `counts` says that the verdict depends on how many rows the statement changes, and that its command tag
-    will tell: whoever runs it decides again with an estimate before and with the count after.
+    will tell: whoever runs it decides again with an estimate before and with the count after. `streams` says the
+    same of a read, whose rows are counted as they come: beyond `at_most` the verdict would be a stricter one. It was
+    decided by the `expects` rows that the planner, or an earlier run, tells.
 
     `conceals` says that its parameters may be values that are masked for somebody: then they are recorded as
     digests, whoever runs it.
@@ -317,6 +319,9 @@ class Decision:
     policy: str  # the policy's hash
     catalog: str  # the catalog's epoch
     counts: bool = False
+    streams: bool = False
+    expects: int | None = None
+    at_most: int | None = None
     conceals: bool = False
 
 
@@ -324,7 +329,8 @@ class Decision:
 class Circumstances:
     """What conditions are asked about besides the demand; None where it is not known.
 
-    `rows` is how many rows the statement changes: the planner's estimate before it runs, the count after.
+    `rows` is how many rows the statement changes, or a read returns: the planner's estimate before it runs, the
+    count after.
     """
 
     rows: int | None = None

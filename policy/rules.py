@@ -148,6 +148,7 @@ class Policy:
     masks: tuple[Mask, ...]
     rows: tuple[tuple[RowFilter, Who | None], ...] = ()
     windows: tuple[Window, ...] = ()  # of all rules' conditions
+    thresholds: tuple[int, ...] = ()  # the numbers of rows that conditions name, in order
     limits: tuple[LimitEntry, ...] = ()
     auditors: tuple[Who, ...] = ()  # who may read the audit through the gateway
     operators: tuple[Who, ...] = ()  # who may see and end everybody's sessions

@@ -30,11 +30,12 @@ from gateway.reviews import reminding
 from gateway.rolling import rolling
 from gateway.session_secrets import SessionSecrets
 from gateway.sessions import Sessions
+from server.announcements import announcing
 from server.asgi import serving
 from server.config import Config, McpFile, OauthFile, Signing, TlsFile, WireFile, WireLimitsFile
 from server.http import build_app
 from server.mcp_settings import McpSettings
-from server.webhooks import announcing
+from server.webhooks import channels
 from wire.listener import WireDoor
 from wire.oauthbearer import OauthOffer
 from wire.occupancy import DoorLimits
@@ -109,7 +110,8 @@ async def gateway_of(config: Config) -> AsyncIterator[Hall]:
         )
         await stack.enter_async_context(keeping(recorder, config.audit_path, config.retention))
         await stack.enter_async_context(rolling(config.audit_path, config.signing.key, config.segments))
-        await stack.enter_async_context(announcing(config.webhooks, recorder))
+        hooks = await stack.enter_async_context(channels(config.webhooks))
+        await stack.enter_async_context(announcing([*hooks, *config.mail], recorder))
         await stack.enter_async_context(reminding(gateway.approvals.reviews, config.remind))
         yield Hall(gateway, verifier, config, SessionSecrets())
         for session in gateway.sessions.list():

@@ -65,7 +65,7 @@ class Conversation:
         self._progress = asyncio.Event()
         self._over: EndedError | None = None
         self._batch = Batch()
-        self._parking = Parking(client, gateway)
+        self._parking = Parking(client, gateway, upstream)
         self._counted = CountedRuns(client, upstream, self._replies, gateway, self._forward, self._until_idle)
         self._limiter = Limiter(wire, self._replies, self.cancel)
         self._cancelling: asyncio.Task[None] | None = None

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from gateway.errors import LimitExceededError
 from gateway.model import Outcome, Status
 from policy.model import Decision, Effects, Transaction
 from wire import sqlstate
@@ -258,9 +257,8 @@ class Replies:
             raise ProtocolError("the server sent rows that nobody asked for")
         if owed.cut:
             return False
-        why = current.grant.limits.exceeded_by(current.used.rows + piece.messages, current.used.size + piece.size)
-        if why is not None and not current.effects.writes and not self.copying:
-            error = LimitExceededError(why, cure="Ask for less: a narrower condition, an aggregate or a LIMIT.")
+        error = current.grant.too_large(current.used.rows + piece.messages, current.used.size + piece.size)
+        if error is not None and not current.effects.writes and not self.copying:
             owed.cut, owed.substitute = True, of_error(error)
             raise error
         if not self.unheard:
