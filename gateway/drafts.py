@@ -84,6 +84,7 @@ def outcome_entry(instance: str, grant: Grant, outcome: Outcome) -> Item:
         message=outcome.message,
         masked=[str(m) for m in grant.rewrite.masked],
         filtered=list(grant.rewrite.filtered),
+        detected=[{"column": one.column, "kind": one.kind.value, "count": one.count} for one in outcome.detected],
         digest=outcome.digest,
         instance=instance,
     )

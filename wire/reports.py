@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gateway.errors import CountersignError, RefusedError
+from policy.detection import Findings, hide_text
+from policy.detectors import Kinds
 from wire import sqlstate
 from wire.texts import Forwarded, position_at
 
@@ -16,6 +18,8 @@ Report = Mapping[str, str]
 
 # On statements that mask, these may quote values that the masks hide.
 _SCRUBBED = frozenset("DHWqp")
+# The fields that are sentences: all others are codes, names and places.
+_TEXTS = frozenset("MDHWq")
 # `client_min_messages` sends them to clients: with `log_min_duration_statement` or auto_explain they quote
 # statements and plans.
 _LOG_SEVERITIES = ("LOG", "DEBUG")
@@ -97,6 +101,23 @@ def as_client_sees(fields: Report, text: Forwarded | None) -> Report:
         else:
             mapped["P"] = str(position)
     return mapped
+
+
+def without_found(fields: Report, kinds: Kinds, findings: Findings | None = None) -> Report:
+    """A report of PostgreSQL's with what the policy looks for hidden: its texts may quote values."""
+    if not kinds:
+        return fields
+    return {k: hide_text(v, kinds, findings) if k in _TEXTS else v for k, v in fields.items()}
+
+
+def found_notice(findings: Findings) -> Report:
+    """Says what was hidden in a result."""
+    return report(
+        sqlstate.NOTICE,
+        f"the policy hid in this result: {'; '.join(map(str, findings))}",
+        severity="NOTICE",
+        hint="They were replaced by stars, in numbers by zeros.",
+    )
 
 
 def _is_number(text: str) -> bool:
