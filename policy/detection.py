@@ -91,15 +91,17 @@ def hide(value: bytes, kinds: Kinds) -> tuple[bytes, list[Span]]:
 
     Nothing can be found in it afterwards, also where one thing was only told from another once that was hidden.
     """
-    spans: list[Span] = []
-    while found := find(value, kinds):
-        spans += found
+    spans = found = find(value, kinds)
+    while found:
         hidden = bytearray(value)
         for span in found:
             part = value[span.start : span.end]
             hidden[span.start : span.end] = _as_number(part) if _stands_as_number(value, span) else _starred(part)
+        touching = any(_touches(value, span) for span in found)
         value = bytes(hidden)
-    return value, sorted(spans)
+        found = find(value, kinds) if touching else []
+        spans = sorted(spans + found) if found else spans
+    return value, spans
 
 
 def hide_text(text: str, kinds: Kinds, findings: Findings | None = None) -> str:
@@ -121,6 +123,16 @@ def _outermost(spans: list[Span]) -> Iterator[Kind]:
         if span.end > covered:
             covered = span.end
             yield span.kind
+
+
+_WORD: Final = frozenset(b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_.+-%/=@\\")
+
+
+def _touches(value: bytes, span: Span) -> bool:
+    """Whether something else could begin or end where the span does."""
+    return (span.start > 0 and (value[span.start - 1] in _WORD or value[span.start - 1] > 0x7F)) or (
+        span.end < len(value) and (value[span.end] in _WORD or value[span.end] > 0x7F)
+    )
 
 
 # White space and what separates groups, labels and lines stays: it shows what was there.

@@ -87,15 +87,18 @@ def copied_text(copy: CopyOut) -> Layout:
 
 
 def _tuple(message: bytes, at: int, columns: int) -> Places:
-    if _read(_COUNT, message, at) != columns:
-        raise _lost("a row")
-    at += 2
-    for column in range(columns):
-        size = _read(_SIZE, message, at)
-        at += 4
-        if size >= 0:
-            yield column, at, at + size
-            at += size
+    try:
+        if _COUNT(message, at)[0] != columns:
+            raise _lost("a row")
+        at += 2
+        for column in range(columns):
+            size = _SIZE(message, at)[0]
+            at += 4
+            if size >= 0:
+                yield column, at, at + size
+                at += size
+    except error:
+        raise _lost("a row") from None
     if at != len(message):
         raise _lost("a row")
 

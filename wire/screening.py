@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from gateway.errors import UnsearchableError
 from gateway.screening import too_large
 from policy.detection import Detection, Findings, hide
-from policy.detectors import Kind, may_hold
+from policy.detectors import Kind, Kinds, likely
 from policy.forms import Form
 from wire import layout
 from wire.backend import Column, RowDescription
@@ -24,7 +23,7 @@ from wire.values import Hidden, hide_binary
 # Forms in which digits need not stand as digits: no quick look at the bytes sees them.
 _DEEP = frozenset((Form.INTEGER, Form.NUMERIC, Form.ARRAY, Form.RECORD, Form.RANGE, Form.MULTIRANGE))
 
-_Hide = Callable[[bytes], Hidden]
+_Hide = Callable[[bytes, Kinds], Hidden]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +72,17 @@ class Screen:
                 f"the policy looks for {self.detection} in what is delivered, and here it cannot: {self._why_not}"
             )
         data, kinds = piece.data, self.detection.kinds
-        if not plan.deep and not may_hold(data, kinds):
+        if not plan.deep and not (kinds := likely(data, kinds)):
             return piece
         hidden: bytearray | None = None
         for start, end in layout.messages(data):
             message = data[start:end]
-            if not plan.deep and not may_hold(message, kinds):
+            if not plan.deep and not likely(message, kinds):
                 continue
             for column, begin, stop in plan.layout(message, len(plan.names)):
                 if (hide_value := plan.hide[column]) is None:
                     continue
-                value, spans = hide_value(message[begin:stop])
+                value, spans = hide_value(message[begin:stop], kinds)
                 if spans:
                     hidden = bytearray(data) if hidden is None else hidden
                     hidden[start + begin : start + stop] = value
@@ -115,6 +114,6 @@ class Screen:
         )
 
     def _hide(self, oid: int, *, binary: bool) -> _Hide:
-        if binary:
-            return partial(hide_binary, oid=oid, detection=self.detection)
-        return partial(hide, kinds=self.detection.kinds)
+        if not binary:
+            return hide
+        return lambda value, _: hide_binary(value, oid, self.detection)
