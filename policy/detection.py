@@ -51,10 +51,6 @@ class Detection:
     def __str__(self) -> str:
         return ", ".join(sorted(self.kinds))
 
-    def hidden(self, text: str) -> str:
-        """A text with what is found in it hidden."""
-        return hide_text(text, self.kinds)
-
 
 @dataclass(frozen=True, slots=True, order=True)
 class Found:

@@ -29,11 +29,12 @@ class Form(StrEnum):
 _SENT: Final[Mapping[Form, str]] = {
     Form.TEXT: (
         "textsend varcharsend bpcharsend namesend charsend unknownsend cstring_send enum_send json_send xml_send"
+        " pg_node_tree_send"
     ),
     Form.VERSIONED: "jsonb_send jsonpath_send",
     Form.INTEGER: "int8send",
     Form.NUMERIC: "numeric_send",
-    Form.ARRAY: "array_send",
+    Form.ARRAY: "array_send anyarray_send",
     Form.RECORD: "record_send",
     Form.RANGE: "range_send",
     Form.MULTIRANGE: "multirange_send",

@@ -31,7 +31,7 @@ Run one SQL statement (PostgreSQL dialect) under the policy. Every call is recor
   need a session and are refused here.
 - Put values into `parameters` and write $1, $2 … in the SQL.
 - Columns may be masked by policy: filters and aggregates see the masked value too. Call `describe` first to
-  see what you may use.
+  see what you may use. What looks like personal data or a key may arrive as stars; `detected` says where.
 - A refusal names the rule and what would be allowed. status "pending" means that people must approve: do as
   `pending.next` says, do not send the statement again.
 - Values: numeric, bigint beyond 2^53, dates, bytea and NaN are strings (exact); arrays are lists; in json

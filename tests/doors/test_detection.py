@@ -13,6 +13,7 @@ import asyncpg
 import psycopg
 import pytest
 
+from policy.forms import Form, form_of
 from tests.doors.mcp_calls import call, error, query, text
 from tests.doors.wire_calls import errors, raw_client, values
 from tests.policy.corpus import ROOT
@@ -299,3 +300,12 @@ async def test_approvers_see_samples_without_what_is_looked_for(leaky: Stack) ->
     assert "mail ***.********@*******.***, card **** **** **** ****" in sample["s"]
     assert leaked(sample["s"] + text(shown)) == []
     await call(leaky, "devin", "withdraw", id=pending["id"])
+
+
+def test_the_forms_of_all_built_in_types_are_known_but_for_a_few(leaky: Stack) -> None:
+    sent = leaky.direct(
+        "SELECT DISTINCT p.prosrc FROM pg_type t JOIN pg_proc p ON p.oid = t.typsend WHERE t.typtype <> 'p'"
+    )
+    unknown = sorted(function for (function,) in sent if form_of(function) is Form.UNKNOWN)
+    internal = ("brin_", "pg_ddl_command", "pg_dependencies", "pg_mcv_list", "pg_ndistinct")
+    assert [function for function in unknown if not function.startswith(internal)] == ["tsquerysend", "tsvectorsend"]
