@@ -6,10 +6,14 @@ from collections.abc import Mapping, Sequence
 
 from gateway.errors import LimitExceededError
 from gateway.upstream import ResultColumn
-from policy.detection import MOST_SEARCHED_BYTES, Detection, Findings, hide, hide_text
+from policy.detection import MOST_SEARCHED_BYTES, NOTHING, Detection, Findings, hide, hide_text
+from policy.detectors import Kinds
 from policy.forms import Form
 
 Row = tuple[bytes | None, ...]
+
+# Message, detail, hint, context and internal query; all other fields are codes, names and places.
+_SENTENCES = frozenset("MDHWq")
 
 
 def too_large(detection: Detection) -> LimitExceededError:
@@ -19,6 +23,13 @@ def too_large(detection: Detection) -> LimitExceededError:
         f" {MOST_SEARCHED_BYTES >> 20} MiB in which it does",
         cure="Select shorter values, such as a part of the text.",
     )
+
+
+def searched_report(fields: Mapping[str, str], kinds: Kinds, findings: Findings | None = None) -> Mapping[str, str]:
+    """An error or notice of PostgreSQL's, by the protocol's field codes, searched: its sentences may quote values."""
+    if not kinds:
+        return fields
+    return {k: hide_text(v, kinds, findings) if k in _SENTENCES else v for k, v in fields.items()}
 
 
 class TextScreen:
@@ -45,10 +56,9 @@ class TextScreen:
             for row in rows
         ]
 
-    def report(self, fields: Mapping[str, str]) -> dict[str, str]:
-        """An error or a notice of PostgreSQL's, searched: its sentences may quote values."""
-        kinds = self._detection.kinds if self._detection is not None else frozenset()
-        return {k: hide_text(v, kinds, self.findings) if k in "MDHWq" else v for k, v in fields.items()}
+    def report(self, fields: Mapping[str, str]) -> Mapping[str, str]:
+        """As `searched_report`."""
+        return searched_report(fields, self._detection.kinds if self._detection is not None else NOTHING, self.findings)
 
     def _value(self, detection: Detection, column: str, value: bytes) -> bytes:
         hidden, spans = hide(value, detection.kinds)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.errors import CountersignError, LimitExceededError, UnsearchableError
 from gateway.model import Outcome, Status
+from gateway.screening import searched_report
 from policy.detection import NOTHING, hide_text
 from policy.detectors import Kinds
 from policy.model import Decision, Effects, Transaction
@@ -32,7 +33,7 @@ from wire.backend import (
 from wire.codec import Frame, Rows
 from wire.copy import CopyOutResponse
 from wire.fields import ProtocolError
-from wire.reports import Report, as_client_sees, found_notice, is_log_line, of_error, without_found
+from wire.reports import Report, as_client_sees, found_notice, is_log_line, of_error
 from wire.screening import Screen
 from wire.session import Description, Event, Phase, Portal, Prepared, Undo, Used, WireSession
 from wire.texts import Forwarded
@@ -290,10 +291,10 @@ class Replies:
         tag = frame.tag
         if tag == _NOTICE:
             return self._noticed(frame)
-        if tag == _PARAMETER:
-            return frame.raw
-        if tag == _NOTIFICATION:
+        if tag == _NOTIFICATION and self.looks_for():
             return self.notification(NotificationResponse.decode(frame.body))
+        if tag in (_PARAMETER, _NOTIFICATION):
+            return frame.raw
         if tag == _ERROR:
             return self._failed(frame)
         if not self._queue:
@@ -460,7 +461,7 @@ class Replies:
     def _without_found(self, fields: Report, owed: Owed | None) -> Report:
         current = owed.current if owed is not None else None
         findings = current.screen.findings if current is not None and current.screen is not None else None
-        return without_found(fields, self.looks_for(), findings)
+        return searched_report(fields, self.looks_for(), findings)
 
     def skip(self, owed: Owed) -> None:
         """A message was not sent on, because an earlier one failed: as if the server had skipped it."""

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gateway.errors import CountersignError, RefusedError
-from policy.detection import Findings, hide_text
-from policy.detectors import Kinds
+from policy.detection import Findings
 from wire import sqlstate
 from wire.texts import Forwarded, position_at
 
@@ -18,8 +17,6 @@ Report = Mapping[str, str]
 
 # On statements that mask, these may quote values that the masks hide.
 _SCRUBBED = frozenset("DHWqp")
-# The fields that are sentences: all others are codes, names and places.
-_TEXTS = frozenset("MDHWq")
 # `client_min_messages` sends them to clients: with `log_min_duration_statement` or auto_explain they quote
 # statements and plans.
 _LOG_SEVERITIES = ("LOG", "DEBUG")
@@ -101,13 +98,6 @@ def as_client_sees(fields: Report, text: Forwarded | None) -> Report:
         else:
             mapped["P"] = str(position)
     return mapped
-
-
-def without_found(fields: Report, kinds: Kinds, findings: Findings | None = None) -> Report:
-    """A report of PostgreSQL's with what the policy looks for hidden: its texts may quote values."""
-    if not kinds:
-        return fields
-    return {k: hide_text(v, kinds, findings) if k in _TEXTS else v for k, v in fields.items()}
 
 
 def found_notice(findings: Findings) -> Report:
