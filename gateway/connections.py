@@ -112,9 +112,11 @@ class Connections:
         session.temporary = None
         if any(map(is_temporary, path)):
             catalog = session.catalog or await self.catalog(session.connection)
-            session.temporary = await temporary.load(upstream, path, catalog)
-            if session.temporary is None:
-                path = temporary.without(path)
+            own = await temporary.load(upstream, path, catalog)
+            if own is not None and own.empty:
+                path = tuple(schema for schema in path if schema != own.schema)  # as if it were not there
+            else:
+                session.temporary = own
         session.search_path = path
         session.stale = False
 

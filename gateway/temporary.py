@@ -16,7 +16,7 @@ from gateway import catalog as reader
 from gateway import stored_code
 from gateway.upstream import Upstream
 from policy.catalog import Catalog, Code, Event, Relation, Type
-from policy.names import TEMPORARY, is_temporary
+from policy.names import TEMPORARY
 
 _OWN: Final = "pg_catalog.pg_my_temp_schema()"
 
@@ -56,11 +56,16 @@ class Temporary:
     digest: str
     stray: str | None = None  # a type that cannot be analysed: then no name can
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is there."""
+        return not self.relations and self.stray is None
+
 
 async def load(upstream: Upstream, path: Sequence[str], catalog: Catalog) -> Temporary | None:
-    """The temporary relations of the session behind `upstream`; None where there are none.
+    """What is temporary in the session behind `upstream`; None where its own schema is not on its search path.
 
-    `path` is its search path. Raises UpstreamError, UpstreamLostError.
+    Raises UpstreamError, UpstreamLostError.
     """
     [(own,)] = await upstream.probe(f"SELECT nspname FROM pg_catalog.pg_namespace WHERE oid = {_OWN}") or [(None,)]  # noqa: S608 - constants only
     if own is None or own not in path:
@@ -75,8 +80,6 @@ async def load(upstream: Upstream, path: Sequence[str], catalog: Catalog) -> Tem
 
     found = await rows(7, _RELATIONS)
     strays = await rows(1, _STRAYS)
-    if not found and not strays:
-        return None
     oids = "'{" + ",".join(oid or "" for oid, *_ in found) + "}'"
     columns = reader.as_columns(await rows(8, f"{reader.COLUMNS} AND a.attrelid = ANY ({oids})"), {}, {})
     keys = await rows(5, f"{stored_code.FOREIGN_KEYS} AND c.confrelid = ANY ({oids})")
@@ -147,8 +150,3 @@ def _row_type(relation: Relation, catalog: Catalog) -> Type | None:
         frozenset((relation.row_type,)).union(*(part.parts for part in parts)),
         tuple(sorted({function for part in parts for function in part.code})),
     )
-
-
-def without(path: Sequence[str]) -> tuple[str, ...]:
-    """A search path without temporary schemas: where the session's own is empty it changes nothing."""
-    return tuple(schema for schema in path if not is_temporary(schema))

@@ -28,6 +28,7 @@ _OPENS: Final = frozenset(
     ("SelectStmt", "InsertStmt", "UpdateStmt", "DeleteStmt", "MergeStmt", "CopyStmt", "CallStmt", "ExecuteStmt")
 )
 _WRAPS: Final = frozenset(("ExplainStmt", "PrepareStmt"))
+_DEFERRED: Final = "the index"  # of an EXCLUDE constraint that is deferred
 _HOLDS: Final = frozenset(("SelectStmt", "InsertStmt", "UpdateStmt", "DeleteStmt", "MergeStmt", "ReturnStmt"))
 _IDENTIFIER: Final = re.compile(r'\s*(?:"((?:[^"]|"")*)"|([^\s",]+))\s*(?:,|$)')
 _CURE: Final = "A rule without `bodies` would let it be called, trusting all that it does."
@@ -65,7 +66,7 @@ class Bodies:
                 raise _refused(str(demand.object), "it cannot be found")
             if len(self._seen) > MAX_BODIES:
                 raise _refused(_name(function), f"the statement reaches more than {MAX_BODIES} functions")
-            yield self._open(function, path)
+            yield self._open(function, path, demand.via or "")
 
     def check_names(self, *, moved: bool) -> None:
         """Refuse a body that is parsed when it is called where names could by then mean something else (`moved`)."""
@@ -95,7 +96,7 @@ class Bodies:
                         cure=f"Use `{hidden.qualified}` in the statement itself.",
                     )
 
-    def _open(self, function: Function, path: Path) -> Opened:
+    def _open(self, function: Function, path: Path, via: str) -> Opened:
         body = function.body
         if body is None:
             raise _refused(_name(function), f"it is written in `{function.language}`, and only SQL can be analysed")
@@ -106,6 +107,8 @@ class Bodies:
             raise _refused(_name(function), "this statement could run it later, or as another user")
         own = _own_path(function, body, path)
         if not body.atomic and body.text.strip():
+            if via.startswith(_DEFERRED):
+                raise _refused(_name(function), f"{via} could run it when the transaction ends")
             self.late = function
         readings = [*self._text(function, body, own or path), *self._defaults(function, body)]
         self.readings += [(function, reading) for reading in readings]

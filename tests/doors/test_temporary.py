@@ -76,6 +76,8 @@ def test_a_temporary_table_is_worked_with_like_any_other(wire: Wire) -> None:
     wire.execute("ANALYZE work")
     wire.execute("ALTER TABLE work RENAME TO worked")
     assert missing(wire, "SELECT 1 FROM work")
+    with pytest.raises(InsufficientPrivilege, match="hide the type of that name"):
+        wire.execute("ALTER TABLE worked RENAME TO text")
     wire.execute("TRUNCATE worked")
     wire.execute("DROP TABLE worked")
     assert missing(wire, "SELECT 1 FROM worked")
