@@ -19,7 +19,7 @@ from policy.catalog import Catalog, Column, Domain, Function, Relation, Relation
 # FirstNormalObjectId (access/transam.h): objects below it come with the server and do not change.
 _FIRST_USER_OID = 16384
 
-_LASTING = "NOT EXISTS (SELECT FROM pg_catalog.pg_class t WHERE t.oid = {} AND t.relpersistence = 't')"
+_LASTING = "{} NOT IN (SELECT t.oid FROM pg_catalog.pg_class t WHERE t.relpersistence = 't')"
 
 # One number per catalog that changes when any row of it does. `xmin` is the row's last writer.
 _VERSION_PROBE = "SELECT " + " || ' ' || ".join(  # noqa: S608 - constants only
@@ -32,7 +32,7 @@ _VERSION_PROBE = "SELECT " + " || ' ' || ".join(  # noqa: S608 - constants only
         (
             "pg_attribute",
             "attrelid || '.' || attnum",
-            f"attrelid >= {_FIRST_USER_OID} AND {_LASTING.format('attrelid')}",
+            f"attrelid >= {_FIRST_USER_OID} AND attnum > 0 AND {_LASTING.format('attrelid')}",
         ),
         ("pg_attrdef", "oid", f"oid >= {_FIRST_USER_OID} AND {_LASTING.format('adrelid')}"),
         ("pg_rewrite", "oid", f"ev_class >= {_FIRST_USER_OID} AND {_LASTING.format('ev_class')}"),

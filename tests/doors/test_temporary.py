@@ -10,7 +10,6 @@ from psycopg.errors import InsufficientPrivilege
 
 from tests.doors.mcp_calls import client, text
 from tests.policy.corpus import ROOT
-from tests.servers import found_binaries
 from tests.stack import Stack, running_stack, use_policy
 
 Wire = psycopg.Connection[tuple[object, ...]]
@@ -28,16 +27,14 @@ CALLS = """
 masks:"""
 
 
-@pytest.fixture(scope="module", params=found_binaries(), ids=lambda folder: folder.parent.name)
-def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PG_BIN", str(request.param))
-        with running_stack(tmp_path_factory.mktemp("temporary")) as running:
-            running.direct(SETUP)
-            policy = tmp_path_factory.mktemp("policy") / "policy.yaml"
-            policy.write_text(POLICY.replace("\nmasks:", CALLS), encoding="utf-8")
-            use_policy(running, policy)
-            yield running
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with running_stack(tmp_path_factory.mktemp("temporary")) as running:
+        running.direct(SETUP)
+        policy = tmp_path_factory.mktemp("policy") / "policy.yaml"
+        policy.write_text(POLICY.replace("\nmasks:", CALLS), encoding="utf-8")
+        use_policy(running, policy)
+        yield running
 
 
 @pytest.fixture
