@@ -10,12 +10,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 from gateway import catalog as reader
-from gateway import counting
+from gateway import counting, temporary
 from gateway.errors import UnknownConnectionError, UpstreamUnavailableError
 from gateway.model import Connection, Session
 from gateway.pool import Pool
 from gateway.upstream import Upstream, UpstreamError, UpstreamFactory, UpstreamLostError
 from policy.catalog import Catalog
+from policy.names import is_temporary
 
 log = logging.getLogger(__name__)
 
@@ -108,13 +109,22 @@ class Connections:
         snapshot of its own until the transaction ends.
         """
         shelf = self._shelves[session.connection.name]
-        session.search_path = await reader.search_path(upstream)
+        path = await reader.search_path(upstream)
         if session.schema_changed:
             if upstream.transaction_status == "I":
                 session.catalog, session.schema_changed = None, False
                 await self._verify(shelf, time.monotonic())
             else:
                 session.catalog = await reader.load(upstream)
+        session.temporary = None
+        if any(map(is_temporary, path)):
+            catalog = session.catalog or await self.catalog(session.connection)
+            own = await temporary.load(upstream, path, catalog)
+            if own is not None and own.empty:
+                path = tuple(schema for schema in path if schema != own.schema)  # as if it were not there
+            else:
+                session.temporary = own
+        session.search_path = path
         session.stale = False
 
     async def _verify(self, shelf: _Shelf, since: float) -> Catalog:

@@ -15,15 +15,19 @@ from gateway.connections import Connections
 from gateway.errors import RowCountError
 from gateway.model import Session, Statement
 from gateway.policies import PolicyBook
+from gateway.temporary import laid_over
 from policy.catalog import Catalog
 from policy.engine import decide
 from policy.model import Action, Circumstances, Decision, Effect, Facts
+from policy.names import TEMPORARY
 
 # Decisions kept per process. One is some ten times its text: texts that are longer are decided each time, in a thread.
 _CACHE_ENTRIES = 4096
 _CACHEABLE_TEXT_BYTES = 4_096
 # Long texts that are decided at the same time.
 _LARGE_AT_ONCE = 1
+# Snapshots with a session's temporary relations on top that are kept.
+_LAID_OVER = 32
 # Row counts remembered per session.
 _MEASURED_ENTRIES = 64
 
@@ -36,10 +40,22 @@ class Decider:
         self._connections = connections
         self._large = asyncio.Semaphore(_LARGE_AT_ONCE)
         self._cache: dict[tuple[object, ...], Decision] = {}
+        self._laid: dict[str, tuple[Catalog, Catalog]] = {}  # by the digest of what is laid over
 
     async def catalog(self, session: Session) -> Catalog:
         """The snapshot that this session's statements are decided against."""
-        return session.catalog or await self._connections.catalog(session.connection)
+        return self._seen(session, session.catalog or await self._connections.catalog(session.connection))
+
+    def _seen(self, session: Session, catalog: Catalog) -> Catalog:
+        """The snapshot with the session's temporary relations on top, made once for each pair."""
+        own = session.temporary
+        if own is None:
+            return catalog
+        if self._laid.get(own.digest, (None, None))[0] is not catalog:
+            if len(self._laid) >= _LAID_OVER:
+                self._laid.pop(next(iter(self._laid)))
+            self._laid[own.digest] = (catalog, laid_over(catalog, own))
+        return self._laid[own.digest][1]
 
     async def decide(
         self, session: Session, text: bytes, parameters: Sequence[bytes | None] = (), *, runs: bool = True
@@ -54,6 +70,7 @@ class Decider:
         if session.catalog is None and _names_something_unknown(decision):
             # It may have been made elsewhere a moment ago: look again before saying that it is not there.
             latest = await self._connections.latest(session.connection)
+            latest = self._seen(session, latest)
             if latest.epoch != catalog.epoch:
                 catalog = latest
                 decision = await self._decide(session, text, catalog)
@@ -64,7 +81,8 @@ class Decider:
         if not runs or rewrite is None:
             return few
         rows = session.measured.get((text, tuple(parameters)), 0)
-        if not _calls_users_functions(few):  # the planner could run them
+        # The planner could run users' functions, and on another session it finds no temporary relations of this one.
+        if not _calls_users_functions(few) and not _is_temporary(few):
             rows = max(rows, await self._connections.estimate(session, rewrite.sql, parameters))
         decision = await self._decide(session, text, catalog, rows=rows)
         if not decision.streams:
@@ -89,7 +107,8 @@ class Decider:
         """
         session, text = statement.session, statement.text
         catalog = session.catalog or self._connections.snapshot(session.connection)
-        again = await self._decide(session, text, catalog, rows=rows) if catalog is not None else None
+        seen = self._seen(session, catalog) if catalog is not None else None
+        again = await self._decide(session, text, seen, rows=rows) if seen is not None else None
         if again is not None and again.verdict.effect <= granted.verdict.effect:
             return None
         remember(statement, rows)
@@ -152,3 +171,8 @@ def _names_something_unknown(decision: Decision) -> bool:
 def _calls_users_functions(decision: Decision) -> bool:
     demands = decision.analysis.demands if decision.analysis else ()
     return any(d.action is Action.CALL and not d.builtin for d in demands)
+
+
+def _is_temporary(decision: Decision) -> bool:
+    demands = decision.analysis.demands if decision.analysis else ()
+    return any(d.object.schema == TEMPORARY for d in demands)

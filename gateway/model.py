@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Literal
 
 from audit.recording import Mode
+from gateway.temporary import Temporary
 from policy.catalog import Catalog
 from policy.detection import Found
 from policy.model import Decision, Principal
@@ -133,7 +134,8 @@ class Session:
     `search_path` is the upstream's own `current_schemas(true)`. While `stale` is set it, or the catalog,
     may no longer be true: `Gateway.refresh` asks the upstream again before the next decision. `catalog`
     is a snapshot of this session's own, taken inside a transaction that has changed the schema; None means
-    the connection's shared one. `prepared` holds the SQL-level prepared statements by name,
+    the connection's shared one. `temporary` are its own temporary relations, which come on top of either.
+    `prepared` holds the SQL-level prepared statements by name,
     `measured` the rows that statements (text, parameters) had changed when they were rolled back.
     """
 
@@ -148,6 +150,7 @@ class Session:
     stale: bool = True
     schema_changed: bool = False
     catalog: Catalog | None = None
+    temporary: Temporary | None = None
     prepared: dict[str, Decision] = field(default_factory=dict)
     measured: dict[tuple[bytes, tuple[bytes | None, ...]], int] = field(default_factory=dict)
     recorded: int = 0  # bytes of recordings so far

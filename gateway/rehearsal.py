@@ -18,6 +18,7 @@ from gateway.screening import TextScreen
 from gateway.upstream import Page, Upstream, UpstreamError, UpstreamLostError
 from policy.catalog import Catalog, Relation, RelationKind
 from policy.model import Action, Decision, Rewrite
+from policy.names import TEMPORARY
 
 if TYPE_CHECKING:
     from gateway.admission import Grant
@@ -125,6 +126,8 @@ def outside_effects(decision: Decision, catalog: Catalog) -> str | None:
     for oid in decision.analysis.relations:
         if (relation := catalog.relations.get(oid)) is None or relation.kind is RelationKind.FOREIGN:
             return "it reaches a foreign table, whose server cannot be rolled back"
+        if relation.schema == TEMPORARY:
+            return f"it reaches the temporary table `{relation.name}`, which is in the requester's session only"
     return None
 
 

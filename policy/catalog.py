@@ -128,6 +128,7 @@ class Relation:
     code: tuple[Code, ...] = ()
     row_type: int = 0  # pg_class.reltype
     referenced_by: tuple[ForeignKey, ...] = ()
+    opaque: str | None = None  # why what happens to it cannot be analysed
 
     @property
     def qualified(self) -> str:
@@ -171,7 +172,7 @@ class Function:
     volatility: Volatility
     language: str
     arguments: str = ""  # pg_get_function_identity_arguments
-    extension: bool = False  # brought by an extension
+    extension: str = ""  # the extension that brought it
     least: int = 0  # arguments that a call must give
     most: int | None = None  # arguments that a call may give; None: any number
     results: tuple[int, ...] = ()  # a user function's result types, by OID; OUT parameters in place of `record`
@@ -224,6 +225,9 @@ class Catalog:
     printed_under: tuple[str, ...] = ("pg_catalog",)  # the search path of the session that read it
     forms: dict[int, Form] = field(default_factory=dict, repr=False)
     subtypes: dict[int, int] = field(default_factory=dict, repr=False)
+    temporary: str = ""  # the schema of the session's own temporary relations, which are in `pg_temp` here
+    stray: str | None = None  # a type in it that cannot be analysed
+    server_types: frozenset[str] = frozenset()  # the names of the types that come with the server
     _names: dict[tuple[str, str], Relation] = field(init=False, repr=False)
     _functions: dict[int, Function] = field(init=False, repr=False)
     _types: dict[int, Type] = field(init=False, repr=False)

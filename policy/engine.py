@@ -218,7 +218,7 @@ def _decide_execute(policy: Policy, principal: Principal, facts: Facts, reading:
         return _decision(policy, facts, Verdict(Effect.DENY, (stop, *reasons)), merged)
     if effect is Effect.DENY or then is None:
         return _decision(policy, facts, Verdict(Effect.DENY, reasons), merged)
-    if then.sql != prepared.verdict.rewrite.sql:
+    if then.sql != prepared.verdict.rewrite.sql or inner.means_other(prepared.analysis, facts.catalog):
         stale = _refusal(
             "prepared.stale",
             f'the policy or the schema has changed since "{name}" was prepared',

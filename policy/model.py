@@ -158,6 +158,16 @@ class Analysis:
     relations: frozenset[int] = frozenset()
     parameters: int = 0  # the highest $n
 
+    def means_other(self, before: Analysis, catalog: Catalog) -> bool:
+        """Whether a name that meant a relation `before` means another one now, although the first is still there.
+
+        PostgreSQL reads the names of a prepared statement anew where the search path or what they meant has changed,
+        not where something was made that hides it.
+        """
+        now = {d.oid for d in self.demands if d.object.kind is ObjectKind.RELATION}
+        then = {d.oid for d in before.demands if d.object.kind is ObjectKind.RELATION and d.via is None}
+        return any(oid in catalog.relations for oid in then - now if oid is not None)
+
 
 class Effect(IntEnum):
     """What a verdict says; a larger one is stricter and wins."""

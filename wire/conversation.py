@@ -341,7 +341,8 @@ class Conversation:
             await self._send(Owed(Owes.EXECUTE, text=prepared.text), raw)
             return
         counted = self._gateway.counts(decision)
-        decision = recheck(decision, portal, session.search_path, in_parts=counted and message.max_rows > 0)
+        catalog = await self._gateway.catalog(session)
+        decision = recheck(decision, portal, session.search_path, catalog, in_parts=counted and message.max_rows > 0)
         statement = Statement(session, text, portal.parameters)
         [grant] = await self._begin(text, [statement], [decision], [0])
         if grant.sql != prepared.text.sql:
