@@ -90,6 +90,11 @@ class Decider:
 
     async def _decide(self, session: Session, text: bytes, catalog: Catalog, rows: int | None = None) -> Decision:
         policy, principal, now = self._policies.current, session.principal, datetime.now(UTC)
+        cacheable = len(text) <= _CACHEABLE_TEXT_BYTES and not session.prepared
+        moment = (policy.moment(now), session.door, rows)
+        key = (text, policy.hash, catalog.epoch, session.search_path, session.connection.name, principal, moment)
+        if cacheable and (known := self._cache.get(key)) is not None:
+            return known
         facts = Facts(
             connection=session.connection.name,
             catalog=catalog,
@@ -107,13 +112,9 @@ class Decider:
             if self._policies.current.hash != policy.hash:
                 return await self._decide(session, text, catalog, rows)
             return decision
-        if session.prepared:
-            return decide(policy, principal, facts, text)
-        moment = (policy.moment(now), session.door, rows)
-        key = (text, policy.hash, catalog.epoch, session.search_path, session.connection.name, principal, moment)
-        if (known := self._cache.get(key)) is not None:
-            return known
         decision = decide(policy, principal, facts, text)
+        if not cacheable:
+            return decision
         if len(self._cache) >= _CACHE_ENTRIES:
             self._cache.pop(next(iter(self._cache)))
         self._cache[key] = decision

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 
 from policy.analyse import analyse
 from policy.filtering import Filtering
 from policy.masking import Masking
+from policy.memory import without_collector
 from policy.model import (
     Analysis,
     ApprovalTerms,
@@ -40,21 +39,8 @@ def decide(policy: Policy, principal: Principal, facts: Facts, text: bytes) -> D
     """
     if len(text) < _LARGE_TEXT_BYTES:
         return _decide(policy, principal, facts, text)
-    with _without_collector():
+    with without_collector():
         return _decide(policy, principal, facts, text)
-
-
-@contextmanager
-def _without_collector() -> Iterator[None]:
-    """For a large text: trees have no cycles, and looking for some would take half of the time."""
-    if not gc.isenabled():
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def _decide(policy: Policy, principal: Principal, facts: Facts, text: bytes) -> Decision:
@@ -68,7 +54,8 @@ def _decide(policy: Policy, principal: Principal, facts: Facts, text: bytes) -> 
         analysis = reading.analysis
         if analysis.effects.executes is not None:
             return _decide_execute(policy, principal, facts, reading)
-        if (countable := is_countable(reading)) is False:
+        countable = is_countable(reading)
+        if not countable and facts.circumstances.rows is not None:
             # Nobody will be told how many rows it changed: any number.
             facts = replace(facts, circumstances=replace(facts.circumstances, rows=None))
         verdict, counts = _verdict(policy, principal, facts, reading)
@@ -88,7 +75,7 @@ def _decide(policy: Policy, principal: Principal, facts: Facts, text: bytes) -> 
                 ),
             ),
         )
-    return replace(_decision(policy, facts, verdict, analysis), counts=counts)
+    return _decision(policy, facts, verdict, analysis, counts)
 
 
 def _verdict(policy: Policy, principal: Principal, facts: Facts, reading: Reading) -> tuple[Verdict, bool]:
@@ -106,8 +93,8 @@ def _verdict(policy: Policy, principal: Principal, facts: Facts, reading: Readin
 
 
 def _rewritten(policy: Policy, principal: Principal, facts: Facts, reading: Reading) -> Rewrite:
-    masking, anyone = Masking(policy, principal, facts.catalog), Masking(policy, None, facts.catalog)
-    return rewrite(reading, masking, Filtering(policy, principal, facts), anyone, facts.mask_key)
+    masking, filtering = Masking(policy, principal, facts.catalog), Filtering(policy, principal, facts)
+    return rewrite(reading, masking, filtering, facts.mask_key)
 
 
 def _allowed(judgement: Judgement, rewritten: Rewrite) -> Verdict:
@@ -182,5 +169,7 @@ def _unique(terms: Sequence[ApprovalTerms]) -> tuple[ApprovalTerms, ...]:
     return tuple(sorted(dict.fromkeys(terms), key=lambda t: t.rule))
 
 
-def _decision(policy: Policy, facts: Facts, verdict: Verdict, analysis: Analysis | None) -> Decision:
-    return Decision(verdict, analysis, policy.hash, facts.catalog.epoch)
+def _decision(
+    policy: Policy, facts: Facts, verdict: Verdict, analysis: Analysis | None, counts: bool = False
+) -> Decision:
+    return Decision(verdict, analysis, policy.hash, facts.catalog.epoch, counts)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Final, Literal
 
 from policy.conditions import When, Window
@@ -175,9 +176,8 @@ def judge(
     circumstances: Circumstances = NOTHING_KNOWN,
 ) -> Judgement:
     """The strictest over all demands; none is an allow."""
-    rules = [rule for rule in policy.rules if rule.concerns(principal, connection)]
+    rules, counting = _concerned(policy, principal, connection)
     effect, reasons, terms = Effect.ALLOW, [], []
-    counting = [rule for rule in rules if rule.when.counts_rows]
     for demand in demands:
         matching = [rule for rule in rules if rule.matches(demand, circumstances)]
         reason = _reason(principal, rules, matching, demand)
@@ -188,6 +188,13 @@ def judge(
     unique = sorted(dict.fromkeys(terms), key=lambda t: t.rule)
     counts = any(rule.covers(demand) for rule in counting for demand in demands)
     return Judgement(effect, tuple(reasons), tuple(unique), counts)
+
+
+@lru_cache(maxsize=1024)
+def _concerned(policy: Policy, principal: Principal, connection: str) -> tuple[list[Rule], list[Rule]]:
+    """The rules about this principal on this connection, and those of them that ask how many rows change."""
+    rules = [rule for rule in policy.rules if rule.concerns(principal, connection)]
+    return rules, [rule for rule in rules if rule.when.counts_rows]
 
 
 def _reason(principal: Principal, rules: list[Rule], matching: list[Rule], demand: Demand) -> Reason:

@@ -35,13 +35,14 @@ _DETACHES: Final = frozenset(("AT_DetachPartition", "AT_DropInherit", "AT_DropOf
 _ROW_NAMES: Final = frozenset(("old", "new", "excluded"))
 
 
-def check_structure(reading: Reading, anyone: Masking) -> None:
+def check_structure(reading: Reading, masking: Masking) -> None:
     """Refuse what would take a masked relation out of reach of the patterns that mask it.
 
     Raises NotAnalysableError `mask.rename`.
     """
     if not moves(reading):
         return
+    anyone = masking.excusing_nobody()
     for reference in reading.references:
         if anyone.columns(reference.relation):
             raise NotAnalysableError(
@@ -78,7 +79,7 @@ def check(reading: Reading, masked: Sequence[tuple[Reference, Masked]]) -> None:
     """Refuse what masks by rewriting cannot answer for. Raises NotAnalysableError `mask.…`."""
     if not masked:
         return
-    tree = Tree(reading.tree)
+    tree = reading.mentions
     for reference, columns in masked:
         if reference.sampled:
             raise _refused(
@@ -114,10 +115,9 @@ def check_keyed(reading: Reading, keyed: Sequence[tuple[Reference, Masked]]) -> 
             "EXPLAIN ANALYZE would show how its pseudonyms are made",
             cure="Use EXPLAIN without ANALYZE.",
         )
-    if writes(reading.tree):
-        tree = Tree(reading.tree)
+    if writes(reading):
         for reference, columns in sources:
-            _check_stored(tree, reference, columns)
+            _check_stored(reading.mentions, reference, columns)
 
 
 def is_analyzed(tree: Node) -> bool:
@@ -125,9 +125,9 @@ def is_analyzed(tree: Node) -> bool:
     return is_on(options(tree["ExplainStmt"]).get("analyze", {"Boolean": {}}))
 
 
-def writes(tree: Node) -> bool:
+def writes(reading: Reading) -> bool:
     """Whether the statement holds an INSERT, UPDATE, DELETE or MERGE."""
-    return any(not _WRITES.isdisjoint(node) for node in nodes(tree))
+    return not _WRITES.isdisjoint(reading.mentions.tags)
 
 
 def is_countable(reading: Reading) -> bool:

@@ -13,22 +13,36 @@ class Tree:
 
     def __init__(self, tree: Node) -> None:
         self.tree = tree
-        self.words = frozenset(_words(tree))
+        self.words: set[str] = set()  # that could be a name: all strings but constants
         self.tags: set[str] = set()
         # Column references by their first word; by their first two, where there are more, with the place.
         self.columns: dict[str, set[tuple[str, ...]]] = {}
         self.qualified: dict[tuple[str, str], int | None] = {}
-        for node in nodes(tree):
-            self.tags.update(node)
-            if "ColumnRef" not in node:
-                continue
-            fields = node["ColumnRef"]["fields"]
-            words = tuple(field["String"]["sval"] for field in fields if "String" in field)  # a star ends one early
-            if words:
-                self.columns.setdefault(words[0], set()).add(words)
-            if len(fields) > 2 and len(words) > 1:
-                self.qualified.setdefault((words[0], words[1]), node["ColumnRef"].get("location"))
+        todo: list[Any] = [tree]
+        while todo:
+            one = todo.pop()
+            if isinstance(one, dict):
+                self.tags.update(one)
+                if "ColumnRef" in one:
+                    self._note_column(one["ColumnRef"])
+                for key, value in one.items():
+                    if isinstance(value, str):
+                        self.words.add(value)
+                    elif key != "A_Const" and isinstance(value, (dict, list)):
+                        todo.append(value)
+            elif isinstance(one, list):
+                todo.extend(one)
+            elif isinstance(one, str):
+                self.words.add(one)
         self.holds_star = "A_Star" in self.tags
+
+    def _note_column(self, body: Node) -> None:
+        fields = body["fields"]
+        words = tuple([field["String"]["sval"] for field in fields if "String" in field])  # a star ends one early
+        if words:
+            self.columns.setdefault(words[0], set()).add(words)
+        if len(fields) > 2 and len(words) > 1:
+            self.qualified.setdefault((words[0], words[1]), body.get("location"))
 
 
 def row_name(var: Node) -> str:
@@ -47,16 +61,3 @@ def nodes(value: Any) -> Iterator[Node]:
             todo.extend(one.values())
         elif isinstance(one, list):
             todo.extend(one)
-
-
-def _words(tree: Node) -> Iterator[str]:
-    """Every word of the tree that could be a name: all strings but constants."""
-    todo: list[Any] = [tree]
-    while todo:
-        one = todo.pop()
-        if isinstance(one, str):
-            yield one
-        elif isinstance(one, list):
-            todo.extend(one)
-        elif isinstance(one, dict):
-            todo.extend(value for key, value in one.items() if key != "A_Const")
