@@ -277,7 +277,7 @@ class Store:
         self._db.executemany(
             "INSERT INTO entries (seq, time, kind, session, subject, connection, body, prev, hash)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [(e.seq, e.time, e.kind, e.session, e.subject, e.connection, e.body, e.prev, e.hash) for e in entries],
+            entries,
         )
 
     def _time(self, last: str) -> str:

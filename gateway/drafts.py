@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from audit.entry import Draft, Kind
 from audit.writer import Item
 from gateway import explain
-from gateway.approvals import Pending, principal_body
+from gateway.approvals import Pending
 from gateway.errors import CountersignError, RefusedError, UpstreamUnavailableError
-from gateway.model import Outcome, Session, Statement, Status
+from gateway.model import Outcome, Session, Statement, Status, principal_body
 from gateway.parameters import recorded_parameters
 from gateway.upstream import UpstreamError, UpstreamLostError
 from policy.model import Analysis, ApprovalTerms, Decision, Effect, Reason, Verdict

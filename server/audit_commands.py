@@ -1,4 +1,4 @@
-"""`countersign audit`: verify the chain, search and export it. Reading is itself recorded."""
+"""`countersign audit`: verify the chain, search it, shred a recording. Reading is itself recorded."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import csv
 import getpass
 import io
 import json
-import threading
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, fields
 from datetime import UTC, datetime
@@ -19,7 +18,6 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from audit import export as exporter
 from audit import search as finder
 from audit import verify as verifier
 from audit.approvals import Conflict
@@ -27,13 +25,10 @@ from audit.retention import shredding
 from audit.search import Found, Query, SearchError
 from audit.store import AuditUnavailable, Store
 from gateway.errors import AuditUnavailableError, ConfigurationError
-from server import signing_commands
+from server import export_command, signing_commands
 from server.arguments import CONFIG, STORE
 from server.reading import record_reading, store_path
 from server.visible import visible
-
-# How often a followed export looks for what is new.
-_FOLLOW_SECONDS = 0.5
 
 
 @click.group()
@@ -41,6 +36,7 @@ def audit() -> None:
     """Verify, search and sign the audit."""
 
 
+audit.add_command(export_command.export)
 audit.add_command(signing_commands.checkpoint)
 audit.add_command(signing_commands.key)
 audit.add_command(signing_commands.prove)
@@ -85,6 +81,7 @@ def verify(
                 public_keys=public_keys,
                 checkpoints=verifier.read_notes(checkpoints),
                 since=since,
+                jobs=verifier.processors(),
             )
     except verifier.Unreadable as error:
         raise ConfigurationError(str(error)) from None
@@ -148,24 +145,6 @@ def search(
         click.echo(_csv(found), nl=False)
     else:
         _show(found)
-
-
-@audit.command()
-@STORE
-@CONFIG
-@click.option("--after", type=click.IntRange(min=0), default=0, help="Go on after this seq.")
-@click.option("--follow", is_flag=True, help="Stay, and print what is written, until interrupted.")
-def export(store: Path | None, config_path: Path, after: int, follow: bool) -> None:
-    """Print the entries as JSON lines, in order: with the last line's seq, the next export goes on."""
-    path = store_path(store, config_path)
-    draft = exporter.reading(getpass.getuser(), after, follow=follow)
-    record_reading(path, draft)
-    stopped = threading.Event()  # set by nobody: an interrupt ends the wait
-    try:
-        for _, line in exporter.follow(path, after, lambda: follow and not stopped.wait(_FOLLOW_SECONDS)):
-            click.echo(line)
-    except AuditUnavailable as error:
-        raise AuditUnavailableError(str(error)) from None
 
 
 @audit.command()

@@ -19,6 +19,7 @@ from audit.note import NoteError, PublicKey, Signer, check_name
 from audit.recording import Mode
 from audit.retention import Limits
 from audit.witness import FileWitness
+from gateway.certificates import NameKind
 from gateway.errors import ConfigurationError
 from gateway.identity import Issuer
 from gateway.model import Connection, Rehearse, SslMode
@@ -32,6 +33,11 @@ _SECRET_BYTES = 24  # the least that the Standard Webhooks specification lets a 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+def is_private(url: str) -> bool:
+    """Whether nobody on the way can read or change what is sent there: https, or http on this machine."""
+    return url.startswith("https://") or (url.startswith("http://") and urlsplit(url).hostname in _LOOPBACK)
 
 
 def _off(value: object) -> object:
@@ -121,12 +127,56 @@ class ConnectionFile(_Model):
         return self
 
 
+class ClientPrincipalFile(_Model):
+    """Certificates with a name that fits stand for this program; see gateway.certificates.CertificateRule."""
+
+    common_name: Annotated[str, Field(min_length=1)] | None = None
+    dns: Annotated[str, Field(min_length=1)] | None = None
+    uri: Annotated[str, Field(min_length=1)] | None = None
+    email: Annotated[str, Field(min_length=1)] | None = None
+    subject: Annotated[str, Field(min_length=1)]
+    groups: list[str] = []
+    on_behalf_of: Annotated[str, Field(min_length=1)] | None = None
+    on_behalf_of_issuer: str | None = None
+
+    @property
+    def names(self) -> dict[NameKind, str]:
+        """What is given of a certificate's names."""
+        kinds: tuple[NameKind, ...] = ("common_name", "dns", "uri", "email")
+        return {kind: pattern for kind in kinds if (pattern := getattr(self, kind)) is not None}
+
+    @model_validator(mode="after")
+    def _one_name(self) -> ClientPrincipalFile:
+        if len(self.names) != 1:
+            raise ValueError("give exactly one of `common_name`, `dns`, `uri` and `email`")
+        return self
+
+
 class TlsFile(_Model):
-    """The wire door's server certificate, and whose client certificates are required, if any; PEM files."""
+    """The wire door's server certificate, and what clients' certificates are good for; PEM files.
+
+    `both`: each client needs a certificate and a login besides. `required`: each needs a certificate, and a login where
+    the certificate stands for nobody. `optional`: a certificate that stands for a program, or a login.
+    """
 
     certificate: Path
     key: Path
     client_ca: Path | None = None
+    client_crl: Path | None = None
+    client_certificates: Literal["both", "required", "optional"] = "both"
+    client_principals: list[ClientPrincipalFile] = []
+
+    @model_validator(mode="after")
+    def _clients(self) -> TlsFile:
+        asked = self.client_crl or self.client_principals or self.client_certificates != "both"
+        if asked and self.client_ca is None:
+            raise ValueError("clients' certificates need a `client_ca` that signed them")
+        if self.client_principals and self.client_certificates == "both":
+            raise ValueError(
+                "with `client_certificates: both` no certificate stands for anybody: "
+                "say `required` or `optional` for `client_principals`"
+            )
+        return self
 
 
 class WireLimitsFile(_Model):
@@ -141,12 +191,24 @@ class WireLimitsFile(_Model):
     idle_in_transaction: Annotated[float, Field(gt=0)] | None = None
 
 
+class OauthFile(_Model):
+    """Users whom the wire door asks for SASL OAUTHBEARER; `*` in a name is any run of characters.
+
+    A client without a token is told the issuer (one of `issuers`; may be left out where there is but one) and scope.
+    """
+
+    users: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+    issuer: str | None = None
+    scope: str = "openid"
+
+
 class WireFile(_Model):
     """The wire door. Port 0 takes a free one."""
 
     host: str = "127.0.0.1"
     port: Port = 6432
     tls: TlsFile | None = None
+    oauth: OauthFile | None = None
     limits: WireLimitsFile = WireLimitsFile()
 
 
@@ -162,23 +224,27 @@ class McpFile(_Model):
     row_limit: Annotated[int, Field(ge=1, le=100_000)] = 200
 
 
+Event = Literal[
+    "requested", "voted", "broken_glass", "owner_approved", "review_opened", "review_due", "reviewed", "approved",
+    "denied", "expired", "withdrawn", "consumed", "void",
+]  # fmt: skip
+_LOUD: list[Event] = ["requested", "broken_glass", "owner_approved", "review_due", "approved", "denied", "expired"]
+
+
 class WebhookFile(_Model):
     """Who is told what happens to approvals. The secret comes from a file or an environment variable."""
 
     url: str
     secret_file: Path | None = None
     secret_env: str | None = None
-    events: list[
-        Literal["requested", "voted", "broken_glass", "approved", "denied", "expired", "withdrawn", "consumed", "void"]
-    ] = ["requested", "broken_glass", "approved", "denied", "expired"]
+    events: list[Event] = _LOUD
     statement: bool = False
 
     @model_validator(mode="after")
     def _one_secret(self) -> WebhookFile:
         if (self.secret_file is None) == (self.secret_env is None):
             raise ValueError("give exactly one of `secret_file` and `secret_env`")
-        host = urlsplit(self.url).hostname
-        if not self.url.startswith("https://") and not (self.url.startswith("http://") and host in _LOOPBACK):
+        if not is_private(self.url):
             raise ValueError("`url` must be an https address, or http on this machine")
         return self
 
@@ -197,12 +263,39 @@ class ConfigFile(_Model):
     mask_key_file: Path | None = None
     mask_key_env: str | None = None
     webhooks: list[WebhookFile] = []
+    # How long the review of a broken glass may wait before it is announced again, and again.
+    review_reminder_hours: Annotated[float, Field(gt=0, le=8760)] = 24
 
     @model_validator(mode="after")
     def _one_mask_key(self) -> ConfigFile:
         if self.mask_key_file is not None and self.mask_key_env is not None:
             raise ValueError("give only one of `mask_key_file` and `mask_key_env`")
         return self
+
+    @model_validator(mode="after")
+    def _issuers_named(self) -> ConfigFile:
+        """What the wire door says of an issuer is said of one that is trusted, and of which one it is."""
+        trusted = [issuer.issuer for issuer in self.issuers]
+        for key, issuer in _issuers_named(self.wire):
+            if issuer is None and len(trusted) > 1:
+                raise ValueError(f"`{key}` must say which of the `issuers` is meant")
+            if issuer is not None and issuer not in trusted:
+                raise ValueError(f"`{key}` `{issuer}` is none of the `issuers`")
+        return self
+
+
+def _issuers_named(wire: WireFile | None) -> list[tuple[str, str | None]]:
+    """The wire door's keys that name an issuer, with what they say; None means the only one."""
+    named: list[tuple[str, str | None]] = []
+    if wire is not None and wire.oauth is not None:
+        named.append(("wire.oauth.issuer", wire.oauth.issuer))
+    if wire is not None and wire.tls is not None:
+        named += [
+            ("on_behalf_of_issuer", entry.on_behalf_of_issuer)
+            for entry in wire.tls.client_principals
+            if entry.on_behalf_of is not None
+        ]
+    return named
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +339,7 @@ class Config:
     recordings: RecordingBounds = field(default_factory=RecordingBounds)
     retention: Limits = field(default_factory=Limits)
     webhooks: tuple[Webhook, ...] = ()
+    remind: timedelta = timedelta(hours=24)
 
 
 def load_config(path: Path) -> Config:
@@ -281,6 +375,7 @@ def load_config(path: Path) -> Config:
         recordings=RecordingBounds(file.audit.recordings.statement_bytes, file.audit.recordings.session_bytes),
         retention=_retention(file.audit.recordings),
         webhooks=tuple(_webhook(hook, base) for hook in file.webhooks),
+        remind=timedelta(hours=file.review_reminder_hours),
     )
 
 
@@ -421,6 +516,6 @@ def _webhook(file: WebhookFile, base: Path) -> Webhook:
 def _absolute_tls(wire: WireFile | None, base: Path) -> WireFile | None:
     if wire is None or wire.tls is None:
         return wire
-    client_ca = base / wire.tls.client_ca if wire.tls.client_ca else None
-    tls = TlsFile(certificate=base / wire.tls.certificate, key=base / wire.tls.key, client_ca=client_ca)
+    given = ((name, getattr(wire.tls, name)) for name in ("certificate", "key", "client_ca", "client_crl"))
+    tls = wire.tls.model_copy(update={name: base / path for name, path in given if path is not None})
     return wire.model_copy(update={"tls": tls})

@@ -20,12 +20,12 @@ from audit import search as finder
 from audit.entry import Draft, Kind
 from audit.search import Found, Query, SearchError
 from gateway import explain
-from gateway.approvals import principal_body
 from gateway.errors import ConfigurationError
+from gateway.model import principal_body
 from gateway.policies import read_policy
 from policy.analyse import analyse
 from policy.engine import decide
-from policy.model import ApprovalTerms, Circumstances, Effects, Facts, Principal, PrincipalKind
+from policy.model import ApprovalTerms, Approver, Circumstances, Effects, Facts, Principal, PrincipalKind
 from policy.parse import NotAnalysableError
 from policy.rules import Policy
 from server.arguments import CONFIG
@@ -182,7 +182,7 @@ def _statements(
 
 
 def _principal(body: Mapping[str, Any]) -> Principal:
-    """As `gateway.approvals.principal_body` wrote it down."""
+    """As `gateway.model.principal_body` wrote it down."""
     return Principal(
         body["subject"],
         body["issuer"],
@@ -190,6 +190,7 @@ def _principal(body: Mapping[str, Any]) -> Principal:
         frozenset(body["groups"]),
         body["email"],
         on_behalf_of=body["on_behalf_of"],
+        human_issuer=body.get("human_issuer"),
     )
 
 
@@ -221,7 +222,16 @@ def _said(policy: Policy, asked: Asked, facts: Facts) -> Said:
 
 
 def _terms(terms: ApprovalTerms) -> str:
-    return f"{terms.quorum} of {', '.join(sorted(terms.groups | terms.users))}, within {terms.expires}"
+    said = [f"{terms.quorum} of {', '.join(terms.names)}, within {terms.expires}"]
+    said += [f"a login no older than {terms.fresh}"] if terms.fresh is not None else []
+    said += [f"a login of the class {' or '.join(sorted(terms.acr))}"] if terms.acr else []
+    said += ["the owner may approve"] if terms.owner_may_approve else []
+    glass = _people(terms.break_glass, terms.break_glass_users)
+    return ", ".join([*said, f"alone in an emergency: {glass}"] if glass else said)
+
+
+def _people(groups: frozenset[str], users: frozenset[Approver]) -> str:
+    return ", ".join([*sorted(groups), *sorted(map(str, users))])
 
 
 def _report(replay: Replay) -> dict[str, Any]:

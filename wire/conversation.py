@@ -61,7 +61,7 @@ class Conversation:
         self._upstream = upstream
         self._session = session
         self._gateway = gateway
-        self._replies = Replies(wire, self._settle)
+        self._replies = Replies(wire, self._settle, self._transaction_ended)
         self._progress = asyncio.Event()
         self._over: EndedError | None = None
         self._batch = Batch()
@@ -491,6 +491,11 @@ class Conversation:
             self._gateway.invariant_violated(error.grant, error.detail)
         self._replies.abandon(Status.FAILED, sqlstate.DATA_CORRUPTED, error.detail)
         self.end(reports.NOT_MASKED)
+
+    def _transaction_ended(self) -> None:
+        if self._session.schema_changed:
+            # What it changed is everybody's only now: others may have looked since, and seen nothing.
+            self._gateway.connections.changed(self._session)
 
     def _settle(self, grant: Grant, outcome: Outcome) -> None:
         self._gateway.settle(grant, outcome)

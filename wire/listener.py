@@ -9,6 +9,7 @@ import logging
 import secrets
 
 from gateway.admission import Gateway
+from gateway.certificates import CertificatePrincipals
 from gateway.errors import AuthenticationError, CountersignError, IssuerUnavailableError, TooManyConnectionsError
 from gateway.identity import TokenVerifier
 from gateway.model import Door, Session
@@ -17,8 +18,9 @@ from gateway.upstream import UpstreamError, UpstreamLostError
 from wire import backend, frontend, reports, sqlstate
 from wire.client import ClientConnection, ClientGoneError
 from wire.conversation import Conversation
-from wire.entrance import Arrival, TurnedAwayError, arrive, authenticate, cancel_key, turned_away
+from wire.entrance import Arrival, Logins, TurnedAwayError, arrive, cancel_key, turned_away
 from wire.fields import ProtocolError
+from wire.oauthbearer import OauthOffer
 from wire.occupancy import DoorLimits, Occupancy
 from wire.reports import Report
 from wire.server_tls import ServerTls
@@ -54,10 +56,12 @@ class WireDoor:
         port: int,
         tls: ServerTls | None,
         limits: DoorLimits = _LIMITS,
+        oauth: OauthOffer | None = None,
+        certificates: CertificatePrincipals | None = None,
     ) -> None:
         self._gateway = gateway
-        self._verifier = verifier
-        self._secrets = secrets
+        everywhere = tls is not None and tls.requires_certificate
+        self._logins = Logins(verifier, secrets, oauth, certificates, everywhere)
         self._failures = FailureLimit(limits.failures)
         self._host = host
         self._port = port
@@ -173,8 +177,7 @@ class WireDoor:
             # Not recorded one by one: whoever fails often enough must not fill the audit.
             raise TurnedAwayError(reports.fatal(sqlstate.INVALID_AUTHORIZATION, _TOO_MANY_FAILURES))
         try:
-            encrypted = self._tls is not None and self._tls.requires_certificate
-            token = await authenticate(client, wire, arrival, self._verifier, self._secrets, encrypted=encrypted)
+            token = await self._logins.authenticate(client, wire, arrival.user)
             held.enter_context(self._occupancy.seat(token.principal))
             return await self._gateway.open_session(token, arrival.database, Door.WIRE, arrival.client)
         except CountersignError as error:

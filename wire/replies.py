@@ -194,11 +194,13 @@ class Replies:
     """The queue of one session, and the outcomes that wait for their transaction.
 
     `settle` writes an outcome. Outside an explicit transaction a statement's success is only final with
-    the ReadyForQuery that follows: until then it is held, and an error turns it into a failure.
+    the ReadyForQuery that follows: until then it is held, and an error turns it into a failure. `ended` hears
+    of each transaction's end.
     """
 
     session: WireSession
     settle: Callable[[Grant, Outcome], None]
+    ended: Callable[[], None] = lambda: None
     status: str = "I"  # of the last ReadyForQuery
     dirty: bool = False  # something was sent since: the server may have an implicit transaction open
     copying: bool = False  # the server waits for COPY data
@@ -369,6 +371,8 @@ class Replies:
         self.status = ReadyForQuery.decode(frame.body).status
         self._transaction_ran = False
         self._release()
+        if self.status == "I":
+            self.ended()
         if self.status == "I" and not self.dirty:
             self.session.transaction_over()
 

@@ -59,7 +59,7 @@ def check_signed(note: str, vkey: str) -> list[str]:
 def reverify(path: Path, vkey: str, elsewhere: list[str]) -> int:
     db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
     assert db.execute("PRAGMA application_id").fetchone() == (0x434E5453,)
-    assert db.execute("PRAGMA user_version").fetchone() == (3,)
+    assert db.execute("PRAGMA user_version").fetchone() == (4,)
     columns = "seq, time, kind, session, subject, connection, body, prev, hash"
     head, last, leaves, keys = sha256(b"countersign audit chain v1\n"), "", [], []
     for number, row in enumerate(db.execute(f"SELECT {columns} FROM entries ORDER BY seq"), 1):

@@ -1,7 +1,8 @@
-"""The configuration's keys about recordings and witnesses, as values."""
+"""The configuration's keys about recordings, witnesses and the wire door's logins, as values."""
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,17 +12,19 @@ from audit.recording import Mode
 from audit.retention import Limits
 from gateway.errors import ConfigurationError
 from gateway.transcript import RecordingBounds
+from server.app import oauth_offer
 from server.config import Config, load_config
 
 
-def config(folder: Path, audit: str = "", connection: str = "") -> Config:
+def config(folder: Path, audit: str = "", connection: str = "", wire: str = "") -> Config:
     path = folder / "countersign.yaml"
     (folder / "password").write_text("secret")
     path.write_text(
         f"audit:\n  path: audit.db\n{audit}"
         "policy: policy.yaml\n"
         "issuers: [{issuer: 'https://issuer.example', audience: x}]\n"
-        f"connections:\n  shop: {{host: h, database: d, user: u, password_file: password{connection}}}\n",
+        f"connections:\n  shop: {{host: h, database: d, user: u, password_file: password{connection}}}\n"
+        f"{wire}",
         encoding="utf-8",
     )
     return load_config(path)
@@ -63,3 +66,44 @@ def test_witnesses_are_paths_or_say_that_they_are_required(tmp_path: Path) -> No
     assert told == [(tmp_path / "one", False), (tmp_path / "two", True), (tmp_path / "three", False)]
     with pytest.raises(ConfigurationError, match="unknown key `requird`"):
         config(tmp_path, "  witnesses: [{path: two, requird: true}]\n")
+
+
+@pytest.mark.parametrize(
+    ("oauth", "says"),
+    [
+        ("{users: [oauth], issuer: 'https://elsewhere.example'}", "is none of the `issuers`"),
+        ("{users: []}", "this must not be empty"),
+        ("{}", "users"),
+    ],
+)
+def test_oauth_names_users_and_an_issuer_that_is_trusted(tmp_path: Path, oauth: str, says: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(says)):
+        config(tmp_path, wire=f"wire: {{oauth: {oauth}}}\n")
+
+
+def test_the_only_issuer_is_told_to_clients_without_a_token(tmp_path: Path) -> None:
+    loaded = config(tmp_path, wire="wire: {oauth: {users: [oauth]}}\n")
+    assert loaded.wire is not None
+    offer = oauth_offer(loaded, loaded.wire.oauth)
+    assert offer is not None
+    assert offer.discovery_url == "https://issuer.example/.well-known/openid-configuration"
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ("client_principals: [{dns: x, subject: etl}]", "need a `client_ca`"),
+        ("client_certificates: optional", "need a `client_ca`"),
+        ("client_ca: ca.pem, client_principals: [{dns: x, subject: etl}]", "no certificate stands for anybody"),
+        ("client_ca: ca.pem, client_certificates: optional, client_principals: [{subject: etl}]", "exactly one of"),
+        ("client_ca: ca.pem, client_certificates: optional, client_principals: [{dns: x}]", "subject"),
+        (
+            "client_ca: ca.pem, client_certificates: optional, client_principals: "
+            "[{dns: x, subject: etl, on_behalf_of: ada, on_behalf_of_issuer: 'https://elsewhere.example'}]",
+            "is none of the `issuers`",
+        ),
+    ],
+)
+def test_client_certificates_say_whole_what_they_are_good_for(tmp_path: Path, more: str, says: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(says)):
+        config(tmp_path, wire=f"wire: {{tls: {{certificate: c.pem, key: k.pem, {more}}}}}\n")
