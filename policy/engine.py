@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from policy.analyse import analyse
 from policy.bodies import Bodies, moved_names
+from policy.columns import with_columns
 from policy.filtering import Filtering
 from policy.masking import Masking
 from policy.memory import without_collector
@@ -108,28 +109,29 @@ class _Judged:
 
 def _judged(policy: Policy, principal: Principal, facts: Facts, reading: Reading) -> _Judged:
     analysis, connection = reading.analysis, facts.connection
-    judgement = judge(policy, principal, connection, analysis.demands, facts.circumstances)
+    demands = with_columns(reading) if policy.by_column else analysis.demands
+    judgement = judge(policy, principal, connection, demands, facts.circumstances)
     if not judgement.opened:
         return _Judged(judgement, analysis)
     # Nobody counts the rows that a function changes: any number.
     unknown = replace(facts.circumstances, rows=None)
-    bodies, demands = Bodies(facts, reading), list(analysis.demands)
+    bodies, every = Bodies(facts, reading), list(analysis.demands)
     todo = [(demand, facts.search_path) for demand in judgement.opened]
     refusal: Reason | None = None
     try:
         while todo and judgement.effect is not Effect.DENY:
             for opened in bodies.open(*todo.pop()):
-                demands += opened.demands
+                every += opened.demands
                 further = judge(policy, principal, connection, opened.demands, unknown)
                 judgement = judgement.joined(further)
                 todo += [(demand, opened.path) for demand in further.opened]
-        merged = _merged(analysis, [inner.analysis for _, inner in bodies.readings], demands)
+        merged = _merged(analysis, [inner.analysis for _, inner in bodies.readings], every)
         bodies.check_names(moved=judgement.trusts or merged.effects.moves_names)
         if policy.masks or policy.rows:
             bodies.check_shown(Masking(policy, principal, facts.catalog), Filtering(policy, principal, facts))
     except NotAnalysableError as error:
         refusal = error.reason
-        merged = _merged(analysis, [inner.analysis for _, inner in bodies.readings], demands)
+        merged = _merged(analysis, [inner.analysis for _, inner in bodies.readings], every)
     late = replace(merged.effects, late_names=bodies.late is not None)
     return _Judged(judgement, replace(merged, effects=late), refusal)
 

@@ -15,6 +15,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from policy.buckets import Unit
+from policy.columns import COLUMNED
 from policy.conditions import ALWAYS, When, Window
 from policy.document import Document, parse_document, validate
 from policy.filters import FilterError, RowFilter, read_condition
@@ -137,6 +138,7 @@ class RuleFile(_Model):
     functions: Names | None = Field(None, description="patterns schema.name")
     schemas: Names | None = Field(None, description="patterns of schemas: these, and all that lies in them")
     channels: Names | None = Field(None, description="patterns of LISTEN and NOTIFY channels")
+    columns: Names | None = Field(None, description="patterns schema.relation.column; for select, insert and update")
     bodies: Literal["analysed"] | None = Field(
         None, description="let functions in the language SQL be called if all that their bodies do is allowed"
     )
@@ -161,6 +163,10 @@ class RuleFile(_Model):
             )
         if self.bodies is not None and (self.effect != "allow" or self.actions != [Action.CALL]):
             raise ValueError("`bodies` is about calls that are allowed; give it `effect: allow` and `actions: [call]`")
+        if self.columns is not None and not set(self.actions) <= COLUMNED:
+            raise ValueError("`columns` are read and written; give them to rules about select, insert and update only")
+        if self.columns is not None and {"relations", "functions", "schemas", "channels"} & self.model_fields_set:
+            raise ValueError("a rule about `columns` is about nothing else; write another rule for the rest")
         if self.effect == "approve" and self.approvers is None:
             raise ValueError("an approve rule must say who approves; add `approvers`")
         if self.effect != "approve" and said:
@@ -350,6 +356,7 @@ def _as_rule(document: Document, rule: RuleFile, index: int, label: str) -> Rule
         when=_as_when(rule.when),
         terms=_as_terms(rule, label),
         place=document.locate(path),
+        columns=read("columns", rule.columns or (), 3, "schema.relation.column"),
         analysed=rule.bodies is not None,
     )
 

@@ -89,6 +89,14 @@ class ObjectName:
 
 
 @dataclass(frozen=True, slots=True)
+class Columns:
+    """The columns of a relation that a demand touches; `whole` is what stands for all of them, such as "`*`"."""
+
+    names: frozenset[str]
+    whole: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Demand:
     """One (action, object) pair that a statement needs.
 
@@ -96,7 +104,8 @@ class Demand:
     `builtin` marks a function that the curated lists call harmless: the default policy allows it.
     `bounded` is False for an UPDATE or DELETE that reaches every row. `via` says what makes the statement need
     it where the text does not name it, such as "the trigger `t` of `public.orders`". `functions` are, for a call of
-    a user function, all overloads that it could mean, by OID.
+    a user function, all overloads that it could mean, by OID. `columns` are told only where a policy has rules about
+    columns; None means that any may be touched.
     """
 
     action: Action
@@ -107,6 +116,7 @@ class Demand:
     bounded: bool = True
     via: str | None = None
     functions: tuple[int, ...] = ()
+    columns: Columns | None = None
 
     def __str__(self) -> str:
         return f"{self.action.value} {self.object}"

@@ -7,7 +7,7 @@ from enum import Enum
 from functools import cached_property
 
 from policy.catalog import Relation
-from policy.model import Analysis
+from policy.model import Action, Analysis, ObjectName
 from policy.parse import Node
 from policy.tree import Tree
 
@@ -49,6 +49,7 @@ class Reading:
     tree: Node
     references: tuple[Reference, ...]
     stores: str | None = None
+    unseen: frozenset[tuple[Action, ObjectName]] = frozenset()  # demanded by what the text does not name, too
 
     @cached_property
     def mentions(self) -> Tree:

@@ -18,6 +18,11 @@ class Tree:
         # Column references by their first word; by their first two, where there are more, with the place.
         self.columns: dict[str, set[tuple[str, ...]]] = {}
         self.qualified: dict[tuple[str, str], int | None] = {}
+        # The words before each star of a column list; whether one opens a row (`(x).*`); whether a join makes rows of
+        # its own: by a name, or by comparing all columns of equal names.
+        self.stars: set[tuple[str, ...]] = set()
+        self.holds_row_star = False
+        self.joins_rows = False
         todo: list[Any] = [tree]
         while todo:
             one = todo.pop()
@@ -25,6 +30,12 @@ class Tree:
                 self.tags.update(one)
                 if "ColumnRef" in one:
                     self._note_column(one["ColumnRef"])
+                elif "A_Indirection" in one:
+                    steps = one["A_Indirection"]["indirection"]
+                    self.holds_row_star = self.holds_row_star or any("A_Star" in step for step in steps)
+                elif "JoinExpr" in one:
+                    join = one["JoinExpr"]
+                    self.joins_rows = self.joins_rows or "alias" in join or "isNatural" in join
                 for key, value in one.items():
                     if isinstance(value, str):
                         self.words.add(value)
@@ -41,6 +52,8 @@ class Tree:
         words = tuple([field["String"]["sval"] for field in fields if "String" in field])  # a star ends one early
         if words:
             self.columns.setdefault(words[0], set()).add(words)
+        if "A_Star" in fields[-1]:
+            self.stars.add(words)
         if len(fields) > 2 and len(words) > 1:
             self.qualified.setdefault((words[0], words[1]), body.get("location"))
 
