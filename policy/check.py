@@ -10,6 +10,7 @@ from policy.catalog import Catalog, Column, Relation, RelationKind
 from policy.conditions import implies
 from policy.filters import RowFilter
 from policy.masks import Keys, Mask, MaskKind, UnmaskableError, expression
+from policy.model import Effect
 from policy.names import is_system, nearest
 from policy.patterns import Pattern
 from policy.pseudonyms import MaskKey
@@ -42,7 +43,7 @@ class Problem:
 def check(policy: Policy, catalog: Catalog | None = None, mask_key: MaskKey | None = None) -> list[Problem]:
     """Everything wrong with a policy that loaded, by place; without a catalog only what the file itself shows."""
     keys = mask_key.subkey if mask_key is not None else None
-    problems = list(_void_rules(policy))
+    problems = [*_void_rules(policy), *_rules_that_trust_clients(policy)]
     if catalog is not None:
         problems += (problem for rule in policy.rules for problem in _column_problems(policy, rule, catalog))
         problems += (problem for mask in policy.masks for problem in _mask_problems(policy, mask, catalog, keys))
@@ -145,6 +146,14 @@ def _matching(pattern: Pattern, catalog: Catalog) -> Iterator[tuple[Relation, Co
         for column in relation.columns:
             if pattern.matches((relation.schema, relation.name, column.name)):
                 yield relation, column
+
+
+def _rules_that_trust_clients(policy: Policy) -> Iterator[Problem]:
+    for rule in policy.rules:
+        if rule.effect is Effect.ALLOW and any(part.clients for part in rule.when.parts()):
+            text = f"the rule `{rule.name}` allows by what the client calls itself, and it may call itself anything"
+            cure = "ask for `clients` in rules that deny or want approval"
+            yield Problem(Severity.WARNING, policy.source, *rule.place, text, cure)
 
 
 def _void_rules(policy: Policy) -> Iterator[Problem]:

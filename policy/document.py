@@ -150,7 +150,13 @@ def _deepest(document: Document, items: list[dict[str, Any]]) -> list[dict[str, 
 
     Where alternatives are allowed, pydantic complains of each: the one that got furthest was meant.
     """
-    paths = [_data_path(document.data, item["loc"]) for item in items]
+    # A key that is missing lies inside what it is missing from.
+    paths = [
+        (*_data_path(document.data, item["loc"]), *item["loc"][-1:])
+        if item["type"] == "missing"
+        else _data_path(document.data, item["loc"])
+        for item in items
+    ]
     return [
         item
         for item, path in zip(items, paths, strict=True)

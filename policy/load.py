@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from datetime import time, timedelta
 from decimal import Decimal
+from ipaddress import ip_network
 from pathlib import PurePath
 from typing import Annotated, Any, Final, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -21,7 +22,7 @@ from policy.document import Document, parse_document, validate
 from policy.filters import FilterError, RowFilter, read_condition
 from policy.limits import Limits
 from policy.masks import Mask, MaskKind
-from policy.model import Action, ApprovalTerms, Approver, Effect, PrincipalKind
+from policy.model import NOTHING_KNOWN, Action, ApprovalTerms, Approver, Effect, PrincipalKind, Users
 from policy.patterns import Pattern, PatternError, parse_path_pattern, parse_pattern
 from policy.rules import LimitEntry, Policy, Rule, Selector, Who
 
@@ -54,10 +55,21 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class PersonFile(_Model):
+    """A person by subject and issuer: two issuers may know the same subject."""
+
+    subject: Annotated[str, Field(min_length=1)]
+    issuer: Annotated[str, Field(min_length=1)]
+
+
+People = Annotated[list[str | PersonFile], Field(min_length=1)]
+
+
 class WhoFile(_Model):
     """Who a rule is about. Keys are ANDed, the entries of one key ORed; leave `who` out for everyone."""
 
-    users: Names | None = Field(None, description="subjects or e-mail addresses")
+    users: People | None = Field(None, description="subjects or e-mail addresses, or {subject, issuer}")
+    issuers: Names | None = Field(None, description="who vouches for them: issuers of tokens")
     groups: Names | None = None
     kinds: list[PrincipalKind] | None = None
     on_behalf_of: Names | None = Field(None, description="subjects of the humans that agents work for")
@@ -95,7 +107,31 @@ class WhenFile(_Model):
     rows_over: Annotated[int, Field(ge=0)] | None = Field(None, description="the complement of rows_at_most")
     time: WindowFile | None = None
     doors: Annotated[list[Literal["mcp", "wire"]], Field(min_length=1)] | None = None
+    networks: Names | None = Field(None, description="of the client's address, such as 10.0.0.0/8")
+    clients: Names | None = Field(None, description="patterns of what the client calls itself, which may be anything")
+    session_at_most: Duration | None = Field(None, description="how long the session has been open")
+    session_over: Duration | None = Field(None, description="the complement of session_at_most")
     any_of: Annotated[list[WhenFile], Field(min_length=1)] | None = Field(None, description="one of these must hold")
+
+    @field_validator("networks")
+    @classmethod
+    def _are_networks(cls, networks: list[str] | None) -> list[str] | None:
+        for text in networks or ():
+            try:
+                ip_network(text)
+            except ValueError:
+                raise ValueError(f"`{text}` is no network; write one like 10.0.0.0/8, 192.0.2.7 or fd00::/8") from None
+        return networks
+
+    @field_validator("clients")
+    @classmethod
+    def _are_patterns(cls, clients: list[str] | None) -> list[str] | None:
+        for text in clients or ():
+            try:
+                parse_pattern(text, 1, "client")
+            except PatternError as error:
+                raise ValueError(f"{error}; write it like `psql*`, and names with dots or spaces in quotes") from None
+        return clients
 
     @model_validator(mode="after")
     def _says_something(self) -> WhenFile:
@@ -104,20 +140,11 @@ class WhenFile(_Model):
         return self
 
 
-class ApproverFile(_Model):
-    """A person by subject and issuer: two issuers may know the same subject."""
-
-    subject: Annotated[str, Field(min_length=1)]
-    issuer: Annotated[str, Field(min_length=1)]
-
-
 class ApproversFile(_Model):
     """Who may say yes."""
 
     groups: Names | None = None
-    users: Annotated[list[str | ApproverFile], Field(min_length=1)] | None = Field(
-        None, description="subjects at the issuer of whoever asks, or {subject, issuer}"
-    )
+    users: People | None = Field(None, description="subjects at the issuer of whoever asks, or {subject, issuer}")
 
     @model_validator(mode="after")
     def _says_something(self) -> ApproversFile:
@@ -219,7 +246,7 @@ class ExemptFile(_Model):
     """Who sees the column as it is: members of any of the groups, or any of the users."""
 
     groups: Names | None = None
-    users: Names | None = None
+    users: People | None = Field(None, description="subjects or e-mail addresses, or {subject, issuer}")
 
 
 class MaskFile(_Model):
@@ -305,14 +332,14 @@ def load_policy(text: str, source: str) -> Policy:
         for index, entry in enumerate(file.rows)
         for row_filter in _as_filters(document, entry, index, f"rows ({place}:{document.locate(('rows', index))[0]})")
     )
-    windows = tuple(part.window for rule in rules for part in rule.when.parts() if part.window is not None)
+    conditions = tuple(part for rule in rules for part in rule.when.parts() if part.standing(NOTHING_KNOWN))
     return Policy(
         hash=_digest(file),
         source=source,
         rules=tuple(rules),
         masks=masks,
         rows=filters,
-        windows=windows,
+        conditions=conditions,
         limits=_as_limits(document, file),
         auditors=tuple(who for who in map(_as_who, file.auditors) if who is not None),
     )
@@ -402,11 +429,20 @@ def _pattern(document: Document, path: Sequence[str | int], text: str, parts: in
         raise document.error(path, str(error), f"write it like `{form}`, with `*` for any run of characters") from None
 
 
+def _as_users(people: list[str | PersonFile] | None) -> Users:
+    named = people or ()
+    return Users(
+        names=frozenset(one for one in named if isinstance(one, str)),
+        people=frozenset((one.subject, one.issuer) for one in named if isinstance(one, PersonFile)),
+    )
+
+
 def _as_who(who: WhoFile | None) -> Who | None:
     if who is None:
         return None
     return Who(
-        users=frozenset(who.users or ()),
+        users=_as_users(who.users),
+        issuers=frozenset(who.issuers or ()),
         groups=frozenset(who.groups or ()),
         kinds=frozenset(who.kinds or ()),
         on_behalf_of=frozenset(who.on_behalf_of or ()),
@@ -425,7 +461,7 @@ def _as_masks(document: Document, entry: MaskFile, index: int, label: str) -> li
                 path=keys,
                 **_how(entry),
                 exempt_groups=frozenset(exempt.groups or ()),
-                exempt_users=frozenset(exempt.users or ()),
+                exempt_users=_as_users(exempt.users),
                 label=label,
                 place=document.locate((*path, "columns", i)),
             )
@@ -467,6 +503,10 @@ def _as_when(when: WhenFile | None) -> When:
         rows_over=when.rows_over,
         window=window,
         doors=frozenset(when.doors or ()),
+        networks=tuple(ip_network(text) for text in when.networks or ()),
+        clients=tuple(parse_pattern(text, 1, "client") for text in when.clients or ()),
+        age_at_most=when.session_at_most,
+        age_over=when.session_over,
         any_of=tuple(_as_when(one) for one in when.any_of or ()),
     )
 

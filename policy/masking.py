@@ -134,8 +134,4 @@ def _strictest(masks: Sequence[Mask]) -> tuple[Mask, ...]:
 def _excused(mask: Mask, principal: Principal | None) -> bool:
     if principal is None:
         return False
-    return (
-        not mask.exempt_groups.isdisjoint(principal.groups)
-        or principal.subject in mask.exempt_users
-        or (principal.email is not None and principal.email in mask.exempt_users)
-    )
+    return not mask.exempt_groups.isdisjoint(principal.groups) or principal in mask.exempt_users

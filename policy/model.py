@@ -44,6 +44,27 @@ class Principal:
         return (self.human_issuer or self.issuer, self.on_behalf_of) if self.on_behalf_of else None
 
 
+@dataclass(frozen=True, slots=True)
+class Users:
+    """People named one by one: subjects or e-mail addresses of any issuer, or (subject, issuer) pairs."""
+
+    names: frozenset[str] = frozenset()
+    people: frozenset[tuple[str, str]] = frozenset()
+
+    def __bool__(self) -> bool:
+        return bool(self.names or self.people)
+
+    def __contains__(self, principal: Principal) -> bool:
+        return (
+            principal.subject in self.names
+            or principal.email in self.names
+            or (principal.subject, principal.issuer) in self.people
+        )
+
+
+NOBODY = Users()
+
+
 class Action(StrEnum):
     """What a demand does to its object."""
 
@@ -330,12 +351,16 @@ class Decision:
 class Circumstances:
     """What conditions are asked about besides the demand; None where it is not known.
 
-    `rows` is how many rows the statement changes: the planner's estimate before it runs, the count after.
+    `rows` is how many rows the statement changes: the planner's estimate before it runs, the count after. `address`
+    is the client's as the door sees it, `client` what it calls itself, `age` how long the session has been open.
     """
 
     rows: int | None = None
     now: datetime | None = None
     door: str | None = None
+    address: str | None = None
+    client: str | None = None
+    age: timedelta | None = None
 
 
 NOTHING_KNOWN = Circumstances()

@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import lru_cache
 from typing import Final, Literal
 
-from policy.conditions import When, Window
+from policy.conditions import When
 from policy.filters import RowFilter
 from policy.limits import Limits, strictest
 from policy.masks import Mask
 from policy.model import (
+    NOBODY,
     NOTHING_KNOWN,
     Action,
     ApprovalTerms,
@@ -25,6 +25,7 @@ from policy.model import (
     Principal,
     PrincipalKind,
     Reason,
+    Users,
 )
 from policy.patterns import Pattern
 
@@ -35,9 +36,10 @@ _CURE_RULES: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class Who:
-    """Principals: each set that is not empty must hold the principal. `users` are subjects or e-mail addresses."""
+    """Principals: each set that is not empty must hold the principal."""
 
-    users: frozenset[str] = frozenset()
+    users: Users = NOBODY
+    issuers: frozenset[str] = frozenset()
     groups: frozenset[str] = frozenset()
     kinds: frozenset[PrincipalKind] = frozenset()
     on_behalf_of: frozenset[str] = frozenset()
@@ -45,7 +47,8 @@ class Who:
     def includes(self, principal: Principal) -> bool:
         """Whether this principal is meant."""
         return (
-            (not self.users or principal.subject in self.users or principal.email in self.users)
+            (not self.users or principal in self.users)
+            and (not self.issuers or principal.issuer in self.issuers)
             and (not self.groups or not self.groups.isdisjoint(principal.groups))
             and (not self.kinds or principal.kind in self.kinds)
             and (not self.on_behalf_of or principal.on_behalf_of in self.on_behalf_of)
@@ -162,7 +165,7 @@ class Policy:
     rules: tuple[Rule, ...]
     masks: tuple[Mask, ...]
     rows: tuple[tuple[RowFilter, Who | None], ...] = ()
-    windows: tuple[Window, ...] = ()  # of all rules' conditions
+    conditions: tuple[When, ...] = ()  # those of all rules that ask about time or session
     limits: tuple[LimitEntry, ...] = ()
     auditors: tuple[Who, ...] = ()  # who may read the audit through the gateway
 
@@ -175,9 +178,9 @@ class Policy:
         """The strictest of all limits that are about this principal on this connection."""
         return strictest(entry.limits for entry in self.limits if entry.concerns(principal, connection))
 
-    def moment(self, now: datetime) -> tuple[bool, ...]:
-        """What of a moment this policy's verdicts depend on: decisions of equal ones are equal."""
-        return tuple([window.holds(now) for window in self.windows])
+    def standing(self, circumstances: Circumstances) -> tuple[bool | None, ...]:
+        """What of time and session this policy's verdicts depend on: decisions of equal ones are equal."""
+        return tuple([answer for when in self.conditions for answer in when.standing(circumstances)])
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from audit.entry import Draft, Kind
 from audit.search import Found, Query, SearchError
 from gateway import explain
 from gateway.errors import ConfigurationError
-from gateway.model import principal_body
+from gateway.model import ClientInfo, principal_body
 from gateway.policies import read_policy
 from policy.analyse import analyse
 from policy.engine import decide
@@ -43,6 +43,15 @@ _GONE = "their connection is not configured any more"
 _INEXACT = "their text is not UTF-8, so that the audit does not hold its exact bytes"
 _UNPREPARED = "they EXECUTE what was prepared before the entries that were read"
 _OTHER_SCHEMA = "decided against the schema of today, which differs from the one of then"
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """The entries that tell what was asked."""
+
+    intents: Sequence[Found]
+    outcomes: Sequence[Found]
+    opened: Sequence[Found]  # sessions
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,17 +113,20 @@ def diff(
     path = store_path(store, config_path)
     try:
         moment = finder.as_time(since, datetime.now(UTC)) if since else None
-        intents = finder.search(path, Query(kind=Kind.INTENT, since=moment, limit=_MOST))
-        outcomes = finder.search(path, Query(kind=Kind.OUTCOME, since=moment, limit=_MOST))
+        recorded = Recorded(
+            intents=finder.search(path, Query(kind=Kind.INTENT, since=moment, limit=_MOST)),
+            outcomes=finder.search(path, Query(kind=Kind.OUTCOME, since=moment, limit=_MOST)),
+            opened=finder.search(path, Query(kind=Kind.SESSION_OPENED, limit=_MOST)),
+        )
     except SearchError as error:
         raise ConfigurationError(str(error)) from None
     query: dict[str, object] = {"policy": policies[1].hash, "since": moment}
-    body: dict[str, object] = {"how": "policy diff", "query": query, "found": len(intents)}
+    body: dict[str, object] = {"how": "policy diff", "query": query, "found": len(recorded.intents)}
     record_reading(path, Draft(Kind.AUDIT_READ, None, getpass.getuser(), None, body))
-    used = {entry.connection for entry in intents}
+    used = {entry.connection for entry in recorded.intents}
     facts = {c.name: replace(facts_of(c), mask_key=config.mask_key) for c in config.connections if c.name in used}
-    replay = compare(intents, outcomes, facts, *policies)
-    if len(intents) == _MOST:
+    replay = compare(recorded, facts, *policies)
+    if len(recorded.intents) == _MOST:
         replay.notes[f"only the newest {_MOST:,} statements were read; give --since"] = 1
     if as_json:
         click.echo(json.dumps(_report(replay), ensure_ascii=False, indent=2))
@@ -123,19 +135,15 @@ def diff(
     context.exit(1 if replay.changed else 0)
 
 
-def compare(
-    intents: Sequence[Found], outcomes: Sequence[Found], facts: Mapping[str, Facts], old: Policy, new: Policy
-) -> Replay:
+def compare(recorded: Recorded, facts: Mapping[str, Facts], old: Policy, new: Policy) -> Replay:
     """Decide each distinct statement of these entries under both policies."""
     replay = Replay()
     sent: dict[tuple[object, ...], tuple[Asked, int]] = {}  # as it was sent last, and how often
-    for asked in _statements(intents, outcomes, facts, replay):
-        now = asked.circumstances.now
-        assert now is not None
-        # Moments that both policies see alike are one, and so are counts of rows that neither asks about.
+    for asked in _statements(recorded, facts, replay):
+        # Moments and sessions that both policies see alike are one, and so are counts of rows that neither asks about.
         counted = asked.circumstances.rows if any(r.when.counts_rows for p in (old, new) for r in p.rules) else None
-        timeless = replace(asked, circumstances=replace(asked.circumstances, now=None, rows=counted))
-        key = (timeless, old.moment(now), new.moment(now))
+        timeless = replace(asked, circumstances=Circumstances(counted, door=asked.circumstances.door))
+        key = (timeless, old.standing(asked.circumstances), new.standing(asked.circumstances))
         sent[key] = (asked, sent[key][1] + 1 if key in sent else 1)
     replay.distinct = len(sent)
     for asked, times in sent.values():
@@ -145,13 +153,12 @@ def compare(
     return replay
 
 
-def _statements(
-    intents: Sequence[Found], outcomes: Sequence[Found], facts: Mapping[str, Facts], replay: Replay
-) -> Iterator[Asked]:
+def _statements(recorded: Recorded, facts: Mapping[str, Facts], replay: Replay) -> Iterator[Asked]:
     """What was asked, in order; what cannot be asked again is counted with its reason."""
-    rows = {body["statement"]: body.get("rows") or 0 for body in (json.loads(o.body) for o in outcomes)}
+    rows = {body["statement"]: body.get("rows") or 0 for body in (json.loads(o.body) for o in recorded.outcomes)}
+    opened = {entry.session: entry.time for entry in recorded.opened}
     prepared: dict[tuple[str | None, str], bytes] = {}  # by session and name
-    for entry in intents:
+    for entry in recorded.intents:
         body = json.loads(entry.body)
         if body.get("rehearsal") or body.get("approval"):
             continue  # the gateway's own run of a statement that was asked before
@@ -166,7 +173,9 @@ def _statements(
         if body["catalog"] != known.catalog.epoch:
             replay.notes[_OTHER_SCHEMA] += 1
         count = rows.get(body["statement"], 0)  # a statement that did not run counts as one that changes few
-        then = Circumstances(count, datetime.fromisoformat(entry.time), body["door"])
+        now, client = datetime.fromisoformat(entry.time), ClientInfo(**body["client"])
+        age = now - datetime.fromisoformat(opened[entry.session]) if entry.session in opened else None
+        then = Circumstances(count, now, body["door"], client.host, client.name, age)
         principal, path = _principal(body["principal"]), tuple(body["search_path"])
         asked = Asked(known.connection, principal, text, path, then)
         if _PREPARED.search(text):
