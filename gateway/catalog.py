@@ -16,6 +16,7 @@ from gateway.stored_code import Row, StoredCode
 from gateway.upstream import Upstream, UpstreamError
 from policy.catalog import Catalog, Column, Domain, Function, Relation, RelationKind, Volatility
 from policy.forms import form_of
+from policy.memory import without_collector
 
 # FirstNormalObjectId (access/transam.h): objects below it come with the server and do not change.
 _FIRST_USER_OID = 16384
@@ -192,30 +193,32 @@ async def load(upstream: Upstream) -> Catalog:
     async def read(name: str, width: int, query: str) -> None:
         text = await as_json(upstream, width, query)
         digest.update(f"{name} {len(text)} {text}".encode())
-        sheets[name] = json.loads(text)
+        with without_collector():
+            sheets[name] = json.loads(text)
 
     for name, width, query in _SHEETS:
         await read(name, width, query)
     functions = _as_functions(sheets)
     await read("trees", 5, stored_code.trees(functions))
     await read("domain trees", 5, stored_code.trees(functions, of_domains=True))
-    origins = {int(oid or 0): await _origins(upstream, query or "") for oid, query in sheets["views"]}
+    origins = await _origins(upstream, sheets["views"])
     digest.update(repr(sorted(origins.items())).encode())
-    code = StoredCode(sheets)
-    return Catalog(
-        epoch=digest.hexdigest()[:16],
-        server_version=int(sheets["version"][0][0] or 0),
-        relations=_as_relations(sheets, origins, code),
-        functions=functions,
-        schemas=frozenset(row[0] or "" for row in sheets["schemas"]),
-        operators=code.operators,
-        casts=code.casts,
-        types=code.types(sheets["types"]),
-        server_types=frozenset(row[0] or "" for row in sheets["server types"]),
-        printed_under=tuple(json.loads(sheets["version"][0][1] or "[]")),
-        forms={int(oid): form_of(send or "") for send, oids in sheets["forms"] for oid in (oids or "").split()},
-        subtypes={int(of or 0): int(subtype or 0) for *ranges, subtype in sheets["subtypes"] for of in ranges},
-    )
+    with without_collector():
+        code = StoredCode(sheets)
+        return Catalog(
+            epoch=digest.hexdigest()[:16],
+            server_version=int(sheets["version"][0][0] or 0),
+            relations=_as_relations(sheets, origins, code),
+            functions=functions,
+            schemas=frozenset(row[0] or "" for row in sheets["schemas"]),
+            operators=code.operators,
+            casts=code.casts,
+            types=code.types(sheets["types"]),
+            server_types=frozenset(row[0] or "" for row in sheets["server types"]),
+            printed_under=tuple(json.loads(sheets["version"][0][1] or "[]")),
+            forms={int(oid): form_of(send or "") for send, oids in sheets["forms"] for oid in (oids or "").split()},
+            subtypes={int(of or 0): int(subtype or 0) for *ranges, subtype in sheets["subtypes"] for of in ranges},
+        )
 
 
 async def as_json(upstream: Upstream, width: int, query: str) -> str:
@@ -235,19 +238,19 @@ async def search_path(upstream: Upstream) -> tuple[str, ...]:
     return tuple(row[0] or "" for row in rows)
 
 
-async def _origins(upstream: Upstream, query: str) -> tuple[tuple[int, int] | None, ...]:
-    """Where each output column of a view's query comes from, by the server's own resolution.
+async def _origins(upstream: Upstream, views: list[Row]) -> dict[int, tuple[tuple[int, int] | None, ...]]:
+    """Where each output column of the views' queries comes from, by the server's own resolution.
 
     A view whose query cannot be described (its owner may read what we may not) has no known origins:
-    all of its columns then count as derived.
+    all of its columns then count as derived. Inside a client's transaction the failure is not ours to swallow.
     """
-    try:
-        columns = await upstream.describe(query.rstrip().rstrip(";"))
-    except UpstreamError:
-        if upstream.transaction_status == "E":
-            raise  # inside a client's transaction the failure is not ours to swallow
-        return ()
-    return tuple((c.table, c.attribute) if c.table and c.attribute else None for c in columns)
+    described = await upstream.describe([(query or "").rstrip().rstrip(";") for _, query in views])
+    return {
+        int(oid or 0): ()
+        if isinstance(columns, UpstreamError)
+        else tuple((c.table, c.attribute) if c.table and c.attribute else None for c in columns)
+        for (oid, _), columns in zip(views, described, strict=True)
+    }
 
 
 def _as_relations(

@@ -121,13 +121,19 @@ class Decider:
 
     async def _decide(self, session: Session, text: bytes, catalog: Catalog, rows: int | None = None) -> Decision:
         policy, principal, now = self._policies.current, session.principal, datetime.now(UTC)
+        cacheable = len(text) <= _CACHEABLE_TEXT_BYTES and not session.prepared
+        circumstances = _circumstances(session, now, rows)
+        standing = (policy.standing(circumstances), rows)
+        key = (text, policy.hash, catalog.epoch, session.search_path, session.connection.name, principal, standing)
+        if cacheable and (known := self._cache.get(key)) is not None:
+            return known
         facts = Facts(
             connection=session.connection.name,
             catalog=catalog,
             search_path=session.search_path,
             prepared=session.prepared,
             mask_key=self._policies.mask_key,
-            circumstances=Circumstances(rows, now, session.door.value),
+            circumstances=circumstances,
         )
         if len(text) > _CACHEABLE_TEXT_BYTES or _any_long(session.prepared):
             # A text of the largest size takes seconds: everybody else goes on meanwhile. The thread gets a
@@ -138,13 +144,9 @@ class Decider:
             if self._policies.current.hash != policy.hash:
                 return await self._decide(session, text, catalog, rows)
             return decision
-        if session.prepared:
-            return decide(policy, principal, facts, text)
-        moment = (policy.moment(now), session.door, rows)
-        key = (text, policy.hash, catalog.epoch, session.search_path, session.connection.name, principal, moment)
-        if (known := self._cache.get(key)) is not None:
-            return known
         decision = decide(policy, principal, facts, text)
+        if not cacheable:
+            return decision
         if len(self._cache) >= _CACHE_ENTRIES:
             self._cache.pop(next(iter(self._cache)))
         self._cache[key] = decision
@@ -157,6 +159,11 @@ def remember(statement: Statement, rows: int) -> None:
     if len(measured) >= _MEASURED_ENTRIES:
         measured.pop(next(iter(measured)))
     measured[(statement.text, statement.parameters)] = rows
+
+
+def _circumstances(session: Session, now: datetime, rows: int | None) -> Circumstances:
+    client = session.client
+    return Circumstances(rows, now, session.door.value, client.host, client.name, now - session.opened)
 
 
 def _any_long(prepared: Mapping[str, Decision]) -> bool:

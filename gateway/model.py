@@ -126,6 +126,11 @@ class ClientInfo:
     version: str | None = None
     address: str | None = None  # host:port of the peer
 
+    @property
+    def host(self) -> str | None:
+        """The peer's address without its port."""
+        return self.address.rpartition(":")[0].strip("[]") if self.address else None
+
 
 @dataclass(slots=True, eq=False)
 class Session:

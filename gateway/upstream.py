@@ -78,8 +78,11 @@ class Upstream(Protocol):
         """Run the gateway's own statement (catalog, settings, BEGIN …): never a client's text."""
         ...
 
-    async def describe(self, sql: str) -> tuple[ResultColumn, ...]:
-        """The result columns of a statement, by Parse and Describe, without running it."""
+    async def describe(self, texts: Sequence[str]) -> list[tuple[ResultColumn, ...] | UpstreamError]:
+        """The result columns of each statement, or its error, by Parse and Describe, without running any.
+
+        All in one round trip. Inside a transaction, where the first error spoils the rest, it is raised.
+        """
         ...
 
     async def open(self, sql: bytes, parameters: Sequence[bytes | None], max_rows: int) -> Page:

@@ -58,6 +58,7 @@ class Analyser:
         self.references: list[Reference] = []
         self.stores: str | None = None
         self._demands: dict[tuple[Action, ObjectName, bool, tuple[int, ...]], Demand] = {}
+        self._unseen: set[tuple[Action, ObjectName]] = set()
         self._ctes: frozenset[str] = frozenset()
         self._locking = False
         self._sampling = False
@@ -82,7 +83,7 @@ class Analyser:
             relations=self.facts.catalog.closure(r.relation.oid for r in self.references),
             parameters=self._parameters,
         )
-        return Reading(analysis, tree, tuple(self.references), self.stores)
+        return Reading(analysis, tree, tuple(self.references), self.stores, frozenset(self._unseen))
 
     # -- the walk ---------------------------------------------------------------------------------------
 
@@ -137,6 +138,8 @@ class Analyser:
         functions: tuple[int, ...] = (),
     ) -> None:
         """Note a demand; the same one twice counts once, an unbounded one as unbounded."""
+        if via is not None:
+            self._unseen.add((action, name))
         key = (action, name, bounded, functions)
         if key not in self._demands:
             self._demands[key] = Demand(action, name, oid, location, builtin, bounded, via, functions)

@@ -42,6 +42,8 @@ class CaseFile(_Model):
     rows: Annotated[int, Field(ge=0)] | None = Field(None, description="rows that the statement changes")
     at: AwareDatetime | None = Field(None, description="when it is asked")
     door: Literal["mcp", "wire"] | None = None
+    address: str | None = Field(None, description="the client's")
+    client: str | None = Field(None, description="what the client calls itself")
     search_path: list[str] | None = None
 
 
@@ -94,7 +96,7 @@ def read_cases(text: str, source: str) -> tuple[str | None, list[Case]]:
 def run_case(case: Case, policy: Policy, facts: Facts) -> list[Difference]:
     """Where the policy says something else than the case; `facts` are the connection's."""
     file = case.file
-    circumstances = Circumstances(file.rows, file.at, file.door)
+    circumstances = Circumstances(file.rows, file.at, file.door, file.address, file.client)
     path = tuple(file.search_path) if file.search_path is not None else facts.search_path
     asked = replace(facts, circumstances=circumstances, search_path=path)
     verdict = decide(policy, case.principal, asked, file.sql.encode()).verdict

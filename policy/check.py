@@ -10,7 +10,9 @@ from policy.catalog import Catalog, Column, Relation, RelationKind
 from policy.conditions import implies
 from policy.filters import RowFilter
 from policy.masks import Keys, Mask, MaskKind, UnmaskableError, expression
+from policy.model import Effect
 from policy.names import is_system, nearest
+from policy.patterns import Pattern
 from policy.pseudonyms import MaskKey
 from policy.rules import DetectEntry, Policy, Rule
 
@@ -49,26 +51,38 @@ def check(
     `connections` are the names of all there are, where they are known.
     """
     keys = mask_key.subkey if mask_key is not None else None
-    problems = [*_void_rules(policy), *_void_detection(policy, connections)]
+    problems = [*_void_rules(policy), *_rules_that_trust_clients(policy), *_void_detection(policy, connections)]
     if catalog is not None:
+        problems += (problem for rule in policy.rules for problem in _column_problems(policy, rule, catalog))
         problems += (problem for mask in policy.masks for problem in _mask_problems(policy, mask, catalog, keys))
         problems += (p for row_filter, _ in policy.rows for p in _filter_problems(policy, row_filter, catalog))
     return sorted(problems, key=lambda p: (p.line, p.column, p.text))
 
 
+def _column_problems(policy: Policy, rule: Rule, catalog: Catalog) -> Iterator[Problem]:
+    for pattern in rule.columns:
+        if not any(_matching(pattern, catalog)):
+            text = f"the rule `{rule.name}`: no column matches `{pattern.text}`"
+            yield Problem(Severity.WARNING, policy.source, *rule.place, text, _meant(pattern, catalog))
+
+
+def _meant(pattern: Pattern, catalog: Catalog) -> str | None:
+    names = [f"{r.qualified}.{c.name}" for r in catalog.relations.values() if not is_system(r) for c in r.columns]
+    near = nearest(pattern.text, names)
+    return f"did you mean `{near}`?" if near else None
+
+
 def _mask_problems(policy: Policy, mask: Mask, catalog: Catalog, keys: Keys) -> Iterator[Problem]:
     line, column = mask.place
-    found = list(_matching(mask, catalog))
+    found = list(_matching(mask.columns, catalog))
     if not found:
-        names = [f"{r.qualified}.{c.name}" for r in catalog.relations.values() if not is_system(r) for c in r.columns]
-        near = nearest(mask.columns.text, names)
         yield Problem(
             Severity.WARNING,
             policy.source,
             line,
             column,
             f"no column matches `{mask.columns.text}`",
-            f"did you mean `{near}`?" if near else None,
+            _meant(mask.columns, catalog),
         )
     for relation, one in found:
         if mask.kind is MaskKind.CLEAR:
@@ -133,13 +147,21 @@ def _filter_problems(policy: Policy, row_filter: RowFilter, catalog: Catalog) ->
             )
 
 
-def _matching(mask: Mask, catalog: Catalog) -> Iterator[tuple[Relation, Column]]:
+def _matching(pattern: Pattern, catalog: Catalog) -> Iterator[tuple[Relation, Column]]:
     for relation in catalog.relations.values():
-        if is_system(relation) or not mask.columns.fits_first((relation.schema, relation.name)):
+        if is_system(relation) or not pattern.fits_first((relation.schema, relation.name)):
             continue
         for column in relation.columns:
-            if mask.columns.matches((relation.schema, relation.name, column.name)):
+            if pattern.matches((relation.schema, relation.name, column.name)):
                 yield relation, column
+
+
+def _rules_that_trust_clients(policy: Policy) -> Iterator[Problem]:
+    for rule in policy.rules:
+        if rule.effect is Effect.ALLOW and any(part.clients for part in rule.when.parts()):
+            text = f"the rule `{rule.name}` allows by what the client calls itself, and it may call itself anything"
+            cure = "ask for `clients` in rules that deny or want approval"
+            yield Problem(Severity.WARNING, policy.source, *rule.place, text, cure)
 
 
 def _void_rules(policy: Policy) -> Iterator[Problem]:
@@ -205,6 +227,8 @@ def _covers(wide: Rule, narrow: Rule) -> bool:
         return False
     if not narrow.actions <= wide.actions:
         return False
+    if wide.columns:
+        return bool(narrow.columns) and {p.text for p in narrow.columns} <= {p.text for p in wide.columns}
     if not wide.selectors:
         return True
     wide_patterns = {(s.kind, p.text) for s in wide.selectors for p in s.patterns}

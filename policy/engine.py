@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from policy.analyse import analyse
 from policy.bodies import Bodies, moved_names
+from policy.columns import with_columns
 from policy.copying import copy_out
 from policy.filtering import Filtering
 from policy.masking import Masking
+from policy.memory import without_collector
 from policy.model import (
     Analysis,
     ApprovalTerms,
@@ -43,21 +43,8 @@ def decide(policy: Policy, principal: Principal, facts: Facts, text: bytes) -> D
     """
     if len(text) < _LARGE_TEXT_BYTES:
         return _decide(policy, principal, facts, text)
-    with _without_collector():
+    with without_collector():
         return _decide(policy, principal, facts, text)
-
-
-@contextmanager
-def _without_collector() -> Iterator[None]:
-    """For a large text: trees have no cycles, and looking for some would take half of the time."""
-    if not gc.isenabled():
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def _decide(policy: Policy, principal: Principal, facts: Facts, text: bytes) -> Decision:
@@ -95,7 +82,8 @@ def _decide(policy: Policy, principal: Principal, facts: Facts, text: bytes) -> 
                 ),
             ),
         )
-    return replace(_decision(policy, facts, verdict, analysis), counts=counts, streams=streams, conceals=conceals)
+    decision = _decision(policy, facts, verdict, analysis, counts)
+    return replace(decision, streams=streams, conceals=conceals) if streams or conceals else decision
 
 
 def _verdict(policy: Policy, principal: Principal, facts: Facts, reading: Reading) -> tuple[Verdict, Analysis, bool]:
@@ -125,28 +113,29 @@ class _Judged:
 
 def _judged(policy: Policy, principal: Principal, facts: Facts, reading: Reading) -> _Judged:
     analysis, connection = reading.analysis, facts.connection
-    judgement = judge(policy, principal, connection, analysis.demands, facts.circumstances)
+    demands = with_columns(reading) if policy.by_column else analysis.demands
+    judgement = judge(policy, principal, connection, demands, facts.circumstances)
     if not judgement.opened:
         return _Judged(judgement, analysis)
     # Nobody counts the rows that a function changes: any number.
     unknown = replace(facts.circumstances, rows=None)
-    bodies, demands = Bodies(facts, reading), list(analysis.demands)
+    bodies, every = Bodies(facts, reading), list(analysis.demands)
     todo = [(demand, facts.search_path) for demand in judgement.opened]
     refusal: Reason | None = None
     try:
         while todo and judgement.effect is not Effect.DENY:
             for opened in bodies.open(*todo.pop()):
-                demands += opened.demands
+                every += opened.demands
                 further = judge(policy, principal, connection, opened.demands, unknown)
                 judgement = judgement.joined(further)
                 todo += [(demand, opened.path) for demand in further.opened]
-        merged = _merged(analysis, [inner.analysis for _, inner in bodies.readings], demands)
+        merged = _merged(analysis, [inner.analysis for _, inner in bodies.readings], every)
         bodies.check_names(moved=judgement.trusts or merged.effects.moves_names)
         if policy.masks or policy.rows:
             bodies.check_shown(Masking(policy, principal, facts.catalog), Filtering(policy, principal, facts))
     except NotAnalysableError as error:
         refusal = error.reason
-        merged = _merged(analysis, [inner.analysis for _, inner in bodies.readings], demands)
+        merged = _merged(analysis, [inner.analysis for _, inner in bodies.readings], every)
     late = replace(merged.effects, late_names=bodies.late is not None)
     return _Judged(judgement, replace(merged, effects=late), refusal)
 
@@ -171,8 +160,8 @@ def _merged(outer: Analysis, inner: Sequence[Analysis], demands: Sequence[Demand
 def _rewritten(policy: Policy, principal: Principal, facts: Facts, reading: Reading) -> Rewrite:
     if not policy.masks and not policy.rows:
         return Rewrite(reading.analysis.text)
-    masking, anyone = Masking(policy, principal, facts.catalog), Masking(policy, None, facts.catalog)
-    return rewrite(reading, masking, Filtering(policy, principal, facts), anyone, facts.mask_key)
+    masking, filtering = Masking(policy, principal, facts.catalog), Filtering(policy, principal, facts)
+    return rewrite(reading, masking, filtering, facts.mask_key)
 
 
 def _searched(policy: Policy, principal: Principal, facts: Facts, reading: Reading, rewritten: Rewrite) -> Rewrite:
@@ -256,5 +245,7 @@ def _unique(terms: Sequence[ApprovalTerms]) -> tuple[ApprovalTerms, ...]:
     return tuple(sorted(dict.fromkeys(terms), key=lambda t: t.rule))
 
 
-def _decision(policy: Policy, facts: Facts, verdict: Verdict, analysis: Analysis | None) -> Decision:
-    return Decision(verdict, analysis, policy.hash, facts.catalog.epoch)
+def _decision(
+    policy: Policy, facts: Facts, verdict: Verdict, analysis: Analysis | None, counts: bool = False
+) -> Decision:
+    return Decision(verdict, analysis, policy.hash, facts.catalog.epoch, counts)

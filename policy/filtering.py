@@ -10,7 +10,6 @@ from policy.parse import NotAnalysableError
 from policy.reading import Reading, Reference, Role
 from policy.rules import Policy
 from policy.sideways import EVALUATES, check_qualified, is_analyzed, moves
-from policy.tree import Tree
 
 
 class Filtering:
@@ -61,13 +60,11 @@ class Filtering:
         if not self._all:
             return
         moved = moves(reading)
-        tree: Tree | None = None
         for reference in reading.references:
             if moved and self._matching(self._all, reference.relation):
                 raise _refused("rows.rename", reference, "under another name nothing would filter them")
             if self.filters(reference.relation):
-                tree = tree or Tree(reading.tree)
-                _check(reading, tree, reference)
+                _check(reading, reference)
             elif reference.role is not Role.STRUCTURE and (read := self._behind(reference.relation)):
                 raise NotAnalysableError(
                     "rows.view",
@@ -93,7 +90,7 @@ class Filtering:
         return tuple(f for f in filters if any(f.relations.matches(name) for name in names))
 
 
-def _check(reading: Reading, tree: Tree, reference: Reference) -> None:
+def _check(reading: Reading, reference: Reference) -> None:
     if reference.sampled:
         raise _refused("rows.sample", reference, "TABLESAMPLE would count the others")
     match reference.role:
@@ -109,7 +106,7 @@ def _check(reading: Reading, tree: Tree, reference: Reference) -> None:
         raise _refused("rows.store", reference, f"a copy would leave the filter behind: {reading.stores}")
     if reading.analysis.kind == "ExplainStmt" and is_analyzed(reading.tree):
         raise _refused("rows.explain", reference, "EXPLAIN ANALYZE counts the others", "Use EXPLAIN without ANALYZE.")
-    check_qualified(tree, reference, "rows.qualified", "of which you see only some rows")
+    check_qualified(reading.mentions, reference, "rows.qualified", "of which you see only some rows")
 
 
 def _refused(code: str, reference: Reference, why: str, cure: str | None = None) -> NotAnalysableError:

@@ -7,6 +7,7 @@ not get it called.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 from policy.catalog import Function, Volatility
@@ -134,6 +135,7 @@ _CATALOG_REASON: Final = {name: reason for reason, names in _REFUSED_CATALOGS.it
 _STATISTICS_REASON: Final = "it holds samples of data or shows the activity of others"
 
 
+@lru_cache(maxsize=8192)  # there are some 3,000 names, and each is asked about with every statement
 def refusal_of_function(name: str) -> str | None:
     """Why the built-in function of this name is never called (ends "it …"), or None."""
     if reason := _REASON_BY_NAME.get(name):

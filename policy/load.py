@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from datetime import time, timedelta
 from decimal import Decimal
+from ipaddress import ip_network
 from pathlib import PurePath
 from typing import Annotated, Any, Final, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -15,13 +16,14 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from policy.buckets import Unit
+from policy.columns import COLUMNED
 from policy.conditions import ALWAYS, When, Window
 from policy.detectors import Kind
 from policy.document import Document, parse_document, validate
 from policy.filters import FilterError, RowFilter, read_condition
 from policy.limits import Limits
 from policy.masks import Mask, MaskKind
-from policy.model import Action, ApprovalTerms, Approver, Effect, PrincipalKind
+from policy.model import NOTHING_KNOWN, Action, ApprovalTerms, Approver, Effect, PrincipalKind, Users
 from policy.patterns import Pattern, PatternError, parse_path_pattern, parse_pattern
 from policy.rules import DetectEntry, LimitEntry, Policy, Rule, Selector, Who
 
@@ -54,10 +56,21 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class PersonFile(_Model):
+    """A person by subject and issuer: two issuers may know the same subject."""
+
+    subject: Annotated[str, Field(min_length=1)]
+    issuer: Annotated[str, Field(min_length=1)]
+
+
+People = Annotated[list[str | PersonFile], Field(min_length=1)]
+
+
 class WhoFile(_Model):
     """Who a rule is about. Keys are ANDed, the entries of one key ORed; leave `who` out for everyone."""
 
-    users: Names | None = Field(None, description="subjects or e-mail addresses")
+    users: People | None = Field(None, description="subjects or e-mail addresses, or {subject, issuer}")
+    issuers: Names | None = Field(None, description="who vouches for them: issuers of tokens")
     groups: Names | None = None
     kinds: list[PrincipalKind] | None = None
     on_behalf_of: Names | None = Field(None, description="subjects of the humans that agents work for")
@@ -95,7 +108,31 @@ class WhenFile(_Model):
     rows_over: Annotated[int, Field(ge=0)] | None = Field(None, description="the complement of rows_at_most")
     time: WindowFile | None = None
     doors: Annotated[list[Literal["mcp", "wire"]], Field(min_length=1)] | None = None
+    networks: Names | None = Field(None, description="of the client's address, such as 10.0.0.0/8")
+    clients: Names | None = Field(None, description="patterns of what the client calls itself, which may be anything")
+    session_at_most: Duration | None = Field(None, description="how long the session has been open")
+    session_over: Duration | None = Field(None, description="the complement of session_at_most")
     any_of: Annotated[list[WhenFile], Field(min_length=1)] | None = Field(None, description="one of these must hold")
+
+    @field_validator("networks")
+    @classmethod
+    def _are_networks(cls, networks: list[str] | None) -> list[str] | None:
+        for text in networks or ():
+            try:
+                ip_network(text)
+            except ValueError:
+                raise ValueError(f"`{text}` is no network; write one like 10.0.0.0/8, 192.0.2.7 or fd00::/8") from None
+        return networks
+
+    @field_validator("clients")
+    @classmethod
+    def _are_patterns(cls, clients: list[str] | None) -> list[str] | None:
+        for text in clients or ():
+            try:
+                parse_pattern(text, 1, "client")
+            except PatternError as error:
+                raise ValueError(f"{error}; write it like `psql*`, and names with dots or spaces in quotes") from None
+        return clients
 
     @model_validator(mode="after")
     def _says_something(self) -> WhenFile:
@@ -104,20 +141,11 @@ class WhenFile(_Model):
         return self
 
 
-class ApproverFile(_Model):
-    """A person by subject and issuer: two issuers may know the same subject."""
-
-    subject: Annotated[str, Field(min_length=1)]
-    issuer: Annotated[str, Field(min_length=1)]
-
-
 class ApproversFile(_Model):
     """Who may say yes."""
 
     groups: Names | None = None
-    users: Annotated[list[str | ApproverFile], Field(min_length=1)] | None = Field(
-        None, description="subjects at the issuer of whoever asks, or {subject, issuer}"
-    )
+    users: People | None = Field(None, description="subjects at the issuer of whoever asks, or {subject, issuer}")
 
     @model_validator(mode="after")
     def _says_something(self) -> ApproversFile:
@@ -138,6 +166,7 @@ class RuleFile(_Model):
     functions: Names | None = Field(None, description="patterns schema.name")
     schemas: Names | None = Field(None, description="patterns of schemas: these, and all that lies in them")
     channels: Names | None = Field(None, description="patterns of LISTEN and NOTIFY channels")
+    columns: Names | None = Field(None, description="patterns schema.relation.column; for select, insert and update")
     bodies: Literal["analysed"] | None = Field(
         None, description="let functions in the language SQL be called if all that their bodies do is allowed"
     )
@@ -162,6 +191,10 @@ class RuleFile(_Model):
             )
         if self.bodies is not None and (self.effect != "allow" or self.actions != [Action.CALL]):
             raise ValueError("`bodies` is about calls that are allowed; give it `effect: allow` and `actions: [call]`")
+        if self.columns is not None and not set(self.actions) <= COLUMNED:
+            raise ValueError("`columns` are read and written; give them to rules about select, insert and update only")
+        if self.columns is not None and {"relations", "functions", "schemas", "channels"} & self.model_fields_set:
+            raise ValueError("a rule about `columns` is about nothing else; write another rule for the rest")
         if self.effect == "approve" and self.approvers is None:
             raise ValueError("an approve rule must say who approves; add `approvers`")
         if self.effect != "approve" and said:
@@ -214,7 +247,7 @@ class ExemptFile(_Model):
     """Who sees the column as it is: members of any of the groups, or any of the users."""
 
     groups: Names | None = None
-    users: Names | None = None
+    users: People | None = Field(None, description="subjects or e-mail addresses, or {subject, issuer}")
 
 
 class MaskFile(_Model):
@@ -313,16 +346,16 @@ def load_policy(text: str, source: str) -> Policy:
         for index, entry in enumerate(file.rows)
         for row_filter in _as_filters(document, entry, index, f"rows ({place}:{document.locate(('rows', index))[0]})")
     )
-    windows = tuple(part.window for rule in rules for part in rule.when.parts() if part.window is not None)
     numbers = (n for rule in rules for part in rule.when.parts() for n in (part.rows_at_most, part.rows_over))
+    conditions = tuple(part for rule in rules for part in rule.when.parts() if part.standing(NOTHING_KNOWN))
     return Policy(
         hash=_digest(file),
         source=source,
         rules=tuple(rules),
         masks=masks,
         rows=filters,
-        windows=windows,
         thresholds=tuple(sorted({number for number in numbers if number is not None})),
+        conditions=conditions,
         limits=_as_limits(document, file),
         auditors=tuple(who for who in map(_as_who, file.auditors) if who is not None),
         operators=tuple(who for who in map(_as_who, file.operators) if who is not None),
@@ -368,6 +401,7 @@ def _as_rule(document: Document, rule: RuleFile, index: int, label: str) -> Rule
         when=_as_when(rule.when),
         terms=_as_terms(rule, label),
         place=document.locate(path),
+        columns=read("columns", rule.columns or (), 3, "schema.relation.column"),
         analysed=rule.bodies is not None,
     )
 
@@ -413,11 +447,20 @@ def _pattern(document: Document, path: Sequence[str | int], text: str, parts: in
         raise document.error(path, str(error), f"write it like `{form}`, with `*` for any run of characters") from None
 
 
+def _as_users(people: list[str | PersonFile] | None) -> Users:
+    named = people or ()
+    return Users(
+        names=frozenset(one for one in named if isinstance(one, str)),
+        people=frozenset((one.subject, one.issuer) for one in named if isinstance(one, PersonFile)),
+    )
+
+
 def _as_who(who: WhoFile | None) -> Who | None:
     if who is None:
         return None
     return Who(
-        users=frozenset(who.users or ()),
+        users=_as_users(who.users),
+        issuers=frozenset(who.issuers or ()),
         groups=frozenset(who.groups or ()),
         kinds=frozenset(who.kinds or ()),
         on_behalf_of=frozenset(who.on_behalf_of or ()),
@@ -436,7 +479,7 @@ def _as_masks(document: Document, entry: MaskFile, index: int, label: str) -> li
                 path=keys,
                 **_how(entry),
                 exempt_groups=frozenset(exempt.groups or ()),
-                exempt_users=frozenset(exempt.users or ()),
+                exempt_users=_as_users(exempt.users),
                 label=label,
                 place=document.locate((*path, "columns", i)),
             )
@@ -478,6 +521,10 @@ def _as_when(when: WhenFile | None) -> When:
         rows_over=when.rows_over,
         window=window,
         doors=frozenset(when.doors or ()),
+        networks=tuple(ip_network(text) for text in when.networks or ()),
+        clients=tuple(parse_pattern(text, 1, "client") for text in when.clients or ()),
+        age_at_most=when.session_at_most,
+        age_over=when.session_over,
         any_of=tuple(_as_when(one) for one in when.any_of or ()),
     )
 
@@ -512,7 +559,7 @@ def _as_detect(document: Document, file: PolicyFile) -> tuple[DetectEntry, ...]:
                     "connections", entry.connections or (), 1, "connection"
                 ),
                 exempt_groups=frozenset(exempt.groups or ()),
-                exempt_users=frozenset(exempt.users or ()),
+                exempt_users=_as_users(exempt.users),
                 label=f"detect ({PurePath(document.source).name}:{place[0]})",
                 place=place,
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from weakref import WeakKeyDictionary
 
 from policy.catalog import Catalog, Column, Relation, RelationKind
@@ -26,9 +27,13 @@ class Masking:
 
     def __init__(self, policy: Policy, principal: Principal | None, catalog: Catalog) -> None:
         self.catalog = catalog
-        self._masks = tuple(m for m in policy.masks if m.kind is not MaskKind.CLEAR and not _excused(m, principal))
-        self._cleared = tuple(m.columns for m in policy.masks if m.kind is MaskKind.CLEAR)
+        self._policy = policy
+        self._masks, self._cleared = _masks_for(policy, principal)
         self._known = _KNOWN.setdefault(catalog, {}).setdefault((policy.hash, principal), {})
+
+    def excusing_nobody(self) -> Masking:
+        """The masks of the same policy as if `unless` held for nobody."""
+        return Masking(self._policy, None, self.catalog)
 
     def columns(self, relation: Relation) -> Masked:
         """The masks of a relation's columns by attribute number; empty where nothing is masked.
@@ -105,6 +110,13 @@ class Masking:
     def _vouched(self, relation: Relation, column: Column) -> bool:
         """Whether the policy says that a computed column holds nothing to hide."""
         return any(pattern.matches((relation.schema, relation.name, column.name)) for pattern in self._cleared)
+
+
+@lru_cache(maxsize=1024)
+def _masks_for(policy: Policy, principal: Principal | None) -> tuple[tuple[Mask, ...], tuple[Pattern, ...]]:
+    """The masks that hold for this principal, and the view columns that the policy vouches for."""
+    masks = tuple(m for m in policy.masks if m.kind is not MaskKind.CLEAR and not _excused(m, principal))
+    return masks, tuple(m.columns for m in policy.masks if m.kind is MaskKind.CLEAR)
 
 
 def _strictest(masks: Sequence[Mask]) -> tuple[Mask, ...]:

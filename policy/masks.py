@@ -16,6 +16,7 @@ from typing import Final
 from policy.buckets import MOMENTS, NUMBERS, Unit, day_bucket, number_bucket, truncated
 from policy.catalog import Column
 from policy.json_masks import at_path, of_scalar
+from policy.model import NOBODY, Users
 from policy.names import quote
 from policy.patterns import Pattern
 from policy.pseudonyms import Subkey, digest, token
@@ -75,7 +76,7 @@ class Mask:
     days: int | None = None
     unit: Unit | None = None
     exempt_groups: frozenset[str] = frozenset()
-    exempt_users: frozenset[str] = frozenset()
+    exempt_users: Users = NOBODY
     label: str = "mask"
     place: tuple[int, int] = (1, 1)
 

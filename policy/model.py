@@ -45,6 +45,33 @@ class Principal:
         return (self.human_issuer or self.issuer, self.on_behalf_of) if self.on_behalf_of else None
 
 
+@dataclass(frozen=True, slots=True)
+class Users:
+    """People named one by one: subjects or e-mail addresses of any issuer, or (subject, issuer) pairs."""
+
+    names: frozenset[str] = frozenset()
+    people: frozenset[tuple[str, str]] = frozenset()
+
+    def __bool__(self) -> bool:
+        return bool(self.names or self.people)
+
+    def __contains__(self, principal: Principal) -> bool:
+        return (
+            principal.subject in self.names
+            or principal.email in self.names
+            or (principal.subject, principal.issuer) in self.people
+        )
+
+    def __le__(self, other: Users) -> bool:
+        """Whether the other names everybody whom these name."""
+        return self.names <= other.names and all(
+            person in other.people or person[0] in other.names for person in self.people
+        )
+
+
+NOBODY = Users()
+
+
 class Action(StrEnum):
     """What a demand does to its object."""
 
@@ -90,6 +117,14 @@ class ObjectName:
 
 
 @dataclass(frozen=True, slots=True)
+class Columns:
+    """The columns of a relation that a demand touches; `whole` is what stands for all of them, such as "`*`"."""
+
+    names: frozenset[str]
+    whole: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Demand:
     """One (action, object) pair that a statement needs.
 
@@ -97,7 +132,8 @@ class Demand:
     `builtin` marks a function that the curated lists call harmless: the default policy allows it.
     `bounded` is False for an UPDATE or DELETE that reaches every row. `via` says what makes the statement need
     it where the text does not name it, such as "the trigger `t` of `public.orders`". `functions` are, for a call of
-    a user function, all overloads that it could mean, by OID.
+    a user function, all overloads that it could mean, by OID. `columns` are told only where a policy has rules about
+    columns; None means that any may be touched.
     """
 
     action: Action
@@ -108,6 +144,7 @@ class Demand:
     bounded: bool = True
     via: str | None = None
     functions: tuple[int, ...] = ()
+    columns: Columns | None = None
 
     def __str__(self) -> str:
         return f"{self.action.value} {self.object}"
@@ -343,12 +380,16 @@ class Circumstances:
     """What conditions are asked about besides the demand; None where it is not known.
 
     `rows` is how many rows the statement changes, or a read returns: the planner's estimate before it runs, the
-    count after.
+    count after. `address` is the client's as the door sees it, `client` what it calls itself, `age` how long the
+    session has been open.
     """
 
     rows: int | None = None
     now: datetime | None = None
     door: str | None = None
+    address: str | None = None
+    client: str | None = None
+    age: timedelta | None = None
 
 
 NOTHING_KNOWN = Circumstances()

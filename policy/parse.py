@@ -13,8 +13,7 @@ import re
 import threading
 from collections.abc import Callable
 from ctypes import c_size_t, c_void_p, string_at
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from postgast.native import PgQueryError, lib
 from postgast.pg_query_pb2 import ScanResult
@@ -39,6 +38,9 @@ _strlen = lib["strlen"]  # the C library's, through the parser's: a tree is meas
 _strlen.argtypes, _strlen.restype = (c_void_p,), c_size_t
 
 _COMMENT_TOKENS = (275, 276)  # SQL_COMMENT, C_COMMENT of libpg_query's Token
+# The fields that hold a place in the text; no text of a constant can look like one, its quotes being escaped.
+PLACES = frozenset(("location", "list_start", "list_end", "rexpr_list_start", "rexpr_list_end", "name_location"))
+_PLACE = re.compile(b',"(?:%(any)s)":-?[0-9]+|"(?:%(any)s)":-?[0-9]+,?' % {b"any": "|".join(sorted(PLACES)).encode()})
 _BLANK = re.compile(rb"[^\n\r]")
 _SPACE = b" \t\n\r\f\v"
 
@@ -62,8 +64,7 @@ class NotAnalysableError(Exception):
         self.reason = Reason(Effect.DENY, code, text, cure=cure, location=location)
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(NamedTuple):
     """A token of PostgreSQL's scanner: its number, and the bytes `start` to `end` that it covers."""
 
     kind: int
@@ -115,6 +116,14 @@ def statements(base: bytes) -> list[tuple[int, int, Node]]:
     except RecursionError:
         raise _too_deep() from None
     return [(*_trim(base, raw), raw["stmt"]) for raw in stmts if "stmt" in raw]
+
+
+def json_without_places(base: bytes) -> bytes:
+    """The parser's JSON of a base text without the fields `PLACES`: equal where what two texts say is.
+
+    Raises NotAnalysableError as `statements` does.
+    """
+    return _PLACE.sub(b"", _run(_parse_json, base))
 
 
 def split(text: bytes) -> tuple[tuple[int, int], ...]:

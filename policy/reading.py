@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 
 from policy.catalog import Relation
-from policy.model import Analysis
+from policy.model import Action, Analysis, ObjectName
 from policy.parse import Node
+from policy.tree import Tree
 
 
 class Role(Enum):
@@ -36,7 +38,7 @@ class Reference:
         return location
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Reading:
     """An analysis with what the rewrite needs besides: the tree, and each relation where it stands.
 
@@ -47,3 +49,9 @@ class Reading:
     tree: Node
     references: tuple[Reference, ...]
     stores: str | None = None
+    unseen: frozenset[tuple[Action, ObjectName]] = frozenset()  # demanded by what the text does not name, too
+
+    @cached_property
+    def mentions(self) -> Tree:
+        """What stands anywhere in the tree."""
+        return Tree(self.tree)

@@ -34,10 +34,8 @@ class _Site:
     after_table: bool  # the name follows the word TABLE, which the splice covers
 
 
-def rewrite(
-    reading: Reading, masking: Masking, filtering: Filtering, anyone: Masking, mask_key: MaskKey | None = None
-) -> Rewrite:
-    """The text that runs instead. `anyone` are the masks as if nobody were excused.
+def rewrite(reading: Reading, masking: Masking, filtering: Filtering, mask_key: MaskKey | None = None) -> Rewrite:
+    """The text that runs instead.
 
     Raises NotAnalysableError (`mask.…`, `rows.…`, `rewrite.unverified`) for what cannot be rewritten soundly.
     """
@@ -46,7 +44,7 @@ def rewrite(
         sideways.check_body(hides=masking.any_column() or filtering.any_relation())
     if not reading.references:
         return Rewrite(base)
-    sideways.check_structure(reading, anyone)
+    sideways.check_structure(reading, masking)
     filtering.check(reading)
     masked = [(r, columns) for r in reading.references if (columns := masking.columns(r.relation))]
     conditions = {id(r.var): condition for r in _read(reading) if (condition := filtering.condition(r.relation))}
@@ -91,7 +89,7 @@ class _Keyring:
         self._used: set[Subkey] = set()
         keyed = [(r, c) for r, c in masked if any(map(needs_key, c.values()))]
         sideways.check_keyed(reading, keyed)
-        self._blank = reading.analysis.kind == "ExplainStmt" or sideways.writes(reading.tree)
+        self._blank = reading.analysis.kind == "ExplainStmt" or sideways.writes(reading)
 
     @property
     def keys(self) -> Keys:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from functools import lru_cache
 from typing import Final, Literal
 
-from policy.conditions import When, Window
+from policy.conditions import When
 from policy.detection import NOTHING, Detection
 from policy.detectors import Kinds
 from policy.filters import RowFilter
 from policy.limits import Limits, strictest
 from policy.masks import Mask
 from policy.model import (
+    NOBODY,
     NOTHING_KNOWN,
     Action,
     ApprovalTerms,
@@ -26,6 +27,7 @@ from policy.model import (
     Principal,
     PrincipalKind,
     Reason,
+    Users,
 )
 from policy.patterns import Pattern
 
@@ -38,9 +40,10 @@ _READING: Final = frozenset((Action.SELECT, Action.EXPLAIN, Action.LISTEN, Actio
 
 @dataclass(frozen=True, slots=True)
 class Who:
-    """Principals: each set that is not empty must hold the principal. `users` are subjects or e-mail addresses."""
+    """Principals: each set that is not empty must hold the principal."""
 
-    users: frozenset[str] = frozenset()
+    users: Users = NOBODY
+    issuers: frozenset[str] = frozenset()
     groups: frozenset[str] = frozenset()
     kinds: frozenset[PrincipalKind] = frozenset()
     on_behalf_of: frozenset[str] = frozenset()
@@ -48,7 +51,8 @@ class Who:
     def includes(self, principal: Principal) -> bool:
         """Whether this principal is meant."""
         return (
-            (not self.users or principal.subject in self.users or principal.email in self.users)
+            (not self.users or principal in self.users)
+            and (not self.issuers or principal.issuer in self.issuers)
             and (not self.groups or not self.groups.isdisjoint(principal.groups))
             and (not self.kinds or principal.kind in self.kinds)
             and (not self.on_behalf_of or principal.on_behalf_of in self.on_behalf_of)
@@ -95,6 +99,7 @@ class Rule:
     when: When
     terms: ApprovalTerms | None
     place: tuple[int, int] = (1, 1)
+    columns: tuple[Pattern, ...] = ()  # schema.relation.column; with them the rule is about nothing else
     analysed: bool = False  # lets functions be called by what their bodies do
 
     def concerns(self, principal: Principal, connection: str) -> bool:
@@ -108,19 +113,34 @@ class Rule:
         return self.covers(demand) and self.when.holds(demand, circumstances, self.effect is not Effect.ALLOW)
 
     def covers(self, demand: Demand) -> bool:
-        """Whether the rule is about this demand, whatever its conditions say."""
-        if demand.action not in self.actions or (self.analysed and not demand.functions):
+        """Whether the rule is about this demand as a whole, whatever its conditions say."""
+        if self.columns or demand.action not in self.actions or (self.analysed and not demand.functions):
             return False
         if demand.builtin:
             # What PostgreSQL brings along is touched only by rules that spell its schema out.
             return any(s.names(demand.object) for s in self.selectors)
         return not self.selectors or any(s.matches(demand.object) for s in self.selectors)
 
+    def covers_columns(self, demand: Demand) -> bool:
+        """Whether the rule is about some columns of the relation that is demanded."""
+        name = demand.object
+        if demand.action not in self.actions or name.kind is not ObjectKind.RELATION or name.schema is None:
+            return False
+        # What PostgreSQL brings along is touched only by rules that spell its schema out.
+        own = [p for p in self.columns if not demand.builtin or p.parts[0] == re.escape(name.schema)]
+        return any(pattern.fits_first((name.schema, name.name)) for pattern in own)
+
+    def names_column(self, demand: Demand, column: str) -> bool:
+        """Whether the rule is about this column of it."""
+        return any(p.matches((demand.object.schema or "", demand.object.name, column)) for p in self.columns)
+
     @property
     def describes(self) -> str:
         """What the rule is about, such as `select, explain public.*`."""
         actions = ", ".join(a.value for a in Action if a in self.actions) if len(self.actions) < len(Action) else "*"
-        objects = ", ".join(p.text for s in self.selectors for p in s.patterns) or "anything"
+        objects = (
+            ", ".join(p.text for p in (*(p for s in self.selectors for p in s.patterns), *self.columns)) or "anything"
+        )
         condition = " and ".join(filter(None, (str(self.when), "by what their bodies do" if self.analysed else "")))
         return f"{actions} {objects} ({condition})" if condition else f"{actions} {objects}"
 
@@ -151,7 +171,7 @@ class DetectEntry:
     who: Who | None
     connections: tuple[Pattern, ...]
     exempt_groups: frozenset[str]
-    exempt_users: frozenset[str]
+    exempt_users: Users
     label: str
     place: tuple[int, int] = (1, 1)
 
@@ -164,13 +184,9 @@ class DetectEntry:
         return not is_exempt(principal, self.exempt_groups, self.exempt_users)
 
 
-def is_exempt(principal: Principal, groups: frozenset[str], users: frozenset[str]) -> bool:
+def is_exempt(principal: Principal, groups: frozenset[str], users: Users) -> bool:
     """Whether an `unless` of these groups and users excuses the principal."""
-    return (
-        not groups.isdisjoint(principal.groups)
-        or principal.subject in users
-        or (principal.email is not None and principal.email in users)
-    )
+    return not groups.isdisjoint(principal.groups) or principal in users
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -182,12 +198,17 @@ class Policy:
     rules: tuple[Rule, ...]
     masks: tuple[Mask, ...]
     rows: tuple[tuple[RowFilter, Who | None], ...] = ()
-    windows: tuple[Window, ...] = ()  # of all rules' conditions
     thresholds: tuple[int, ...] = ()  # the numbers of rows that conditions name, in order
+    conditions: tuple[When, ...] = ()  # those of all rules that ask about time or session
     limits: tuple[LimitEntry, ...] = ()
     auditors: tuple[Who, ...] = ()  # who may read the audit through the gateway
     operators: tuple[Who, ...] = ()  # who may see and end everybody's sessions
     detect: tuple[DetectEntry, ...] = ()
+
+    @property
+    def by_column(self) -> bool:
+        """Whether any rule is about columns."""
+        return any(rule.columns for rule in self.rules)
 
     def limits_of(self, principal: Principal, connection: str) -> Limits:
         """The strictest of all limits that are about this principal on this connection."""
@@ -213,9 +234,9 @@ class Policy:
         kinds = NOTHING.union(*(entry.kinds for entry in entries))
         return Detection(kinds, tuple(sorted(entry.label for entry in entries)))
 
-    def moment(self, now: datetime) -> tuple[bool, ...]:
-        """What of a moment this policy's verdicts depend on: decisions of equal ones are equal."""
-        return tuple([window.holds(now) for window in self.windows])
+    def standing(self, circumstances: Circumstances) -> tuple[bool | None, ...]:
+        """What of time and session this policy's verdicts depend on: decisions of equal ones are equal."""
+        return tuple([answer for when in self.conditions for answer in when.standing(circumstances)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,12 +270,12 @@ def judge(
     circumstances: Circumstances = NOTHING_KNOWN,
 ) -> Judgement:
     """The strictest over all demands; none is an allow."""
-    rules = [rule for rule in policy.rules if rule.concerns(principal, connection)]
+    rules, counting = _concerned(policy, principal, connection)
     effect, reasons, terms, opened, trusts = Effect.ALLOW, [], [], [], False
-    counting = [rule for rule in rules if rule.when.counts_rows]
     for demand in demands:
-        matching = [rule for rule in rules if rule.matches(demand, circumstances)]
-        reason = _reason(principal, rules, matching, demand)
+        whole = [rule for rule in rules if rule.matches(demand, circumstances)]
+        ruled = _ruled(rules, whole, demand, circumstances)
+        matching, reason = ruled.matching, _reason(principal, rules, ruled, demand)
         reasons.append(reason)
         effect = max(effect, reason.effect)
         if demand.functions and matching and reason.effect is not Effect.DENY:
@@ -264,21 +285,71 @@ def judge(
         if reason.effect is Effect.APPROVE:
             terms += [rule.terms for rule in matching if rule.terms is not None]
     unique = sorted(dict.fromkeys(terms), key=lambda t: t.rule)
-    counts = any(rule.covers(demand) for rule in counting for demand in demands)
+    counts = any(rule.covers(demand) or rule.covers_columns(demand) for rule in counting for demand in demands)
     return Judgement(effect, tuple(reasons), tuple(unique), counts, tuple(opened), trusts)
 
 
-def _reason(principal: Principal, rules: list[Rule], matching: list[Rule], demand: Demand) -> Reason:
+@lru_cache(maxsize=1024)
+def _concerned(policy: Policy, principal: Principal, connection: str) -> tuple[list[Rule], list[Rule]]:
+    """The rules about this principal on this connection, and those of them that ask how many rows change."""
+    rules = [rule for rule in policy.rules if rule.concerns(principal, connection)]
+    return rules, [rule for rule in rules if rule.when.counts_rows]
+
+
+@dataclass(frozen=True, slots=True)
+class _Ruled:
+    """The rules that decide a demand; where columns are told apart, about which one, and which could be had."""
+
+    matching: list[Rule]
+    column: str | None = None
+    open: tuple[str, ...] = ()
+
+
+def _ruled(rules: list[Rule], whole: list[Rule], demand: Demand, circumstances: Circumstances) -> _Ruled:
+    """The rules that decide: `whole`, which match the relation as such, and those about the columns it touches.
+
+    Of several columns the one with the strictest decides; what wants approval of any is there for all.
+    """
+    narrow = [
+        rule
+        for rule in rules
+        if rule.columns
+        and rule.covers_columns(demand)
+        and rule.when.holds(demand, circumstances, rule.effect is not Effect.ALLOW)
+    ]
+    if not narrow:
+        return _Ruled(whole)
+    if demand.columns is None:
+        # It may touch any: nothing that is allowed for some of them suffices.
+        return _Ruled([*whole, *(rule for rule in narrow if rule.effect is not Effect.ALLOW)])
+    if not demand.columns.names:
+        return _Ruled([*whole, *(rule for rule in narrow if rule.effect is Effect.ALLOW)])
+    about = {
+        column: [*whole, *(rule for rule in narrow if rule.names_column(demand, column))]
+        for column in sorted(demand.columns.names)
+    }
+    worst = max(about, key=lambda column: _effect(about[column]))  # the first of equals
+    if _effect(about[worst]) is Effect.APPROVE:
+        return _Ruled(list(dict.fromkeys(rule for some in about.values() for rule in some)), worst)
+    return _Ruled(about[worst], worst, tuple(c for c, some in about.items() if _effect(some) is not Effect.DENY))
+
+
+def _effect(matching: Iterable[Rule]) -> Effect:
+    return max((rule.effect for rule in matching), default=Effect.DENY)
+
+
+def _reason(principal: Principal, rules: list[Rule], ruled: _Ruled, demand: Demand) -> Reason:
+    matching, column = ruled.matching, ruled.column
     if not matching:
-        if demand.builtin:
+        if demand.builtin and column is None:
             rule = _BUILTIN_FUNCTIONS if demand.action is Action.CALL else _BUILTIN_CATALOG
             return Reason(Effect.ALLOW, "builtin", f"`{demand}` is harmless", rule=rule, demand=demand)
         return Reason(
             Effect.DENY,
             "rule.none",
-            f"no rule lets `{principal.subject}` {_spoken(demand)}",
+            f"no rule lets `{principal.subject}` {_spoken(demand, column)}",
             demand=demand,
-            cure=_cure(rules, demand),
+            cure=_without_column(ruled, demand) + _cure(rules, demand),
             location=demand.location or None,
         )
     # The strictest; a rule that trusts a function before one that asks for its body; among equals the name
@@ -288,10 +359,11 @@ def _reason(principal: Principal, rules: list[Rule], matching: list[Rule], deman
     cure = {
         Effect.ALLOW: None,
         Effect.APPROVE: None,
-        Effect.DENY: f"Whoever may change the rule `{deciding.name}` can allow it.",
+        Effect.DENY: f"{_without_column(ruled, demand)}Whoever may change the rule `{deciding.name}` can allow it.",
     }
     who = f"`{principal.subject}`"
-    verb = _spoken(demand) if deciding.effect is not Effect.APPROVE else f"may {_spoken(demand)}"
+    spoken = _spoken(demand, column if deciding.columns else None)
+    verb = spoken if deciding.effect is not Effect.APPROVE else f"may {spoken}"
     how = " by what it does" if deciding.analysed else ""
     return Reason(
         deciding.effect,
@@ -304,8 +376,20 @@ def _reason(principal: Principal, rules: list[Rule], matching: list[Rule], deman
     )
 
 
-def _spoken(demand: Demand) -> str:
+def _without_column(ruled: _Ruled, demand: Demand) -> str:
+    """What to write instead where a column is not to be had and others are."""
+    if ruled.column is None or demand.columns is None or not ruled.open:
+        return ""
+    if demand.columns.whole:
+        return f"Name the columns that you need, of {', '.join(ruled.open)}. "
+    return f"Leave `{ruled.column}` out, also as a name of something else. "
+
+
+def _spoken(demand: Demand, column: str | None = None) -> str:
     every = "" if demand.bounded else " without saying which rows"
+    if column is not None and demand.columns is not None:
+        stands = f", which {demand.columns.whole} stands for" if demand.columns.whole else ""
+        return f"{demand.action.value} `{demand.object}.{column}`{stands}{every}"
     behind = f", which {demand.via} needs" if demand.via else ""
     return f"{demand.action.value} `{demand.object}`{every}{behind}"
 
@@ -320,4 +404,4 @@ def _cure(rules: Iterable[Rule], demand: Demand) -> str:
         f"{rule.describes}{' (with approval)' if rule.effect is Effect.APPROVE else ''}"
         for rule in open_rules[:_CURE_RULES]
     )
-    return f"The rules for this principal are about: {could}."
+    return f"The rules for this principal are about: {could}. Whoever keeps the policy can add one."

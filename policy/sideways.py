@@ -36,13 +36,14 @@ _DETACHES: Final = frozenset(("AT_DetachPartition", "AT_DropInherit", "AT_DropOf
 _ROW_NAMES: Final = frozenset(("old", "new", "excluded"))
 
 
-def check_structure(reading: Reading, anyone: Masking) -> None:
+def check_structure(reading: Reading, masking: Masking) -> None:
     """Refuse what would take a masked relation out of reach of the patterns that mask it.
 
     Raises NotAnalysableError `mask.rename`.
     """
     if not moves(reading):
         return
+    anyone = masking.excusing_nobody()
     for reference in reading.references:
         if anyone.columns(reference.relation):
             raise NotAnalysableError(
@@ -79,7 +80,7 @@ def check(reading: Reading, masked: Sequence[tuple[Reference, Masked]]) -> None:
     """Refuse what masks by rewriting cannot answer for. Raises NotAnalysableError `mask.…`."""
     if not masked:
         return
-    tree = Tree(reading.tree)
+    tree = reading.mentions
     for reference, columns in masked:
         if reference.sampled:
             raise _refused(
@@ -115,10 +116,9 @@ def check_keyed(reading: Reading, keyed: Sequence[tuple[Reference, Masked]]) -> 
             "EXPLAIN ANALYZE would show how its pseudonyms are made",
             cure="Use EXPLAIN without ANALYZE.",
         )
-    if writes(reading.tree):
-        tree = Tree(reading.tree)
+    if writes(reading):
         for reference, columns in sources:
-            _check_stored(tree, reference, columns)
+            _check_stored(reading.mentions, reference, columns)
 
 
 def could_meet_masks(reading: Reading, anyone: Masking) -> bool:
@@ -149,9 +149,9 @@ def is_analyzed(tree: Node) -> bool:
     return is_on(options(tree["ExplainStmt"]).get("analyze", {"Boolean": {}}))
 
 
-def writes(tree: Node) -> bool:
+def writes(reading: Reading) -> bool:
     """Whether the statement holds an INSERT, UPDATE, DELETE or MERGE."""
-    return any(not _WRITES.isdisjoint(node) for node in nodes(tree))
+    return not _WRITES.isdisjoint(reading.mentions.tags)
 
 
 def is_countable(reading: Reading) -> bool:
@@ -164,12 +164,12 @@ def is_streamed(reading: Reading) -> bool:
     """Whether the statement's rows will pass the gateway one by one, and nothing is written: it can be stopped."""
     kind, effects = reading.analysis.kind, reading.analysis.effects
     reads = kind in ("SelectStmt", "DeclareCursorStmt") or effects.copy_out
-    return reads and not effects.writes and not writes(reading.tree)
+    return reads and not effects.writes and not writes(reading)
 
 
 def is_plan(reading: Reading) -> bool:
     """Whether the statement only asks how a read would run."""
-    return reading.analysis.kind == "ExplainStmt" and not is_analyzed(reading.tree) and not writes(reading.tree)
+    return reading.analysis.kind == "ExplainStmt" and not is_analyzed(reading.tree) and not writes(reading)
 
 
 def _check_write(tree: Tree, reference: Reference, columns: Masked) -> None:

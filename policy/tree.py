@@ -13,22 +13,49 @@ class Tree:
 
     def __init__(self, tree: Node) -> None:
         self.tree = tree
-        self.words = frozenset(_words(tree))
+        self.words: set[str] = set()  # that could be a name: all strings but constants
         self.tags: set[str] = set()
         # Column references by their first word; by their first two, where there are more, with the place.
         self.columns: dict[str, set[tuple[str, ...]]] = {}
         self.qualified: dict[tuple[str, str], int | None] = {}
-        for node in nodes(tree):
-            self.tags.update(node)
-            if "ColumnRef" not in node:
-                continue
-            fields = node["ColumnRef"]["fields"]
-            words = tuple(field["String"]["sval"] for field in fields if "String" in field)  # a star ends one early
-            if words:
-                self.columns.setdefault(words[0], set()).add(words)
-            if len(fields) > 2 and len(words) > 1:
-                self.qualified.setdefault((words[0], words[1]), node["ColumnRef"].get("location"))
+        # The words before each star of a column list; whether one opens a row (`(x).*`); whether a join makes rows of
+        # its own: by a name, or by comparing all columns of equal names.
+        self.stars: set[tuple[str, ...]] = set()
+        self.holds_row_star = False
+        self.joins_rows = False
+        todo: list[Any] = [tree]
+        while todo:
+            one = todo.pop()
+            if isinstance(one, dict):
+                self.tags.update(one)
+                if "ColumnRef" in one:
+                    self._note_column(one["ColumnRef"])
+                elif "A_Indirection" in one:
+                    steps = one["A_Indirection"]["indirection"]
+                    self.holds_row_star = self.holds_row_star or any("A_Star" in step for step in steps)
+                elif "JoinExpr" in one:
+                    join = one["JoinExpr"]
+                    self.joins_rows = self.joins_rows or "alias" in join or "isNatural" in join
+                for key, value in one.items():
+                    if isinstance(value, str):
+                        self.words.add(value)
+                    elif key != "A_Const" and isinstance(value, (dict, list)):
+                        todo.append(value)
+            elif isinstance(one, list):
+                todo.extend(one)
+            elif isinstance(one, str):
+                self.words.add(one)
         self.holds_star = "A_Star" in self.tags
+
+    def _note_column(self, body: Node) -> None:
+        fields = body["fields"]
+        words = tuple([field["String"]["sval"] for field in fields if "String" in field])  # a star ends one early
+        if words:
+            self.columns.setdefault(words[0], set()).add(words)
+        if "A_Star" in fields[-1]:
+            self.stars.add(words)
+        if len(fields) > 2 and len(words) > 1:
+            self.qualified.setdefault((words[0], words[1]), body.get("location"))
 
 
 def row_name(var: Node) -> str:
@@ -47,16 +74,3 @@ def nodes(value: Any) -> Iterator[Node]:
             todo.extend(one.values())
         elif isinstance(one, list):
             todo.extend(one)
-
-
-def _words(tree: Node) -> Iterator[str]:
-    """Every word of the tree that could be a name: all strings but constants."""
-    todo: list[Any] = [tree]
-    while todo:
-        one = todo.pop()
-        if isinstance(one, str):
-            yield one
-        elif isinstance(one, list):
-            todo.extend(one)
-        elif isinstance(one, dict):
-            todo.extend(value for key, value in one.items() if key != "A_Const")

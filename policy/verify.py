@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any
 
-from policy.parse import Node, NotAnalysableError, statements
-
-_PLACES: Final = frozenset(
-    ("location", "list_start", "list_end", "rexpr_list_start", "rexpr_list_end", "name_location")
-)
+from policy.parse import PLACES, Node, NotAnalysableError, json_without_places
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,66 +19,70 @@ class Replacement:
     alias: Node | None
 
 
-class _DifferentError(Exception):
-    pass
-
-
 def verify(original: Node, sql: bytes, replacements: Mapping[int, Replacement]) -> None:
     """Raise NotAnalysableError `rewrite.unverified` unless `sql` is `original` with these replacements.
 
     `replacements` are by the identity of the RangeVar's node in `original`. Positions do not count.
     """
+    numbers = {select: n for n, select in enumerate({r.select for r in replacements.values()})}
     try:
-        [(_, _, tree)] = statements(sql)
-        _Comparison(replacements).same(original, tree)
-    except (_DifferentError, NotAnalysableError, ValueError, RecursionError):
+        found = json_without_places(sql)
+        # What was generated is compared as the parser's own text, in which no constant looks like a node.
+        for select in sorted(numbers, key=len, reverse=True):
+            found = found.replace(_json(select), json.dumps(_generated(numbers[select])).encode())
+        [statement] = json.loads(found)["stmts"]
+        # Each field has one type in the grammar, so that no 1 can stand for a true.
+        same = _Expected(replacements, numbers).tree(original) == statement.get("stmt")
+    except (NotAnalysableError, ValueError, RecursionError):
+        same = False
+    if not same:
         raise NotAnalysableError(
             "rewrite.unverified",
             "the masked form of the statement cannot be proved to mean the same",
             cure="Write it in a simpler way, with an alias for each relation.",
-        ) from None
+        )
 
 
-class _Comparison:
-    def __init__(self, replacements: Mapping[int, Replacement]) -> None:
+class _Expected:
+    """The tree that a rewrite must have, made from the original's; without positions."""
+
+    def __init__(self, replacements: Mapping[int, Replacement], numbers: Mapping[str, int]) -> None:
         self._replacements = replacements
+        self._numbers = numbers
 
-    def same(self, one: Any, two: Any) -> None:
-        if isinstance(one, dict):
-            if not isinstance(two, dict):
-                raise _DifferentError
-            self._same_node(one, two)
-        elif isinstance(one, list):
-            if not isinstance(two, list) or len(one) != len(two):
-                raise _DifferentError
-            for left, right in zip(one, two, strict=True):
-                self.same(left, right)
-        elif one != two or type(one) is not type(two):
-            raise _DifferentError
+    def tree(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return self._node(value)
+        if isinstance(value, list):
+            return [self.tree(item) for item in value]
+        return value
 
-    def _same_node(self, one: Node, two: Node) -> None:
-        var = one.get("RangeVar")
+    def _node(self, node: Node) -> Node:
+        var = node.get("RangeVar")
         if var is not None and (replacement := self._replacements.get(id(var))):
-            subquery = {"RangeSubselect": {"subquery": _parsed(replacement.select), "alias": replacement.alias}}
-            self._same_fields(subquery, two)
-            return
-        relation = one.get("relation")
+            query = _generated(self._numbers[replacement.select])
+            return {"RangeSubselect": {"subquery": query, "alias": self.tree(replacement.alias)}}
+        relation = node.get("relation")
         if isinstance(relation, dict) and (replacement := self._replacements.get(id(relation))):
-            copy = {k: v for k, v in one.items() if k not in ("relation", "attlist")}
-            self._same_fields(copy | {"query": _parsed(replacement.select)}, two)
-            return
-        self._same_fields(one, two)
+            kept = {key: value for key, value in node.items() if key not in ("relation", "attlist")}
+            return self._fields(kept) | {"query": _generated(self._numbers[replacement.select])}
+        return self._fields(node)
 
-    def _same_fields(self, one: Node, two: Node) -> None:
-        if one.keys() - _PLACES != two.keys() - _PLACES:
-            raise _DifferentError
-        for key, value in one.items():
-            if key not in _PLACES:
-                self.same(value, two[key])
+    def _fields(self, node: Node) -> Node:
+        return {
+            key: self.tree(value) if isinstance(value, (dict, list)) else value
+            for key, value in node.items()
+            if key not in PLACES
+        }
+
+
+def _generated(number: int) -> Node:
+    """What stands for a generated subquery in both trees; the grammar knows no such node."""
+    return {"Generated": number}
 
 
 @lru_cache(maxsize=256)
-def _parsed(select: str) -> Node:
-    """The tree of a generated subquery; the same few come back with every statement."""
-    [(_, _, tree)] = statements(select.encode())
-    return tree
+def _json(select: str) -> bytes:
+    """The parser's text of a generated subquery's node; the same few come back with every statement."""
+    whole = json_without_places(select.encode())
+    return whole.partition(b'"stmts":[{"stmt":')[2].removesuffix(b"}]}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,15 +9,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import click
-import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from gateway import catalog as reader
-from gateway.errors import ConfigurationError, UpstreamUnavailableError
+from gateway.errors import ConfigurationError
 from gateway.model import Connection
 from gateway.policies import read_policy
-from gateway.upstream import UpstreamError, UpstreamLostError
 from policy.cases import Case, CasesFile, Difference, read_cases, run_case
 from policy.catalog import Catalog
 from policy.check import Severity
@@ -27,15 +23,19 @@ from policy.document import DocumentError
 from policy.engine import decide
 from policy.load import Policy, policy_schema
 from policy.model import Circumstances, Decision, Effect, Facts, Principal, PrincipalKind
+from server import policy_diff
 from server.arguments import CONFIG
 from server.config import Config, load_config
 from server.lineage import LineageUnknownError, lineage
-from wire.upstream import Factory
+from server.live_catalog import facts_of
 
 
 @click.group()
 def policy() -> None:
     """Check the policy, and ask it what it would say."""
+
+
+policy.add_command(policy_diff.diff)
 
 
 @policy.command()
@@ -53,7 +53,7 @@ def check(context: click.Context, file: Path | None, config_path: Path) -> None:
     loaded, _ = read_policy(config.policy_path)
     worst = 0
     for connection in config.connections:
-        worst = max(worst, _report(connection.name, loaded, _facts_of(connection).catalog, config))
+        worst = max(worst, _report(connection.name, loaded, facts_of(connection).catalog, config))
     context.exit(worst)
 
 
@@ -98,7 +98,7 @@ def explain(
     kind = PrincipalKind.AGENT if agent else PrincipalKind.HUMAN
     principal = Principal(subject, "", kind, frozenset(groups))
     circumstances = Circumstances(rows, datetime.now(UTC), door)
-    facts = replace(_facts_of(_named(config, connection)), mask_key=config.mask_key, circumstances=circumstances)
+    facts = replace(facts_of(_named(config, connection)), mask_key=config.mask_key, circumstances=circumstances)
     decision = decide(loaded, principal, facts, sql.encode())
     _show(decision)
     if decision.analysis is not None:
@@ -117,7 +117,7 @@ def test(context: click.Context, path: Path, config_path: Path, connection: str 
     and each difference is shown. 2: something is unreadable, with file, line and column.
     """
     config = load_config(config_path)
-    facts = replace(_facts_of(_named(config, connection)), mask_key=config.mask_key)
+    facts = replace(facts_of(_named(config, connection)), mask_key=config.mask_key)
     files = sorted(path.glob("*.yaml")) if path.is_dir() else [path]
     if not files:
         raise ConfigurationError(f"`{path}` holds no cases", cure="Put files named `*.yaml` into it.")
@@ -168,27 +168,6 @@ def _named(config: Config, name: str | None) -> Connection:
         known = ", ".join(f"`{n}`" for n in sorted(by_name))
         raise ConfigurationError(f"there is no connection `{name}`", cure=f"The configured connections: {known}.")
     return by_name[name]
-
-
-async def _facts(connection: Connection) -> Facts:
-    """The connection's catalog and search path, as a session would find them."""
-    try:
-        upstream = await Factory().connect(connection, application_name="countersign/policy")
-        try:
-            path = await reader.search_path(upstream)
-            return Facts(connection.name, await reader.load(upstream), path)
-        finally:
-            await upstream.disconnect()
-    except (UpstreamError, UpstreamLostError) as error:
-        raise UpstreamUnavailableError(
-            f"the database behind `{connection.name}` cannot be used: {error}",
-            cure="Check that it is up and that the gateway's own credential is right.",
-        ) from None
-
-
-def _facts_of(connection: Connection) -> Facts:
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_facts(connection))
 
 
 def _show(decision: Decision) -> None:

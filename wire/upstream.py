@@ -185,17 +185,31 @@ class UpstreamSession(asyncio.Protocol):
                 page = await self._page(frozenset((backend.ReadyForQuery,)))
         return [tuple(None if v is None else v.decode() for v in row) for row in page.rows]
 
-    async def describe(self, sql: str) -> tuple[ResultColumn, ...]:
-        """The result columns of a statement, by Parse and Describe, without running it."""
+    async def describe(self, texts: Sequence[str]) -> list[tuple[ResultColumn, ...] | UpstreamError]:
+        """The result columns of each statement, by Parse and Describe, without running any; see the port."""
+        # Each has a Sync of its own, so that its error is its own; but a client's batch must not be ended.
+        end = frontend.Flush() if self.batch_open else frontend.Sync()
+        last = frozenset((backend.CloseComplete if self.batch_open else backend.ReadyForQuery,))
+        found: list[tuple[ResultColumn, ...] | UpstreamError] = []
         async with self._owning():
-            self._send(
-                frontend.Parse(RESERVED_NAME, sql.encode()),
-                frontend.Describe(b"S", RESERVED_NAME),
-                frontend.Close(b"S", RESERVED_NAME),
-                frontend.Flush() if self.batch_open else frontend.Sync(),
-            )
-            last = backend.CloseComplete if self.batch_open else backend.ReadyForQuery
-            return (await self._page(frozenset((last,)))).columns
+            for text in texts:
+                self._send(
+                    frontend.Parse(RESERVED_NAME, text.encode()),
+                    frontend.Describe(b"S", RESERVED_NAME),
+                    frontend.Close(b"S", RESERVED_NAME),
+                    end,
+                )
+            for _ in texts:
+                try:
+                    found.append((await self._page(last)).columns)
+                except UpstreamError as error:
+                    if self.batch_open:
+                        raise  # the server skips all that follows, up to the client's Sync
+                    found.append(error)
+            for columns in found:
+                if isinstance(columns, UpstreamError) and self.transaction_status == "E":
+                    raise columns
+        return found
 
     async def open(self, sql: bytes, parameters: Sequence[bytes | None], max_rows: int) -> Page:
         """Run a granted statement through the unnamed portal; see the port."""

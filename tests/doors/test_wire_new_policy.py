@@ -98,3 +98,18 @@ def test_in_a_failed_transaction_it_fails_as_it_would_have(stack: Stack) -> None
         assert [code for code, _ in errors(client.cycle(Bind("", "s"), Execute(""), Sync()))] == ["25P02"]
         client.cycle(Query(b"ROLLBACK"))
         assert values(client.cycle(Bind("", "s"), Execute(""), Sync())) == [(b"[redacted]",)]
+
+
+def test_rules_about_the_session_hold_for_the_session_that_it_is(stack: Stack) -> None:
+    denials = (
+        'rules:\n  - {name: not-psql, effect: deny, actions: [select], when: {clients: ["psql*"]}}\n'
+        "  - {name: not-here, effect: deny, actions: [select], relations: [public.orders],"
+        ' when: {networks: [127.0.0.0/8, "::1"], session_at_most: 1h}}\n'
+    )
+    change(stack, stack.demo.config.policy_path.read_text(encoding="utf-8").replace("rules:\n", denials, 1))
+    refused = stack.psql("devin", "SELECT id FROM tickets LIMIT 1")
+    assert "the rule `not-psql` does not let `devin` select `public.tickets`" in refused.stderr
+    with psycopg.connect(stack.wire_dsn("devin"), application_name="other", autocommit=True) as connection:
+        assert connection.execute("SELECT 1 FROM tickets LIMIT 1").fetchall() == [(1,)]
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="not-here"):
+            connection.execute("SELECT id FROM orders LIMIT 1")

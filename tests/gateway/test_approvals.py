@@ -442,7 +442,7 @@ async def test_what_waited_on_a_connection_of_a_process_that_died_is_over_at_the
     await desk.recorder.record(Draft(Kind.SESSION_OPENED, session.id, "devin", "shop", opened))
     waits, stays = [], await desk.ask(who=person("cursor", kind=PrincipalKind.AGENT))  # at the MCP door
     for _ in range(2):
-        item, pending = desk.approvals.request_item(Statement(session, SQL), decision_of(TERMS), CATALOG, "st-1")
+        item, pending = desk.approvals.request_item(Statement(session, SQL), decision_of(TERMS), CATALOG, "st-1", {})
         await desk.recorder.record(item)
         waits.append(pending)
     if voted:

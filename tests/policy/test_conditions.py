@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime, time
+from datetime import UTC, datetime, time, timedelta
+from ipaddress import ip_network
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -12,9 +13,11 @@ from hypothesis import strategies as st
 
 from policy.check import check
 from policy.conditions import When, Window, implies
+from policy.document import DocumentError
 from policy.engine import decide
 from policy.load import load_policy
 from policy.model import Action, Circumstances, Decision, Demand, Effect, ObjectKind, ObjectName
+from policy.patterns import parse_pattern
 from tests.policy.sample import PRINCIPALS, facts
 
 DEMAND = Demand(Action.UPDATE, ObjectName(ObjectKind.RELATION, "public", "tickets"))
@@ -51,6 +54,10 @@ LEAVES = st.builds(
     rows_over=st.none() | st.integers(0, 5),
     window=st.none() | st.sampled_from([OFFICE, NIGHT]),
     doors=st.sampled_from([frozenset(), frozenset(("mcp",)), frozenset(("mcp", "wire"))]),
+    networks=st.sampled_from([(), (ip_network("10.0.0.0/8"),)]),
+    clients=st.sampled_from([(), (parse_pattern("psql*", 1, "client"),)]),
+    age_at_most=st.none() | st.integers(0, 3).map(lambda hours: timedelta(hours=hours)),
+    age_over=st.none() | st.integers(0, 3).map(lambda hours: timedelta(hours=hours)),
 )
 WHENS = st.builds(lambda leaf, inner: replace(leaf, any_of=tuple(inner)), LEAVES, st.lists(LEAVES, max_size=2))
 KNOWN = st.builds(
@@ -58,10 +65,13 @@ KNOWN = st.builds(
     rows=st.integers(0, 6),
     now=st.datetimes(datetime(2026, 1, 1), datetime(2026, 12, 31), timezones=st.just(UTC)),
     door=st.sampled_from(["mcp", "wire"]),
+    address=st.sampled_from(["10.1.2.3", "::ffff:10.1.2.3", "192.0.2.1", "fd00::1%eth0"]),
+    client=st.sampled_from(["psql", "psql 18", "x"]),
+    age=st.integers(0, 4).map(lambda hours: timedelta(hours=hours)),
 )
 
 
-@given(WHENS, KNOWN, st.sets(st.sampled_from(["rows", "now", "door"])), st.booleans())
+@given(WHENS, KNOWN, st.sets(st.sampled_from(["rows", "now", "door", "address", "client", "age"])), st.booleans())
 def test_to_know_less_is_never_laxer(when: When, known: Circumstances, forgotten: set[str], bounded: bool) -> None:
     demand = replace(DEMAND, bounded=bounded)
     less = replace(known, **dict.fromkeys(forgotten))
@@ -197,8 +207,74 @@ rules:
     when: {any_of: [{time: {from: "08:00", to: "18:00"}}, {time: {from: "22:00", to: "23:00", days: [mon]}}]}
 """
     policy = load_policy(rules, "p")
-    hours = {policy.moment(MONDAY.replace(hour=hour)): hour for hour in range(24)}
+    hours = {policy.standing(Circumstances(now=MONDAY.replace(hour=hour))): hour for hour in range(24)}
     assert len(hours) == 3
     for moment, effect in ((MONDAY.replace(hour=9), Effect.ALLOW), (MONDAY.replace(hour=19), Effect.DENY)):
         asked = replace(facts(), circumstances=Circumstances(now=moment))
         assert decide(policy, PRINCIPALS["devin"], asked, b"SELECT id FROM orders").verdict.effect is effect
+
+
+SESSIONS = load_policy(
+    """
+rules:
+  - {name: inside, effect: allow, actions: [select], when: {networks: [10.0.0.0/8, "fd00::/8"], session_at_most: 8h}}
+  - {name: not-psql, effect: deny, actions: [select], relations: [public.tickets], when: {clients: ["psql*"]}}
+  - name: long-sessions-wait
+    effect: approve
+    actions: [select]
+    relations: [public.orders]
+    when: {session_over: 1h}
+    approvers: {groups: [dba]}
+""",
+    "sessions.yaml",
+)
+
+
+@pytest.mark.parametrize(
+    ("relation", "address", "client", "hours", "effect"),
+    [
+        ("orders", "10.1.2.3", "psql", 0, Effect.ALLOW),
+        ("orders", "::ffff:10.1.2.3", "psql", 0, Effect.ALLOW),
+        ("orders", "fd00::1%eth0", "psql", 0, Effect.ALLOW),
+        ("orders", "192.0.2.1", "psql", 0, Effect.DENY),
+        ("orders", "nonsense", "psql", 0, Effect.DENY),
+        ("orders", None, "psql", 0, Effect.DENY),
+        ("orders", "10.1.2.3", "psql", 2, Effect.APPROVE),
+        ("orders", "10.1.2.3", "psql", 9, Effect.APPROVE),
+        ("customers", "10.1.2.3", "psql", 9, Effect.DENY),
+        ("customers", "10.1.2.3", "psql", None, Effect.DENY),
+        ("tickets", "10.1.2.3", "psql", 0, Effect.DENY),
+        ("tickets", "10.1.2.3", "pgcli", 0, Effect.ALLOW),
+        ("tickets", "10.1.2.3", None, 0, Effect.DENY),
+    ],
+)
+def test_facts_of_the_session_decide(
+    relation: str, address: str | None, client: str | None, hours: int | None, effect: Effect
+) -> None:
+    age = None if hours is None else timedelta(hours=hours)
+    known = replace(facts(), circumstances=Circumstances(address=address, client=client, age=age))
+    assert decide(SESSIONS, PRINCIPALS["devin"], known, f"SELECT id FROM {relation}".encode()).verdict.effect is effect
+
+
+def test_sessions_of_the_same_facts_share_decisions_and_others_do_not() -> None:
+    young, old = (Circumstances(address="10.0.0.1", client="x", age=timedelta(hours=h)) for h in (0, 2))
+    assert SESSIONS.standing(young) == SESSIONS.standing(replace(young, age=timedelta(minutes=5)))
+    assert SESSIONS.standing(young) != SESSIONS.standing(old)
+    assert SESSIONS.standing(young) != SESSIONS.standing(replace(young, address=None))
+
+
+def test_check_warns_of_trust_in_what_a_client_calls_itself() -> None:
+    policy = load_policy("rules:\n  - {name: a, effect: allow, actions: [select], when: {clients: [psql]}}\n", "p")
+    [problem] = check(policy)
+    assert "it may call itself anything" in problem.text
+    assert check(SESSIONS) == []
+
+
+@pytest.mark.parametrize(
+    ("when", "text"),
+    [("networks: [10.0.0.1/8]", "`10.0.0.1/8` is no network"), ("clients: [a.b]", "`a.b` is no pattern")],
+)
+def test_conditions_that_cannot_be_read_name_their_place(when: str, text: str) -> None:
+    with pytest.raises(DocumentError, match=text) as error:
+        load_policy(f"rules:\n  - name: a\n    effect: deny\n    actions: [select]\n    when: {{{when}}}\n", "p.yaml")
+    assert str(error.value).startswith("p.yaml:5:")

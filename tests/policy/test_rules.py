@@ -8,11 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from policy.document import DocumentError
+from policy.engine import decide
+from policy.load import load_policy
 from policy.model import Action, Demand, Effect, ObjectKind, ObjectName
 from policy.patterns import PatternError, parse_pattern
 from policy.rules import Policy, judge
 from tests.policy.corpus import policy_of
-from tests.policy.sample import PRINCIPALS
+from tests.policy.sample import PRINCIPALS, facts
 
 POLICY = policy_of("examples/policy.yaml")
 NAMES = st.sampled_from(["customers", "orders", "tickets", "orders_2026_01", "employees", "pg_class", "order_total"])
@@ -90,3 +93,35 @@ def test_patterns_match_part_by_part(pattern: str, name: tuple[str, ...], matche
 def test_a_text_that_is_no_pattern_is_refused(text: str) -> None:
     with pytest.raises(PatternError):
         parse_pattern(text, 2, "schema.name")
+
+
+ELSEWHERE = replace(PRINCIPALS["ada"], issuer="https://other.example")
+
+
+@pytest.mark.parametrize(
+    ("who", "ours", "theirs"),
+    [
+        ("users: [ada]", True, True),
+        ("users: [ada@example.com]", True, True),
+        ("users: [{subject: ada, issuer: 'https://issuer.example'}]", True, False),
+        ("users: [{subject: ada, issuer: 'https://other.example'}, grace]", False, True),
+        ("users: [ada], issuers: ['https://issuer.example']", True, False),
+        ("issuers: ['https://other.example']", False, True),
+    ],
+)
+def test_a_subject_of_another_issuer_is_somebody_else_where_the_policy_says_so(
+    who: str, ours: bool, theirs: bool
+) -> None:
+    rule = f"{{name: a, effect: allow, actions: [select], who: {{{who}}}}}"
+    mask = f"{{columns: [public.customers.card], with: redact, unless: {{{who.partition(', issuers')[0]}}}}}"
+    policy = load_policy(f"rules:\n  - {rule}\n" + (f"masks:\n  - {mask}\n" if "users" in who else ""), "policy.yaml")
+    for principal, meant in ((PRINCIPALS["ada"], ours), (ELSEWHERE, theirs)):
+        verdict = decide(policy, principal, facts(), b"SELECT card FROM customers").verdict
+        assert (verdict.effect is Effect.ALLOW) is meant
+        if verdict.rewrite is not None and "users" in who:
+            assert not verdict.rewrite.masked
+
+
+def test_a_person_needs_both_parts() -> None:
+    with pytest.raises(DocumentError, match="the key `issuer` is missing"):
+        load_policy("rules: [{name: a, effect: deny, actions: [select], who: {users: [{subject: ada}]}}]\n", "p.yaml")
