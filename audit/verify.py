@@ -27,7 +27,7 @@ import tempfile
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from itertools import repeat
 from pathlib import Path
@@ -243,12 +243,18 @@ class _Work:
         pool = ProcessPoolExecutor(self.jobs, mp_context=fresh)
         try:
             inside = (due[bisect_left(due, begin) : bisect_left(due, end)] for begin, end in spans)
-            found = pool.map(_scan_elsewhere, repeat(file.uri), spans, inside)
-            for (begin, end), block in zip(spans, found, strict=True):
+            found: Iterator[Block] = iter(())
+            with contextlib.suppress(BrokenExecutor):
+                found = pool.map(_scan_elsewhere, repeat(file.uri), spans, inside)
+            for begin, end in spans:
+                block: Block | None = None
+                with contextlib.suppress(BrokenExecutor):  # no others can be had, or one was killed
+                    block = next(found, None)
                 # What others saw a moment later is no evidence: a recording may have been shredded, entries moved into
                 # a segment. What is wrong is looked at again, in our own view.
-                doubtful = block.problem is not None or (block.gone and _recorded(file.db, block.gone))
-                yield scan(file.db, begin, end, due, []) if doubtful else block
+                if block is None or block.problem is not None or (block.gone and _recorded(file.db, block.gone)):
+                    block = scan(file.db, begin, end, due, [])
+                yield block
         finally:
             pool.shutdown(cancel_futures=True)
 
