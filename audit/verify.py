@@ -639,8 +639,10 @@ _TOLD = (b"approval.", b"key.", b"recording.shredded", b"segment.sealed")
 
 def _begun(file: _File) -> int | None:
     """The first entry of the segment that ends before the file's own entries."""
-    [first] = file.db.execute("SELECT body ->> '$.segment.first' FROM entries WHERE seq = ?", (file.begin,)).fetchone()
-    return first if isinstance(first, int) else None
+    match _json(file.db.execute("SELECT CAST(body AS BLOB) FROM entries WHERE seq = ?", (file.begin,)).fetchone()[0]):
+        case {"segment": {"first": int(first)}}:
+            return first
+    return None
 
 
 def _misfit(seq: int, time: bytes | None) -> str:
@@ -956,7 +958,9 @@ class _Walk:
             return self._at(note.size, f"{name} over {note.size} entries is not by this audit's key (foreign key)")
         if self._root() != note.root and self.signed >= note.size:
             what = f"{name} over {note.size} entries is of another history than the one before it (a fork)"
-            return self._at(self.segment, f"{what}: the segment from here on is another audit's, or was rewritten")
+            return self._at(
+                self.segment or note.size, f"{what}: the segment from here on is another audit's, or was rewritten"
+            )
         if self._root() != note.root:
             self.bad = self.signed + 1
             return (
