@@ -144,8 +144,11 @@ def roll(
 
 
 def _put(store: Path, segment: Segment, disk: Disk) -> None:
-    """Step 2 and 3. A file that has the name is whole, as it was synced before; its name may not be."""
-    if not segment.path.exists():
+    """Step 2 and 3. A file that has the name is whole, as it was synced before; its name may not be synced yet."""
+    if segment.path.exists():
+        _require_whole(segment.path, segment)
+    else:
+        _require_all(store, segment)
         segments.folder(store).mkdir(mode=0o700, exist_ok=True)
         draft = segment.path.with_name(f".{segment.path.name}.partial")
         try:
@@ -156,8 +159,6 @@ def _put(store: Path, segment: Segment, disk: Disk) -> None:
         finally:
             draft.unlink(missing_ok=True)  # a half one must not take the room that the next statements need
     disk.sync_names(segment.path)
-    # Before anything is let go: the file is looked for, and found to be what was sealed.
-    _require_whole(segment.path, segment)
     with contextlib.closing(sqlite3.connect(f"{segment.path.as_uri()}?mode=rw", uri=True)) as db, db:
         # What was shredded here while it was copied. Later shredding finds the segment by its name.
         db.execute("PRAGMA secure_delete = ON")
@@ -168,9 +169,19 @@ def _put(store: Path, segment: Segment, disk: Disk) -> None:
         )
 
 
+def _require_all(store: Path, segment: Segment) -> None:
+    with contextlib.closing(sqlite3.connect(f"{store.as_uri()}?mode=ro", uri=True)) as db:
+        [first] = db.execute("SELECT min(seq) FROM entries").fetchone()
+    if first != segment.first:
+        raise AuditUnavailable(
+            f"the segment `{segment.path}` was moved before the store had let go of all that is in it;"
+            " put it back until the roll is done"
+        )
+
+
 def _require_whole(path: Path, segment: Segment) -> None:
     try:
-        report = verify(path)
+        report = verify(path, jobs=2)  # a large one in other processes: this one has statements to record
     except Unreadable as error:
         raise AuditUnavailable(f"the segment cannot be read back: {error}; nothing was deleted") from None
     if not report.ok or (report.since, report.entries, report.signed) != (segment.first, segment.last, segment.last):

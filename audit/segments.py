@@ -139,11 +139,12 @@ def _told(path: Path) -> Iterator[None]:
 
 def check_place(store: Path, db: sqlite3.Connection) -> None:
     """Refuse to write into a sealed segment, or a store that is older than its segments. Raises AuditUnavailable."""
+    found = here(store)  # first: another process may be sealing one, and names it after it has said so
     [last] = db.execute("SELECT coalesce(max(last), 0) FROM segments").fetchone()
     [newest] = db.execute("SELECT coalesce(max(seq), 0) FROM entries").fetchone()
     if last and newest <= last:
         raise AuditUnavailable(f"`{store}` is a sealed segment: nothing is written into it any more; name the store")
-    beyond = [one for one in here(store) if one.last > last]
+    beyond = [one for one in found if one.last > last]
     if beyond:
         raise AuditUnavailable(
             f"`{beyond[-1].path}` was sealed after the newest entry of the audit store `{store}`: that was replaced by"

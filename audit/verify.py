@@ -28,7 +28,7 @@ import tempfile
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import repeat
@@ -254,12 +254,18 @@ class _Work:
         pool = ProcessPoolExecutor(self.jobs, mp_context=fresh)
         try:
             inside = (due[bisect_left(due, begin) : bisect_left(due, end)] for begin, end in spans)
-            found = pool.map(_scan_elsewhere, repeat(file.uri), spans, inside)
-            for (begin, end), block in zip(spans, found, strict=True):
+            found: Iterator[Block] = iter(())
+            with contextlib.suppress(BrokenExecutor):
+                found = pool.map(_scan_elsewhere, repeat(file.uri), spans, inside)
+            for begin, end in spans:
+                block: Block | None = None
+                with contextlib.suppress(BrokenExecutor):  # no others can be had, or one was killed
+                    block = next(found, None)
                 # What others saw a moment later is no evidence: a recording may have been shredded, entries moved into
                 # a segment. What is wrong is looked at again, in our own view.
-                doubtful = block.problem is not None or (block.gone and _recorded(file.db, block.gone))
-                yield scan(file.db, begin, end, due, []) if doubtful else block
+                if block is None or block.problem is not None or (block.gone and _recorded(file.db, block.gone)):
+                    block = scan(file.db, begin, end, due, [])
+                yield block
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -694,8 +700,10 @@ _TOLD = (b"approval.", b"key.", b"recording.shredded", b"segment.sealed")
 
 def _begun(file: _File) -> int | None:
     """The first entry of the segment that ends before the file's own entries."""
-    [first] = file.db.execute("SELECT body ->> '$.segment.first' FROM entries WHERE seq = ?", (file.begin,)).fetchone()
-    return first if isinstance(first, int) else None
+    match _json(file.db.execute("SELECT CAST(body AS BLOB) FROM entries WHERE seq = ?", (file.begin,)).fetchone()[0]):
+        case {"segment": {"first": int(first)}}:
+            return first
+    return None
 
 
 def _misfit(seq: int, time: bytes | None) -> str:
@@ -1012,7 +1020,9 @@ class _Walk:
             return self._at(note.size, f"{name} over {note.size} entries is not by this audit's key (foreign key)")
         if self._root() != note.root and self.signed >= note.size:
             what = f"{name} over {note.size} entries is of another history than the one before it (a fork)"
-            return self._at(self.segment, f"{what}: the segment from here on is another audit's, or was rewritten")
+            return self._at(
+                self.segment or note.size, f"{what}: the segment from here on is another audit's, or was rewritten"
+            )
         if self._root() != note.root:
             self.bad = self.signed + 1
             return (

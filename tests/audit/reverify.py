@@ -163,10 +163,9 @@ class Audit:
                 assert digest == told["recording"]["digest"], f"recording {seq} is another"
             elif kind == "recording.shredded":
                 self.shredded.append((told["shredded"]["first"], min(told["shredded"]["last"], seq)))
-        strays = db.execute(
-            "SELECT seq FROM recordings WHERE seq < ? AND seq NOT IN (SELECT seq FROM entries)", (begin,)
-        )
-        assert not [*stored, *strays], f"nobody tells of the recordings {sorted(stored)}"
+        before = db.execute("SELECT seq FROM recordings WHERE seq < (SELECT min(seq) FROM entries)").fetchall()
+        assert not stored, f"nobody tells of the recordings {sorted(stored)}"
+        assert not before, f"the recordings {before} belong to no entry"
 
 
 def check_hash(row: tuple) -> None:

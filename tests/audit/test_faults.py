@@ -209,6 +209,24 @@ def test_a_roll_whose_deletions_fail_is_taken_up(tmp_path: Path) -> None:
         shutil.rmtree(path.parent)
 
 
+def test_a_segment_that_is_moved_before_its_roll_is_done_is_asked_back(tmp_path: Path) -> None:
+    path = tmp_path / "audit.db"
+    with contextlib.closing(Store.open(path)) as store:
+        some(store, 0, 4)
+        segment = store.seal(KEY)
+        assert segment is not None
+        roll(path, lambda: KEY, stopped=lambda: True)
+        store.let_go(segment, 3)
+        segment.path.rename(tmp_path / "away.db")
+        with pytest.raises(AuditUnavailable, match="put it back until the roll is done"):
+            roll(path, lambda: KEY)
+        some(store, 4, 5)
+        assert (verify(path).ok, verify(path).missing) == (True, [(segment.first, segment.last)])
+        (tmp_path / "away.db").rename(segment.path)
+        assert roll(path, lambda: KEY) == segment
+    check(path, {"st-in-test-4outcome"})
+
+
 def test_a_copy_that_is_not_what_was_sealed_deletes_nothing(tmp_path: Path) -> None:
     """A disk that returns other bytes than were written."""
     path = tmp_path / "audit.db"

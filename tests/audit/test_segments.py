@@ -500,6 +500,13 @@ def test_what_is_left_of_a_roll_is_held_to_what_was_sealed(path: Path) -> None:
         assert [found.seq for found in search.search(path, Query(limit=1000))] == list(range(1, 40))
         assert verify(path).ok
         assert reverify(path, VKEY, [])
+    for body in ("x", "[]", '{"segment":{"first":"x"}}', "{}"):
+        with forging(path) as db:
+            [(was,)] = db.execute("SELECT body FROM entries WHERE seq = 39").fetchall()
+            db.execute("UPDATE entries SET body = ? WHERE seq = 39", (body,))
+        assert verify(path).bad_seq == 39
+        with forging(path) as db:
+            db.execute("UPDATE entries SET body = ? WHERE seq = 39", (was,))
     with forging(path) as db:
         db.execute("UPDATE entries SET subject = 'nobody' WHERE seq = 37")
     report = verify(path)
