@@ -122,6 +122,10 @@ def _judged(policy: Policy, principal: Principal, facts: Facts, reading: Reading
     bodies, every = Bodies(facts, reading), list(analysis.demands)
     todo = [(demand, facts.search_path) for demand in judgement.opened]
     refusal: Reason | None = None
+
+    def merged() -> Analysis:
+        return _merged(analysis, [inner.analysis for _, inner in bodies.readings], every)
+
     try:
         while todo and judgement.effect is not Effect.DENY:
             for opened in bodies.open(*todo.pop()):
@@ -129,15 +133,14 @@ def _judged(policy: Policy, principal: Principal, facts: Facts, reading: Reading
                 further = judge(policy, principal, connection, opened.demands, unknown)
                 judgement = judgement.joined(further)
                 todo += [(demand, opened.path) for demand in further.opened]
-        merged = _merged(analysis, [inner.analysis for _, inner in bodies.readings], every)
-        bodies.check_names(moved=judgement.trusts or merged.effects.moves_names)
+        bodies.check_names(moved=judgement.trusts or merged().effects.moves_names)
         if policy.masks or policy.rows:
             bodies.check_shown(Masking(policy, principal, facts.catalog), Filtering(policy, principal, facts))
     except NotAnalysableError as error:
         refusal = error.reason
-        merged = _merged(analysis, [inner.analysis for _, inner in bodies.readings], every)
-    late = replace(merged.effects, late_names=bodies.late is not None)
-    return _Judged(judgement, replace(merged, effects=late), refusal)
+    whole = merged()
+    late = replace(whole.effects, late_names=bodies.late is not None)
+    return _Judged(judgement, replace(whole, effects=late), refusal)
 
 
 def _merged(outer: Analysis, inner: Sequence[Analysis], demands: Sequence[Demand]) -> Analysis:

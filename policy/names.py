@@ -37,6 +37,17 @@ def is_system(relation: Relation) -> bool:
     return relation.oid < FIRST_USER_OID and relation.schema in SYSTEM_SCHEMAS
 
 
+def check_known(relation: Relation, location: int) -> None:
+    """Raise NotAnalysableError for a temporary relation of which nobody can say what happens to it."""
+    if relation.opaque is not None:
+        raise NotAnalysableError(
+            "temporary.refused",
+            f"the temporary relation `{relation.name}` cannot be analysed: {relation.opaque}",
+            cure="DISCARD TEMP, and make a plain temporary table.",
+            location=location,
+        )
+
+
 def nearest(word: str, words: Iterable[str]) -> str | None:
     """The likeliest meant of `words`, or None."""
     found = difflib.get_close_matches(word, list(words), n=1, cutoff=0.75)
@@ -77,13 +88,8 @@ class Names:
             raise self._unsure_name(var["relname"], location)
         else:
             found = self.catalog.resolve(var["relname"], self.path)
-        if found is not None and found.opaque is not None:
-            raise NotAnalysableError(
-                "temporary.refused",
-                f"the temporary relation `{found.name}` cannot be analysed: {found.opaque}",
-                cure="Use a plain temporary table.",
-                location=location,
-            )
+        if found is not None:
+            check_known(found, location)
         return found
 
     def own(self, schema: str, name: str, location: int = 0) -> str:
