@@ -40,10 +40,10 @@ class Found:
 class Query:
     """What to look for; every given part must hold.
 
-    `user` is a subject or e-mail, or the human on whose behalf an agent worked; `group` a group of the
-    session's principal. `since` (inclusive) and `until` (exclusive) are times as entries hold them: see
-    `as_time`. `kind` is an entry's kind. `text` is looked for anywhere in the body, in upper or lower case
-    (ASCII); `words` in what was said, through an index (see `audit.words`). The newest `limit` are found.
+    `user` is a subject or e-mail, or the human on whose behalf an agent worked; `group` a group of the session's
+    principal, `on_behalf_of` the human behind it. `since` (inclusive) and `until` (exclusive) are times as entries
+    hold them: see `as_time`. `kind` is an entry's kind. `text` is looked for anywhere in the body, in upper or lower
+    case (ASCII); `words` in what was said, through an index (see `audit.words`). The newest `limit` are found.
 
     The others are a statement's, and both its entries are found: `action` and `relation` of one and the same
     demand (`delete`, `public.orders`; `*` stands for anything), `column` a column that was masked, `verdict`,
@@ -70,6 +70,7 @@ class Query:
     sqlstate: str | None = None
     duration_ms: float | None = None
     rows: int | None = None
+    on_behalf_of: str | None = None
 
 
 def as_time(text: str, now: datetime) -> str:
@@ -130,6 +131,7 @@ _SESSIONS_OF = (
     " AND o.kind IN ('session.opened', 'session.closed') AND "  # names the partial index
 )
 _GROUP = "EXISTS (SELECT 1 FROM json_each(o.body, '$.principal.groups') g WHERE g.value = ?)"
+_BEHALF = "o.body ->> '$.principal.on_behalf_of' = ?"
 _USER = "? IN (o.body ->> '$.principal.email', o.body ->> '$.principal.on_behalf_of')"
 
 # A statement's two entries, from either of them: p is the one that tells what is asked for.
@@ -152,6 +154,7 @@ def _conditions(db: sqlite3.Connection, query: Query) -> tuple[list[str], list[o
     parts: list[tuple[str, object]] = []
     parts += [("e.kind = ?", query.kind), ("e.connection = ?", query.connection), ("e.session = ?", query.session)]
     parts += [(f"e.session IN ({_SESSIONS_OF}{_GROUP})", query.group)]
+    parts += [(f"e.session IN ({_SESSIONS_OF}{_BEHALF})", query.on_behalf_of)]
     if query.action is not None or query.relation is not None:
         demand = f"{query.action or '*'} {query.relation or '*'}"
         parts.append((_PAIR.format(kind="intent", condition=_DEMAND), demand))
