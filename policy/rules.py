@@ -27,6 +27,9 @@ from policy.model import (
 )
 from policy.patterns import Pattern
 
+RecordingMode = Literal["off", "metadata", "full"]
+RECORDING_MODES: Final[tuple[RecordingMode, ...]] = ("off", "metadata", "full")  # each more than the one before
+
 _BUILTIN_CATALOG: Final = "builtin: catalog-read"
 _BUILTIN_FUNCTIONS: Final = "builtin: harmless-functions"
 _CURE_RULES: Final = 4
@@ -121,18 +124,31 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
-class LimitEntry:
-    """One entry of the file: limits, and whom they are for."""
+class Concern:
+    """Whom an entry of the file is about, and where; nobody named is everybody."""
 
-    limits: Limits
     who: Who | None
     connections: tuple[Pattern, ...]
 
     def concerns(self, principal: Principal, connection: str) -> bool:
-        """Whether the limits are for this principal on this connection."""
+        """Whether it is about this principal on this connection."""
         if self.who is not None and not self.who.includes(principal):
             return False
         return not self.connections or any(p.matches((connection,)) for p in self.connections)
+
+
+@dataclass(frozen=True, slots=True)
+class LimitEntry(Concern):
+    """One entry of the file: limits, and whom they are for."""
+
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class RecordingEntry(Concern):
+    """One entry of the file: how much is recorded of what these principals are sent."""
+
+    mode: RecordingMode
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -146,11 +162,17 @@ class Policy:
     rows: tuple[tuple[RowFilter, Who | None], ...] = ()
     windows: tuple[Window, ...] = ()  # of all rules' conditions
     limits: tuple[LimitEntry, ...] = ()
+    recordings: tuple[RecordingEntry, ...] = ()
     auditors: tuple[Who, ...] = ()  # who may read the audit through the gateway
 
     def limits_of(self, principal: Principal, connection: str) -> Limits:
         """The strictest of all limits that are about this principal on this connection."""
         return strictest(entry.limits for entry in self.limits if entry.concerns(principal, connection))
+
+    def recording_of(self, principal: Principal, connection: str) -> RecordingMode | None:
+        """The most that any entry wants recorded of this principal on this connection; None where none says."""
+        modes = [entry.mode for entry in self.recordings if entry.concerns(principal, connection)]
+        return max(modes, key=RECORDING_MODES.index, default=None)
 
     def moment(self, now: datetime) -> tuple[bool, ...]:
         """What of a moment this policy's verdicts depend on: decisions of equal ones are equal."""
