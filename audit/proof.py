@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from audit.checkpoint import Checkpoint
 from audit.merkle import (
     SIZE,
+    Hashes,
     ProofError,
     check_consistency,
     check_inclusion,
@@ -102,7 +103,7 @@ class Extension:
         return old, new
 
 
-def extend(hashes: Sequence[bytes], old: int, note: str) -> Extension:
+def extend(hashes: Sequence[bytes] | Hashes, old: int, note: str) -> Extension:
     """The proof for the first `old` under a note over exactly these entries (their `hash`). Raises IndexError."""
     return Extension(old, consistency_proof(hashes, old), note)
 
@@ -129,7 +130,7 @@ def carry_on(old: int, peaks: bytes, newer: Sequence[bytes], note: str) -> Exten
     return Extension(old, path[::-1], note)
 
 
-def prove(hashes: Sequence[bytes], seq: int, note: str) -> Proof:
+def prove(hashes: Sequence[bytes] | Hashes, seq: int, note: str) -> Proof:
     """The proof for entry `seq` under a note over exactly these entries (their `hash`, in order). Raises IndexError."""
     return Proof(seq, inclusion_proof(hashes, seq - 1), note)
 

@@ -25,6 +25,7 @@ from gateway.asking import Asking
 from gateway.connections import Connections
 from gateway.deciding import Decider
 from gateway.drafts import (
+    Author,
     denial,
     draft,
     intent_of,
@@ -144,7 +145,7 @@ class Gateway:
         self.policies = policies
         self.connections = connections
         self.sessions = sessions
-        self.instance = instance
+        self._author = Author(instance, policies.digest_key)
         self._decider = Decider(policies, connections)
         self._meter = Meter()
         self._asking = Asking(approvals)
@@ -240,7 +241,7 @@ class Gateway:
         limits = self._limits(statements[0].session) if statements else UNLIMITED
         bounds = self._recorded(statements[0].session) if statements else self._bounds
         return await self._granted(
-            [intent_of(self.instance, *of) for of in zip(ids, statements, decisions, strict=True)],
+            [intent_of(self._author, *of) for of in zip(ids, statements, decisions, strict=True)],
             lambda: [
                 Grant(_MINT, *of, limits=limits, bounds=bounds) for of in zip(ids, statements, decisions, strict=True)
             ],
@@ -253,7 +254,7 @@ class Gateway:
         session = grant.statement.session
         self._note_effects(grant, outcome)
         self.recorder.post(
-            outcome_entry(self.instance, grant, outcome),
+            outcome_entry(self._author, grant, outcome),
             failed=lambda error: self.sessions.end(session, unrecorded(error).text),
         )
 
@@ -301,7 +302,7 @@ class Gateway:
         """A grant for a run that the caller rolls back, whatever comes of it; the intent says so."""
         statement_id = new_statement_id()
         [grant] = await self._granted(
-            [intent_of(self.instance, statement_id, statement, decision, rehearsal=True)],
+            [intent_of(self._author, statement_id, statement, decision, rehearsal=True)],
             lambda: [Grant(_MINT, statement_id, statement, decision)],
         )
         async with self._settled(grant):
@@ -330,7 +331,7 @@ class Gateway:
             raise ApprovalRejectedError("the policy has changed since the approval", cure="Propose it again.")
         statement_id = new_statement_id()
         [grant] = await self._granted(
-            [intent_of(self.instance, statement_id, statement, decision)],
+            [intent_of(self._author, statement_id, statement, decision)],
             lambda: [Grant(_MINT, statement_id, statement, decision)],
         )
         async with self._settled(grant):
@@ -369,7 +370,7 @@ class Gateway:
 
     async def _record_refusal(self, statements: Sequence[Statement], decisions: Sequence[Decision]) -> RefusedError:
         """Write intents and refusals of a batch; returns the error of the first denied one."""
-        entries, error = refusal_entries(self.instance, statements, decisions)
+        entries, error = refusal_entries(self._author, statements, decisions)
         await self.recorder.record(*entries)
         return error
 
@@ -391,9 +392,11 @@ class Gateway:
         except BaseException:
             self._asking.over(session.principal)
             raise
-        request, pending = self.approvals.request_item(statement, decision, catalog, statement_id, evidence)
-        outcome = pending_entry(self.instance, statement_id, session, pending)
-        intent = intent_of(self.instance, statement_id, statement, decision, approval=pending.id)
+        request, pending = self.approvals.request_item(
+            statement, decision, catalog, statement_id, self._author.parameters(statement, decision), evidence
+        )
+        outcome = pending_entry(self._author, statement_id, session, pending)
+        intent = intent_of(self._author, statement_id, statement, decision, approval=pending.id)
         asking = asyncio.ensure_future(self.recorder.record(intent, outcome, request))
         asking.add_done_callback(lambda _: self._asking.over(session.principal))
         if on_pending is None:
@@ -450,7 +453,7 @@ class Gateway:
             [grant] = await self._granted(
                 [
                     self.approvals.consume_item(record, session, statement_id),
-                    intent_of(self.instance, statement_id, statement, decision, approval=record.id),
+                    intent_of(self._author, statement_id, statement, decision, approval=record.id),
                 ],
                 lambda: [Grant(_MINT, statement_id, statement, decision, expected=expected, bounds=bounds)],
             )
@@ -487,7 +490,7 @@ class Gateway:
                 outcome = grant.outcome or Outcome(Status.UNKNOWN, message="the door said nothing of it")
                 self._note_effects(grant, outcome)
                 try:
-                    await asyncio.shield(self.recorder.record(outcome_entry(self.instance, grant, outcome)))
+                    await asyncio.shield(self.recorder.record(outcome_entry(self._author, grant, outcome)))
                 except AuditUnavailableError as error:
                     self.sessions.end(grant.statement.session, unrecorded(error).text)
                     raise unrecorded(error) from None

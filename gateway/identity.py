@@ -1,7 +1,8 @@
 """Who is calling: OIDC access tokens verified against their issuer's keys, narrowed to a Principal.
 
 Sources: RFC 9068 (JWT access tokens), RFC 7519 (claims), RFC 8414 and OpenID Connect Discovery
-(metadata), RFC 8693 section 4.1 (`act`), RFC 9728 and RFC 8707 for what the MCP door adds.
+(metadata), RFC 8693 section 4.1 (`act`), RFC 9728 and RFC 8707 for what the MCP door adds; RFC 9470 section 6
+(`auth_time`, `acr`).
 """
 
 from __future__ import annotations
@@ -53,15 +54,26 @@ class Issuer:
     kind_claim: str = "principal_kind"
     on_behalf_of_claim: str = "on_behalf_of"
 
+    @property
+    def discovery_url(self) -> str:
+        """Where its metadata lies (OpenID Connect Discovery, section 4)."""
+        return f"{self.url.rstrip('/')}/.well-known/openid-configuration"
+
 
 @dataclass(frozen=True, slots=True)
 class VerifiedToken:
-    """A token that passed every check, as values. The token itself is not kept."""
+    """A token that passed every check, as values. The token itself is not kept.
+
+    How and when its person logged in is here and not in the principal: no rule of a policy may depend on it, so that
+    the same person gets the same verdict by an old login and by a new one.
+    """
 
     principal: Principal
     expires: datetime  # aware, UTC
     token_id: str  # `jti`, or a digest where the issuer gives none
     scopes: frozenset[str]
+    auth_time: datetime | None = None  # aware, UTC; None where the issuer does not say it, or says no time of the past
+    acr: str | None = None  # the authentication context class, in the issuer's own words
     claims: Mapping[str, object] = field(repr=False, default_factory=dict)
 
 
@@ -164,8 +176,7 @@ class _Keys:
     async def _fetch(self) -> KeySet:
         url = self._issuer.jwks_url
         if url is None:
-            base = self._issuer.url.rstrip("/")
-            answer = await self._http.get(f"{base}/.well-known/openid-configuration")
+            answer = await self._http.get(self._issuer.discovery_url)
             metadata = answer.raise_for_status().json()
             # OpenID Connect Discovery section 4.3: the document must name the issuer it was asked for.
             if metadata.get("issuer") != self._issuer.url:
@@ -178,6 +189,14 @@ class _Keys:
 def _is_time(value: object) -> TypeGuard[int | float]:
     """Whether a NumericDate (RFC 7519 section 2) can be one: finite, and within the calendar."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _LAST_TIME
+
+
+def _login_time(claims: Mapping[str, Any]) -> datetime | None:
+    """When the person logged in, as far as it can be believed: a time to come would be fresh for ever."""
+    claimed = claims.get("auth_time")
+    if not _is_time(claimed) or claimed > time.time() + _LEEWAY_SECONDS:
+        return None
+    return datetime.fromtimestamp(claimed, UTC)
 
 
 class TokenVerifier:
@@ -213,6 +232,8 @@ class TokenVerifier:
             expires=expires,
             token_id=token_id if isinstance(token_id, str) and token_id else f"exp-{claims['exp']}",
             scopes=frozenset(scope.split() if isinstance(scope, str) else ()),
+            auth_time=_login_time(claims),
+            acr=acr if isinstance(acr := claims.get("acr"), str) and acr else None,
             claims=claims,
         )
 

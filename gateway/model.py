@@ -12,7 +12,18 @@ from audit.recording import Mode
 from policy.catalog import Catalog
 from policy.model import Decision, Principal
 
-__all__ = ["ClientInfo", "Connection", "Door", "Outcome", "Principal", "Session", "SslMode", "Statement", "Status"]
+__all__ = [
+    "ClientInfo",
+    "Connection",
+    "Door",
+    "Outcome",
+    "Principal",
+    "Session",
+    "SslMode",
+    "Statement",
+    "Status",
+    "principal_body",
+]
 
 # Whether writes and migrations that need approval are run and rolled back on the database itself.
 Rehearse = Literal["live", "off"]
@@ -41,6 +52,19 @@ class Connection:
     description: str = ""
     recording: Mode = Mode.METADATA
     rehearse: Rehearse = "live"
+
+
+def principal_body(principal: Principal) -> dict[str, object]:
+    """A principal as the audit writes it down."""
+    body: dict[str, object] = {
+        "subject": principal.subject,
+        "issuer": principal.issuer,
+        "kind": principal.kind.value,
+        "email": principal.email,
+        "groups": sorted(principal.groups),
+        "on_behalf_of": principal.on_behalf_of,
+    }
+    return body | {"human_issuer": principal.human_issuer} if principal.human_issuer else body
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +110,7 @@ class Statement:
     """Exactly one SQL statement with its parameters, as the client sent it.
 
     `text` is the client's bytes (UTF-8). `parameters` are text-format values, None for NULL; where a
-    client sent binary ones they are rendered as `\\x…`.
+    client sent a binary one whose type is not known here it is rendered as `\\x…`.
     """
 
     session: Session

@@ -22,8 +22,9 @@ class PrincipalKind(StrEnum):
 class Principal:
     """A verified identity.
 
-    `subject` and `issuer` together name it (RFC 7519 `sub`, `iss`). `on_behalf_of` is the subject, at
-    the same issuer, of the human for whom an agent's token was issued (RFC 8693 `act`), or None.
+    `subject` and `issuer` together name it (RFC 7519 `sub`, `iss`). `on_behalf_of` is the subject of the human for
+    whom an agent's token was issued (RFC 8693 `act`), or None: at the same issuer, or at `human_issuer` where that is
+    another one, as it is for a client certificate.
     """
 
     subject: str
@@ -33,13 +34,14 @@ class Principal:
     email: str | None = None
     name: str | None = None
     on_behalf_of: str | None = None
+    human_issuer: str | None = None
 
     @property
     def human(self) -> tuple[str, str] | None:
         """The (issuer, subject) of the human behind this principal; None for an agent of nobody."""
         if self.kind is PrincipalKind.HUMAN:
             return (self.issuer, self.subject)
-        return (self.issuer, self.on_behalf_of) if self.on_behalf_of else None
+        return (self.human_issuer or self.issuer, self.on_behalf_of) if self.on_behalf_of else None
 
 
 class Action(StrEnum):
@@ -93,7 +95,8 @@ class Demand:
     `oid` is the object's OID where it exists. `location` is a byte offset into the client's text.
     `builtin` marks a function that the curated lists call harmless: the default policy allows it.
     `bounded` is False for an UPDATE or DELETE that reaches every row. `via` says what makes the statement need
-    it where the text does not name it, such as "the trigger `t` of `public.orders`".
+    it where the text does not name it, such as "the trigger `t` of `public.orders`". `functions` are, for a call of
+    a user function, all overloads that it could mean, by OID.
     """
 
     action: Action
@@ -103,6 +106,7 @@ class Demand:
     builtin: bool = False
     bounded: bool = True
     via: str | None = None
+    functions: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.action.value} {self.object}"
@@ -133,6 +137,8 @@ class Effects:
     closes: str | None = None  # CLOSE name; "" for ALL
     copy_in: bool = False
     copy_out: bool = False
+    moves_names: bool = False  # may change the search path while it runs
+    late_names: bool = False  # reads names while it runs: a function's body that is text
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,16 +187,39 @@ class Reason:
 
 
 @dataclass(frozen=True, slots=True)
+class Approver:
+    """One person by name. Without an issuer it is a subject at the issuer of whoever asks."""
+
+    subject: str
+    issuer: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.subject} of {self.issuer}" if self.issuer else self.subject
+
+
+@dataclass(frozen=True, slots=True)
 class ApprovalTerms:
-    """What an `approve` rule asks for: any of these groups, this many distinct humans, within this time."""
+    """What an `approve` rule asks for: any of these groups, this many distinct humans, within this time.
+
+    One human of `break_glass` or `break_glass_users` may decide alone, in an emergency. A yes needs a login that is
+    no older than `fresh`, and of one of the classes `acr`; where they say nothing, any login does.
+    """
 
     groups: frozenset[str]
     quorum: int
     expires: timedelta
     rule: str
-    users: frozenset[str] = frozenset()
+    users: frozenset[Approver] = frozenset()
     owner_may_approve: bool = False
-    break_glass: frozenset[str] = frozenset()  # groups of which one human may decide alone, in an emergency
+    break_glass: frozenset[str] = frozenset()
+    break_glass_users: frozenset[Approver] = frozenset()
+    fresh: timedelta | None = None
+    acr: frozenset[str] = frozenset()
+
+    @property
+    def names(self) -> list[str]:
+        """The approvers, groups first."""
+        return [*sorted(self.groups), *sorted(map(str, self.users))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +307,9 @@ class Decision:
 
     `counts` says that the verdict depends on how many rows the statement changes, and that its command tag
     will tell: whoever runs it decides again with an estimate before and with the count after.
+
+    `conceals` says that its parameters may be values that are masked for somebody: then they are recorded as
+    digests, whoever runs it.
     """
 
     verdict: Verdict
@@ -285,6 +317,7 @@ class Decision:
     policy: str  # the policy's hash
     catalog: str  # the catalog's epoch
     counts: bool = False
+    conceals: bool = False
 
 
 @dataclass(frozen=True, slots=True)

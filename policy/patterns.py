@@ -46,6 +46,11 @@ class Pattern:
         return self.text == "*"
 
 
+def wildcard(text: str) -> re.Pattern[str]:
+    """A name that is no object's, and so has no parts: `*` stands for any run of characters, dots among them."""
+    return re.compile(_starred(text), re.DOTALL)
+
+
 def parse_pattern(text: str, parts: int, form: str) -> Pattern:
     """Read a pattern that must have this many parts. Raises PatternError; `form` shows how one looks."""
     if text == "*":
@@ -84,4 +89,8 @@ def _parts(text: str) -> list[tuple[str, bool]] | None:
 
 
 def _expression(word: str, quoted: bool) -> str:
-    return re.escape(word) if quoted else ".*".join(map(re.escape, word.split("*")))
+    return re.escape(word) if quoted else _starred(word)
+
+
+def _starred(word: str) -> str:
+    return ".*".join(map(re.escape, word.split("*")))

@@ -19,22 +19,26 @@ from audit.store import AuditUnavailable, Store
 from audit.writer import Writer
 from gateway.admission import Gateway
 from gateway.approvals import Approvals
+from gateway.certificates import CertificatePrincipals, CertificateRule
 from gateway.connections import Connections
 from gateway.errors import AuditUnavailableError, ConfigurationError
 from gateway.identity import TokenVerifier
 from gateway.policies import PolicyBook
 from gateway.recorder import Recorder
 from gateway.retention import keeping
+from gateway.reviews import reminding
+from gateway.rolling import rolling
 from gateway.session_secrets import SessionSecrets
 from gateway.sessions import Sessions
 from server.asgi import serving
-from server.config import Config, McpFile, Signing, WireFile, WireLimitsFile
+from server.config import Config, McpFile, OauthFile, Signing, TlsFile, WireFile, WireLimitsFile
 from server.http import build_app
 from server.mcp_settings import McpSettings
 from server.webhooks import announcing
 from wire.listener import WireDoor
+from wire.oauthbearer import OauthOffer
 from wire.occupancy import DoorLimits
-from wire.server_tls import ServerTls
+from wire.server_tls import ClientCertificates, ServerTls
 from wire.upstream import Factory
 
 log = logging.getLogger(__name__)
@@ -107,7 +111,9 @@ async def gateway_of(config: Config) -> AsyncIterator[Hall]:
             bounds=config.recordings,
         )
         await stack.enter_async_context(keeping(recorder, config.audit_path, config.retention))
+        await stack.enter_async_context(rolling(config.audit_path, config.signing.key, config.segments))
         await stack.enter_async_context(announcing(config.webhooks, recorder))
+        await stack.enter_async_context(reminding(gateway.approvals.reviews, config.remind))
         yield Hall(gateway, verifier, config, SessionSecrets())
         for session in gateway.sessions.list():
             await gateway.close_session(session, "the gateway was stopped")
@@ -149,6 +155,8 @@ async def _wire_door(hall: Hall, file: WireFile) -> AsyncIterator[WireDoor]:
         port=file.port,
         tls=server_tls(file),
         limits=door_limits(file.limits),
+        oauth=oauth_offer(hall.config, file.oauth),
+        certificates=certificate_principals(hall.config, file.tls),
     )
     try:
         await door.start()
@@ -199,18 +207,57 @@ def door_limits(file: WireLimitsFile) -> DoorLimits:
     )
 
 
+def oauth_offer(config: Config, file: OauthFile | None) -> OauthOffer | None:
+    """Whom the wire door asks for OAUTHBEARER; None for nobody."""
+    if file is None:
+        return None
+    issuer = next(issuer for issuer in config.issuers if file.issuer in (None, issuer.url))
+    return OauthOffer(tuple(file.users), issuer.discovery_url, file.scope)
+
+
+def certificate_principals(config: Config, file: TlsFile | None) -> CertificatePrincipals | None:
+    """Whom client certificates stand for; None where they stand for nobody."""
+    if file is None or not file.client_principals:
+        return None
+    return CertificatePrincipals(
+        [
+            CertificateRule(
+                kind=kind,
+                pattern=pattern,
+                subject=entry.subject,
+                groups=frozenset(entry.groups),
+                on_behalf_of=entry.on_behalf_of,
+                human_issuer=entry.on_behalf_of_issuer or config.issuers[0].url,
+            )
+            for entry in file.client_principals
+            for kind, pattern in entry.names.items()
+        ]
+    )
+
+
 def server_tls(file: WireFile) -> ServerTls | None:
     """The wire door's TLS; None without a certificate. Raises ConfigurationError."""
     if file.tls is None:
         return None
     try:
-        return ServerTls(file.tls.certificate, file.tls.key, file.tls.client_ca)
+        return ServerTls(file.tls.certificate, file.tls.key, client_certificates(file.tls))
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         files = f"certificate `{file.tls.certificate}` with key `{file.tls.key}`"
-        files += f" and client_ca `{file.tls.client_ca}`" if file.tls.client_ca else ""
+        files += "".join(
+            f" and {name} `{path}`"
+            for name, path in (("client_ca", file.tls.client_ca), ("client_crl", file.tls.client_crl))
+            if path is not None
+        )
         raise ConfigurationError(
             f"the wire door's {files} cannot be used: {error}", cure="Give PEM files that belong together."
         ) from None
+
+
+def client_certificates(file: TlsFile) -> ClientCertificates | None:
+    """What is asked of clients' certificates; None where nothing is."""
+    if file.client_ca is None:
+        return None
+    return ClientCertificates(file.client_ca, file.client_certificates != "optional", file.client_crl)
 
 
 def _listen(door: str, host: str, port: int) -> socket.socket:

@@ -19,6 +19,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from audit import search as finder
+from audit import segments as sealed
 from audit import verify as verifier
 from audit.approvals import Conflict
 from audit.retention import shredding
@@ -42,11 +43,32 @@ audit.add_command(signing_commands.checkpoint)
 audit.add_command(signing_commands.key)
 audit.add_command(signing_commands.prove)
 audit.add_command(signing_commands.consistency)
+audit.add_command(signing_commands.roll)
 audit.add_command(signing_commands.witnessed)
 
 
 @audit.command()
 @STORE
+@CONFIG
+@click.option("--json", "as_json", is_flag=True, help="JSON lines.")
+def segments(store: Path | None, config_path: Path, as_json: bool) -> None:
+    """List the segments that were sealed, the oldest first, and which of them are elsewhere."""
+    try:
+        found = sealed.sealed(store_path(store, config_path))
+    except AuditUnavailable as error:
+        raise AuditUnavailableError(str(error)) from None
+    for one in found:
+        size = one.path.stat().st_size if one.path.is_file() else None
+        if as_json:
+            told = {"first": one.first, "last": one.last, "path": str(one.path), "bytes": size}
+            click.echo(json.dumps(told))
+        else:
+            where = f"{one.path}  {size / 1e6:,.1f} MB" if size is not None else "elsewhere"
+            click.echo(f"{one.first:>12} to {one.last:>12}  {where}")
+
+
+@audit.command()
+@click.argument("store", required=False, type=click.Path(path_type=Path))
 @CONFIG
 @click.option(
     "--checkpoint",
@@ -80,9 +102,11 @@ def verify(
 ) -> None:
     """Check the hash chain, its tree and its signed checkpoints, from the first entry to the last.
 
+    STORE may also be one segment, or a folder of them. What segments are elsewhere is said.
+
     Exit status 0: intact. 1: not intact, and the first bad entry is named. 2: unreadable.
     """
-    path = store_path(store, config_path)
+    path = store if store is not None and store.is_dir() else store_path(store, config_path)
     try:
         console = Console(stderr=True)
         with Progress(console=console, transient=True, disable=as_json or not console.is_terminal) as progress:
@@ -94,6 +118,7 @@ def verify(
                 checkpoints=verifier.read_notes(checkpoints),
                 witness_keys=witness_keys,
                 since=since,
+                jobs=verifier.processors(),
             )
     except verifier.Unreadable as error:
         raise ConfigurationError(str(error)) from None
@@ -185,6 +210,7 @@ def shred(statement: str, store: Path | None, config_path: Path, why: str) -> No
             [result] = opened.append([[shredding(getpass.getuser(), seq, why)]])
             if isinstance(result, Conflict):
                 raise ConfigurationError(str(result))
+            sealed.shred(path, seq, seq)
             settled = opened.settle_log()
     except AuditUnavailable as error:
         raise AuditUnavailableError(str(error)) from None

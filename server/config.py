@@ -7,17 +7,19 @@ import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from audit import keys
+from audit import keys, rolling
 from audit.notary import Rhythm
 from audit.note import NoteError, PublicKey, Signer, check_name
 from audit.recording import Mode
 from audit.retention import Limits
 from audit.witness import Witness
+from gateway.certificates import NameKind
 from gateway.errors import ConfigurationError
 from gateway.identity import Issuer
 from gateway.model import Connection, Rehearse, SslMode
@@ -58,24 +60,34 @@ class RecordingsFile(_Model):
     megabytes: Annotated[int, Field(ge=1)] | None = None
 
 
+class SegmentsFile(_Model):
+    """When the audit is rolled into a segment: at so many megabytes, or when its oldest entry is so many days old."""
+
+    megabytes: Annotated[int, Field(ge=1)] | None = 1024
+    days: Annotated[float, Field(gt=0, le=36_500)] | None = 30
+
+
 class AuditFile(_Model):
     """Where the audit lies, with which key it is signed, and who sees the signatures elsewhere.
 
-    The key is in a file (made where there is none; without a name, beside the store) or in an environment variable.
+    The key is in a file (made where there is none; without a name, beside the store), in an environment variable, or
+    printed by a command.
     """
 
     path: Path
     key_file: Path | None = None
     key_env: str | None = None
+    key_command: Annotated[list[str], Field(min_length=1)] | None = None
     origin: str | None = None
     checkpoints: CheckpointsFile = CheckpointsFile()
     witnesses: list[WitnessFile] = []
     recordings: RecordingsFile = RecordingsFile()
+    segments: SegmentsFile | None = None
 
     @model_validator(mode="after")
     def _one_key(self) -> AuditFile:
-        if self.key_file is not None and self.key_env is not None:
-            raise ValueError("give at most one of `key_file` and `key_env`")
+        if sum(given is not None for given in (self.key_file, self.key_env, self.key_command)) > 1:
+            raise ValueError("give at most one of `key_file`, `key_env` and `key_command`")
         return self
 
 
@@ -113,12 +125,56 @@ class ConnectionFile(_Model):
         return self
 
 
+class ClientPrincipalFile(_Model):
+    """Certificates with a name that fits stand for this program; see gateway.certificates.CertificateRule."""
+
+    common_name: Annotated[str, Field(min_length=1)] | None = None
+    dns: Annotated[str, Field(min_length=1)] | None = None
+    uri: Annotated[str, Field(min_length=1)] | None = None
+    email: Annotated[str, Field(min_length=1)] | None = None
+    subject: Annotated[str, Field(min_length=1)]
+    groups: list[str] = []
+    on_behalf_of: Annotated[str, Field(min_length=1)] | None = None
+    on_behalf_of_issuer: str | None = None
+
+    @property
+    def names(self) -> dict[NameKind, str]:
+        """What is given of a certificate's names."""
+        kinds: tuple[NameKind, ...] = ("common_name", "dns", "uri", "email")
+        return {kind: pattern for kind in kinds if (pattern := getattr(self, kind)) is not None}
+
+    @model_validator(mode="after")
+    def _one_name(self) -> ClientPrincipalFile:
+        if len(self.names) != 1:
+            raise ValueError("give exactly one of `common_name`, `dns`, `uri` and `email`")
+        return self
+
+
 class TlsFile(_Model):
-    """The wire door's server certificate, and whose client certificates are required, if any; PEM files."""
+    """The wire door's server certificate, and what clients' certificates are good for; PEM files.
+
+    `both`: each client needs a certificate and a login besides. `required`: each needs a certificate, and a login where
+    the certificate stands for nobody. `optional`: a certificate that stands for a program, or a login.
+    """
 
     certificate: Path
     key: Path
     client_ca: Path | None = None
+    client_crl: Path | None = None
+    client_certificates: Literal["both", "required", "optional"] = "both"
+    client_principals: list[ClientPrincipalFile] = []
+
+    @model_validator(mode="after")
+    def _clients(self) -> TlsFile:
+        asked = self.client_crl or self.client_principals or self.client_certificates != "both"
+        if asked and self.client_ca is None:
+            raise ValueError("clients' certificates need a `client_ca` that signed them")
+        if self.client_principals and self.client_certificates == "both":
+            raise ValueError(
+                "with `client_certificates: both` no certificate stands for anybody: "
+                "say `required` or `optional` for `client_principals`"
+            )
+        return self
 
 
 class WireLimitsFile(_Model):
@@ -133,12 +189,24 @@ class WireLimitsFile(_Model):
     idle_in_transaction: Annotated[float, Field(gt=0)] | None = None
 
 
+class OauthFile(_Model):
+    """Users whom the wire door asks for SASL OAUTHBEARER; `*` in a name is any run of characters.
+
+    A client without a token is told the issuer (one of `issuers`; may be left out where there is but one) and scope.
+    """
+
+    users: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+    issuer: str | None = None
+    scope: str = "openid"
+
+
 class WireFile(_Model):
     """The wire door. Port 0 takes a free one."""
 
     host: str = "127.0.0.1"
     port: Port = 6432
     tls: TlsFile | None = None
+    oauth: OauthFile | None = None
     limits: WireLimitsFile = WireLimitsFile()
 
 
@@ -154,15 +222,20 @@ class McpFile(_Model):
     row_limit: Annotated[int, Field(ge=1, le=100_000)] = 200
 
 
+Event = Literal[
+    "requested", "voted", "broken_glass", "owner_approved", "review_opened", "review_due", "reviewed", "approved",
+    "denied", "expired", "withdrawn", "consumed", "void",
+]  # fmt: skip
+_LOUD: list[Event] = ["requested", "broken_glass", "owner_approved", "review_due", "approved", "denied", "expired"]
+
+
 class WebhookFile(_Model):
     """Who is told what happens to approvals. The secret comes from a file or an environment variable."""
 
     url: str
     secret_file: Path | None = None
     secret_env: str | None = None
-    events: list[
-        Literal["requested", "voted", "broken_glass", "approved", "denied", "expired", "withdrawn", "consumed", "void"]
-    ] = ["requested", "broken_glass", "approved", "denied", "expired"]
+    events: list[Event] = _LOUD
     statement: bool = False
 
     @model_validator(mode="after")
@@ -188,6 +261,8 @@ class ConfigFile(_Model):
     mask_key_file: Path | None = None
     mask_key_env: str | None = None
     webhooks: list[WebhookFile] = []
+    # How long the review of a broken glass may wait before it is announced again, and again.
+    review_reminder_hours: Annotated[float, Field(gt=0, le=8760)] = 24
 
     @model_validator(mode="after")
     def _one_mask_key(self) -> ConfigFile:
@@ -195,27 +270,65 @@ class ConfigFile(_Model):
             raise ValueError("give only one of `mask_key_file` and `mask_key_env`")
         return self
 
+    @model_validator(mode="after")
+    def _issuers_named(self) -> ConfigFile:
+        """What the wire door says of an issuer is said of one that is trusted, and of which one it is."""
+        trusted = [issuer.issuer for issuer in self.issuers]
+        for key, issuer in _issuers_named(self.wire):
+            if issuer is None and len(trusted) > 1:
+                raise ValueError(f"`{key}` must say which of the `issuers` is meant")
+            if issuer is not None and issuer not in trusted:
+                raise ValueError(f"`{key}` `{issuer}` is none of the `issuers`")
+        return self
+
+
+def _issuers_named(wire: WireFile | None) -> list[tuple[str, str | None]]:
+    """The wire door's keys that name an issuer, with what they say; None means the only one."""
+    named: list[tuple[str, str | None]] = []
+    if wire is not None and wire.oauth is not None:
+        named.append(("wire.oauth.issuer", wire.oauth.issuer))
+    if wire is not None and wire.tls is not None:
+        named += [
+            ("on_behalf_of_issuer", entry.on_behalf_of_issuer)
+            for entry in wire.tls.client_principals
+            if entry.on_behalf_of is not None
+        ]
+    return named
+
+
+_key_printed_by = cache(keys.from_command)  # a vault is not asked for every checkpoint, on the writer's thread
+
 
 @dataclass(frozen=True, slots=True)
 class Signing:
-    """How the audit is signed: see AuditFile. Without `key_env`, the key is in `key_file`."""
+    """How the audit is signed: see AuditFile. Without `key_env` and `key_command`, the key is in `key_file`."""
 
     key_file: Path
     key_env: str | None = None
+    key_command: tuple[str, ...] | None = None
     origin: str | None = None
     rhythm: Rhythm = field(default_factory=Rhythm)
     witnesses: tuple[Witness, ...] = ()
 
     def key(self) -> Signer:
-        """The key as it is now. Raises audit.errors.AuditUnavailable."""
+        """The key as it is now; a command is asked once in a process's life. Raises audit.errors.AuditUnavailable."""
+        if self.key_command is not None:
+            return _key_printed_by(self.key_command)
         return keys.load(self.key_file) if self.key_env is None else keys.from_environment(self.key_env)
+
+    @property
+    def elsewhere(self) -> str | None:
+        """Where the key is, if it is in no file of ours."""
+        if self.key_command is not None:
+            return f"printed by the command `{self.key_command[0]}`"
+        return None if self.key_env is None else f"in the environment variable `{self.key_env}`"
 
     def prepare(self, known: Sequence[PublicKey]) -> None:
         """See to it that there is a key: made for an audit that names none yet, never for one that does.
 
         Also ends a rotation that was cut off. Raises audit.errors.AuditUnavailable.
         """
-        if self.key_env is None:
+        if self.elsewhere is None:
             if not known:
                 keys.load_or_make(self.key_file, self.origin)
             keys.settle(self.key_file, known)
@@ -236,7 +349,9 @@ class Config:
     mask_key: MaskKey | None = None
     recordings: RecordingBounds = field(default_factory=RecordingBounds)
     retention: Limits = field(default_factory=Limits)
+    segments: rolling.Limits = field(default_factory=rolling.Limits)
     webhooks: tuple[Webhook, ...] = ()
+    remind: timedelta = timedelta(hours=24)
 
 
 def load_config(path: Path) -> Config:
@@ -271,7 +386,9 @@ def load_config(path: Path) -> Config:
         mask_key=_mask_key(file, base),
         recordings=RecordingBounds(file.audit.recordings.statement_bytes, file.audit.recordings.session_bytes),
         retention=_retention(file.audit.recordings),
+        segments=_segments(file.audit.segments),
         webhooks=tuple(_webhook(hook, base) for hook in file.webhooks),
+        remind=timedelta(hours=file.review_reminder_hours),
     )
 
 
@@ -289,6 +406,7 @@ def _signing(file: AuditFile, base: Path) -> Signing:
     return Signing(
         key_file=base / file.key_file if file.key_file is not None else key_beside(base / file.path),
         key_env=file.key_env,
+        key_command=None if file.key_command is None else tuple(file.key_command),
         origin=file.origin,
         rhythm=Rhythm(file.checkpoints.seconds, file.checkpoints.entries),
         witnesses=tuple(witness_of(witness, base) for witness in file.witnesses),
@@ -299,6 +417,15 @@ def _retention(file: RecordingsFile) -> Limits:
     return Limits(
         age=None if file.days is None else timedelta(days=file.days),
         size=None if file.megabytes is None else file.megabytes * 1_000_000,
+    )
+
+
+def _segments(file: SegmentsFile | None) -> rolling.Limits:
+    if file is None:
+        return rolling.Limits()
+    return rolling.Limits(
+        size=None if file.megabytes is None else file.megabytes * 1_000_000,
+        age=None if file.days is None else timedelta(days=file.days),
     )
 
 
@@ -407,6 +534,6 @@ def _webhook(file: WebhookFile, base: Path) -> Webhook:
 def _absolute_tls(wire: WireFile | None, base: Path) -> WireFile | None:
     if wire is None or wire.tls is None:
         return wire
-    client_ca = base / wire.tls.client_ca if wire.tls.client_ca else None
-    tls = TlsFile(certificate=base / wire.tls.certificate, key=base / wire.tls.key, client_ca=client_ca)
+    given = ((name, getattr(wire.tls, name)) for name in ("certificate", "key", "client_ca", "client_crl"))
+    tls = wire.tls.model_copy(update={name: base / path for name, path in given if path is not None})
     return wire.model_copy(update={"tls": tls})

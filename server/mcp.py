@@ -116,7 +116,8 @@ def build_door(gateway: Gateway, settings: McpSettings, identify: Identify = htt
         approvals.list_approvals,
         "list_approvals",
         "List open approvals",
-        "List the statements that wait for people: all of them for a person, only your own for an agent.",
+        "List the statements that wait for people: all of them for a person, only your own for an agent. With "
+        "`unreviewed`: those that somebody let through alone in an emergency and that nobody has reviewed.",
     )
     add(
         approvals.approval_status,
@@ -149,6 +150,14 @@ def build_door(gateway: Gateway, settings: McpSettings, identify: Identify = htt
         "reject",
         "Reject a statement",
         "Vote against a waiting statement, as a person with the right to. One rejection ends the request.",
+        reads=False,
+    )
+    add(
+        approvals.review_approval,
+        "review_approval",
+        "Review a broken glass",
+        "Say, as an approver who had no part in it, that you have looked at what somebody let through alone in an "
+        "emergency, and what you found. `list_approvals` with `unreviewed` shows what waits.",
         reads=False,
     )
     add(

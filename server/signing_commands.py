@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from audit import keys, testimony
+from audit import keys, rolling, testimony
 from audit.checkpoint import Checkpoint
 from audit.errors import AuditUnavailable
 from audit.merkle import ProofError
@@ -78,6 +78,23 @@ def key(store: Path | None, config_path: Path, rotate: bool) -> None:
             opened.checkpoint(signing.key())
         for public in opened.public_keys():
             click.echo(str(public))
+
+
+@click.command()
+@STORE
+@CONFIG
+def roll(store: Path | None, config_path: Path) -> None:
+    """Seal what the store holds as a segment now, and move it into the folder beside the store.
+
+    A gateway may run meanwhile. A roll that was cut off is finished first.
+    """
+    with _opened(store, config_path) as (opened, signing):
+        segment = rolling.roll(opened.path, signing.key)
+    if segment is None:
+        raise ConfigurationError(
+            "there is nothing to seal, or another process rolls just now", cure="`countersign audit segments` shows it."
+        )
+    click.echo(f"sealed: the entries {segment.first} to {segment.last}, in {segment.path}")
 
 
 @click.command()
@@ -198,9 +215,9 @@ def _text_of(path: Path) -> str:
 
 
 def _rotate(store: Store, signing: Signing) -> None:
-    if signing.key_env is not None:
+    if signing.elsewhere is not None:
         raise ConfigurationError(
-            f"the audit's key is in the environment variable `{signing.key_env}`, which cannot be rotated from here",
+            f"the audit's key is {signing.elsewhere}, and cannot be rotated from here",
             cure="Move it into `audit.key_file`, and rotate it there.",
         )
     old = signing.key()

@@ -147,9 +147,13 @@ def _text(entry: Entry, body: Mapping[str, Any], *, statement: bool) -> str:
     event, approval = entry.kind.removeprefix(_PREFIX), body["approval"]
     by = f" by {entry.subject}" if entry.subject else ""
     lines = [f"{approval}: {event}{by} on {entry.connection}"]
+    lines += [f"why: {reason}" for reason in dict.fromkeys(body.get("reasons", ()))]
+    if body.get("comment") and "reasons" not in body:
+        lines.append(f"comment: {body['comment']}")
     if event == "requested":
-        lines += [f"why: {reason}" for reason in dict.fromkeys(body["reasons"])]
         lines.append(f"countersign approvals show {approval}")
+    elif event in ("review_opened", "review_due"):
+        lines.append(f"countersign approvals review {approval} --comment …")
     if statement and "statement" in body:
         lines.append(visible(str(body["statement"])))
     text = "\n".join(lines)

@@ -166,6 +166,12 @@ class ClientConnection(asyncio.Protocol):
             data = data[taken:]
 
     @property
+    def certificate(self) -> bytes | None:
+        """The client's own certificate (DER), which its handshake has proved; None without one."""
+        tls = self._transport.get_extra_info("ssl_object") if self._transport else None
+        return tls.getpeercert(binary_form=True) if tls is not None else None
+
+    @property
     def address(self) -> str:
         """`host:port` of the peer, or `local`."""
         peer = self._transport.get_extra_info("peername") if self._transport else None

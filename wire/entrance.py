@@ -9,13 +9,15 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from secrets import token_bytes, token_urlsafe
 
+from gateway.certificates import CertificatePrincipals
 from gateway.errors import AuthenticationError, CountersignError
 from gateway.identity import TokenVerifier, VerifiedToken
 from gateway.model import ClientInfo
 from gateway.session_secrets import PREFIX, SessionSecrets
 from policy.settings import refusal_of_setting
-from wire import backend, frontend, reports, sqlstate
+from wire import backend, frontend, oauthbearer, reports, sqlstate
 from wire.client import ClientConnection
+from wire.oauthbearer import OauthOffer
 from wire.reports import Report
 from wire.scram import ScramServer
 from wire.server_tls import ServerTls
@@ -138,34 +140,48 @@ def cancel_key(arrival: Arrival) -> bytes:
     return token_bytes(32 if arrival.minor >= 2 else 4)
 
 
-async def authenticate(
-    client: ClientConnection,
-    wire: WireSession,
-    arrival: Arrival,
-    verifier: TokenVerifier,
-    secrets: SessionSecrets,
-    *,
-    encrypted: bool,
-) -> VerifiedToken:
-    """Whose token opens the session. Raises CountersignError, ClientGoneError, ProtocolError.
+@dataclass(frozen=True, slots=True)
+class Logins:
+    """By what a client may say who it is. Which of them it is asked for follows from the user name: one that its
+    certificate stands for, that of a session secret, one of OAUTHBEARER's, any other.
 
-    `encrypted`: on this machine too. Else its loopback is as good as TLS.
-
-    The user of a session secret proves to have its password by SCRAM; everybody else sends the token itself.
+    `everywhere` is whether TLS is demanded on this machine too; else its loopback is as good as TLS.
     """
-    if not client.private or (encrypted and not client.encrypted):
-        raise AuthenticationError(
-            "this connection is not encrypted",
-            cure="Connect with TLS (sslmode=require)." if encrypted else "Connect with TLS, or from this machine.",
-        )
-    if arrival.user.startswith(PREFIX):
-        verifier_of_user = secrets.verifier(arrival.user)
-        nonce = token_urlsafe(_NONCE_BYTES)
-        await _prove(client, wire, ScramServer(arrival.user, verifier_of_user, nonce, client.binding))
-        return secrets.token(arrival.user)
-    client.send(backend.Authentication(backend.Authentication.CLEARTEXT).encode())
-    response = await _response(client, wire)
-    return await verifier.verify(response.as_password())
+
+    verifier: TokenVerifier
+    secrets: SessionSecrets
+    oauth: OauthOffer | None = None
+    certificates: CertificatePrincipals | None = None
+    everywhere: bool = False
+
+    async def authenticate(self, client: ClientConnection, wire: WireSession, user: str) -> VerifiedToken:
+        """Whose token opens the session.
+
+        Raises CountersignError, TurnedAwayError, ClientGoneError, ProtocolError.
+        """
+        if not client.private or (self.everywhere and not client.encrypted):
+            raise AuthenticationError(
+                "this connection is not encrypted",
+                cure="Connect with TLS (sslmode=require)."
+                if self.everywhere
+                else "Connect with TLS, or from this machine.",
+            )
+        if (login := self._by_certificate(client, user)) is not None:
+            return login
+        if user.startswith(PREFIX):
+            scram = ScramServer(user, self.secrets.verifier(user), token_urlsafe(_NONCE_BYTES), client.binding)
+            await _prove(client, wire, scram)
+            return self.secrets.token(user)
+        if self.oauth is not None and self.oauth.asks(user):
+            return await _bear(client, wire, self.oauth, self.verifier)
+        client.send(backend.Authentication(backend.Authentication.CLEARTEXT).encode())
+        response = await _response(client, wire)
+        return await self.verifier.verify(response.as_password())
+
+    def _by_certificate(self, client: ClientConnection, user: str) -> VerifiedToken | None:
+        if self.certificates is None or (certificate := client.certificate) is None:
+            return None
+        return self.certificates.login(certificate, user)
 
 
 async def _prove(client: ClientConnection, wire: WireSession, scram: ScramServer) -> None:
@@ -173,6 +189,25 @@ async def _prove(client: ClientConnection, wire: WireSession, scram: ScramServer
     client.send(kind.sasl(scram.mechanisms).encode())
     client.send(kind(kind.SASL_CONTINUE, scram.first(await _response(client, wire))).encode())
     client.send(kind(kind.SASL_FINAL, scram.final(await _response(client, wire))).encode())
+
+
+async def _bear(
+    client: ClientConnection, wire: WireSession, oauth: OauthOffer, verifier: TokenVerifier
+) -> VerifiedToken:
+    """By OAUTHBEARER. A client that has no token yet is told where to get one, and comes again: nobody failed."""
+    kind = backend.Authentication
+    client.send(kind.sasl((oauthbearer.MECHANISM,)).encode())
+    try:
+        if token := oauthbearer.token_of(await _response(client, wire)):
+            return await verifier.verify(token)
+        failure = None
+    except AuthenticationError as error:
+        failure = error
+    client.send(kind(kind.SASL_CONTINUE, oauth.failure()).encode())
+    oauthbearer.check_acknowledged(await _response(client, wire))
+    raise failure or TurnedAwayError(
+        reports.fatal(sqlstate.INVALID_AUTHORIZATION, "no token was sent", hint=f"Get one by {oauth.discovery_url}.")
+    )
 
 
 async def _response(client: ClientConnection, wire: WireSession) -> frontend.AuthenticationResponse:

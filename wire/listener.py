@@ -9,6 +9,7 @@ import logging
 import secrets
 
 from gateway.admission import Gateway
+from gateway.certificates import CertificatePrincipals
 from gateway.errors import AuthenticationError, CountersignError, IssuerUnavailableError, TooManyConnectionsError
 from gateway.identity import TokenVerifier
 from gateway.model import Door, Session
@@ -17,8 +18,9 @@ from gateway.upstream import UpstreamError, UpstreamLostError
 from wire import backend, frontend, reports, sqlstate
 from wire.client import ClientConnection, ClientGoneError
 from wire.conversation import Conversation
-from wire.entrance import Arrival, TurnedAwayError, arrive, authenticate, cancel_key, turned_away
+from wire.entrance import Arrival, Logins, TurnedAwayError, arrive, cancel_key, turned_away
 from wire.fields import ProtocolError
+from wire.oauthbearer import OauthOffer
 from wire.occupancy import DoorLimits, Occupancy
 from wire.reports import Report
 from wire.server_tls import ServerTls
@@ -54,10 +56,12 @@ class WireDoor:
         port: int,
         tls: ServerTls | None,
         limits: DoorLimits = _LIMITS,
+        oauth: OauthOffer | None = None,
+        certificates: CertificatePrincipals | None = None,
     ) -> None:
         self._gateway = gateway
-        self._verifier = verifier
-        self._secrets = secrets
+        everywhere = tls is not None and tls.requires_certificate
+        self._logins = Logins(verifier, secrets, oauth, certificates, everywhere)
         self._failures = FailureLimit(limits.failures)
         self._host = host
         self._port = port
@@ -146,7 +150,7 @@ class WireDoor:
         assert task is not None
         task.set_name("wire conversation")
         conversation = Conversation(client, wire, upstream, session, self._gateway, self._limits)
-        pid = secrets.randbelow(2**31 - 1) + 1
+        pid = self._pid(upstream)
         key = cancel_key(arrival)
         self._conversations[pid] = (key, conversation)
         reason = "the client disconnected"
@@ -154,7 +158,7 @@ class WireDoor:
             self._greet(client, wire, upstream, arrival, pid, key)
             await conversation.run()
         except EndedError as ended:
-            reason = ended.report["M"] if ended.report else reason
+            reason = str(ended)
             if conversation.mid_row:
                 raise EndedError(None) from None
             raise
@@ -173,8 +177,7 @@ class WireDoor:
             # Not recorded one by one: whoever fails often enough must not fill the audit.
             raise TurnedAwayError(reports.fatal(sqlstate.INVALID_AUTHORIZATION, _TOO_MANY_FAILURES))
         try:
-            encrypted = self._tls is not None and self._tls.requires_certificate
-            token = await authenticate(client, wire, arrival, self._verifier, self._secrets, encrypted=encrypted)
+            token = await self._logins.authenticate(client, wire, arrival.user)
             held.enter_context(self._occupancy.seat(token.principal))
             return await self._gateway.open_session(token, arrival.database, Door.WIRE, arrival.client)
         except CountersignError as error:
@@ -223,6 +226,16 @@ class WireDoor:
         messages += [backend.ParameterStatus(name, value).encode() for name, value in told.items()]
         messages += [backend.BackendKeyData(pid, key).encode(), backend.ReadyForQuery("I").encode()]
         client.send(b"".join(messages))
+
+    def _pid(self, upstream: UpstreamSession) -> int:
+        """The server's own process id, which notifications and pg_backend_pid() tell; another where it is taken.
+
+        Servers do not agree on theirs. It is no secret: what a CancelRequest proves is the key.
+        """
+        pid = upstream.pid
+        while pid is None or pid in self._conversations:
+            pid = secrets.randbelow(2**31 - 1) + 1
+        return pid
 
     async def _cancel(self, request: frontend.CancelRequest) -> None:
         """Cancel what runs under this key. A wrong key is answered like a right one: not at all."""

@@ -27,24 +27,33 @@ class Presented:
     binding: bytes | None
 
 
+@dataclass(frozen=True, slots=True)
+class ClientCertificates:
+    """Whose client certificates are believed (PEM), whether each client needs one, and which were revoked (PEM)."""
+
+    authority: Path
+    required: bool = True
+    revoked: Path | None = None
+
+
 class ServerTls:
-    """PEM files of a certificate with its key, and of the authority of client certificates where they are required.
+    """PEM files of a certificate with its key, and what is asked of clients' certificates.
 
     They are looked at for each new connection: a renewed certificate holds from then on, and a pair that does not fit
     is told in the log while the old one stays. The first is loaded here: raises OSError, ssl.SSLError, ValueError.
     """
 
-    def __init__(self, certificate: Path, key: Path, client_ca: Path | None = None) -> None:
+    def __init__(self, certificate: Path, key: Path, clients: ClientCertificates | None = None) -> None:
         self._certificate = certificate
         self._key = key
-        self._client_ca = client_ca
+        self._clients = clients
         self._seen = self._state()
         self._presented = self._load()
 
     @property
     def requires_certificate(self) -> bool:
         """Whether only clients with a certificate of their own may log in."""
-        return self._client_ca is not None
+        return self._clients is not None and self._clients.required
 
     def present(self) -> Presented:
         """For a new connection."""
@@ -60,7 +69,9 @@ class ServerTls:
         return self._presented
 
     def _state(self) -> list[tuple[int, int, int]]:
-        files = [path for path in (self._certificate, self._key, self._client_ca) if path is not None]
+        files = [self._certificate, self._key]
+        if self._clients is not None:
+            files += [path for path in (self._clients.authority, self._clients.revoked) if path is not None]
         return [(stat.st_ino, stat.st_mtime_ns, stat.st_size) for stat in map(Path.stat, files)]
 
     def _load(self) -> Presented:
@@ -68,9 +79,13 @@ class ServerTls:
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols([ALPN])
         context.load_cert_chain(self._certificate, self._key)
-        if self._client_ca is not None:
-            context.load_verify_locations(cafile=self._client_ca)
-            context.verify_mode = ssl.CERT_REQUIRED
+        if self._clients is not None:
+            context.load_verify_locations(cafile=self._clients.authority)
+            context.verify_mode = ssl.CERT_REQUIRED if self._clients.required else ssl.CERT_OPTIONAL
+            if self._clients.revoked is not None:
+                # A list that is too old refuses everybody: what it does not say yet may be anything.
+                context.load_verify_locations(cafile=self._clients.revoked)
+                context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
         return Presented(context, _end_point(self._certificate.read_bytes()))
 
 

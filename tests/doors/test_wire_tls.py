@@ -23,7 +23,7 @@ from tests.stack import Stack
 from wire.backend import Authentication
 from wire.frontend import Query, SslRequest, StartupRequest
 from wire.listener import WireDoor
-from wire.server_tls import ServerTls
+from wire.server_tls import ClientCertificates, ServerTls
 from wire.upstream import connect
 
 
@@ -165,7 +165,7 @@ def test_where_client_certificates_are_required_nobody_comes_in_without(stack: S
     server, authority = make(tmp_path, "server"), make(tmp_path, "authority", "authority")
     client, stranger = make(tmp_path, "client", "devin", authority), make(tmp_path, "stranger", "devin")
     tls = {"sslmode": "verify-full", "sslrootcert": str(server.certificate), "host": "localhost"}
-    with tls_door(stack, ServerTls(server.certificate, server.key, authority.certificate)) as port:
+    with tls_door(stack, ServerTls(server.certificate, server.key, ClientCertificates(authority.certificate))) as port:
 
         def come(**more: str) -> None:
             with psycopg.connect(stack.wire_dsn("devin", port=str(port), **more)) as connection:

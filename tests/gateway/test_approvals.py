@@ -18,14 +18,17 @@ from audit.store import Store
 from audit.verify import verify
 from audit.writer import Writer
 from gateway.approvals import Approvals, Pending
+from gateway.certificates import CertificateRule
 from gateway.errors import ApprovalRejectedError
 from gateway.model import ClientInfo, Connection, Door, Session, Statement
 from gateway.recorder import Recorder
+from gateway.voting import BREAK_GLASS, UNKNOWN, Login
 from policy.catalog import Catalog, Column, Function, Relation, RelationKind, Volatility
 from policy.model import (
     Action,
     Analysis,
     ApprovalTerms,
+    Approver,
     Decision,
     Demand,
     Effect,
@@ -81,12 +84,20 @@ class Desk:
 
     async def ask(self, *terms: ApprovalTerms, who: Principal = DEVIN) -> Pending:
         statement = Statement(session_of(who), SQL)
-        item, pending = self.approvals.request_item(statement, decision_of(*(terms or (TERMS,))), CATALOG, "st-1")
+        item, pending = self.approvals.request_item(
+            statement, decision_of(*(terms or (TERMS,))), CATALOG, "st-1", {"parameters": []}
+        )
         await self.recorder.record(item)
         return pending
 
-    async def vote(self, pending: Pending, who: Principal, choice: str = "approve") -> ApprovalRecord:
-        return await self.approvals.vote(pending.id, session_of(who), choice, pending.digest, None)
+    async def vote(
+        self, pending: Pending, who: Principal, choice: str = "approve", login: Login = UNKNOWN, comment: str = ""
+    ) -> ApprovalRecord:
+        return await self.approvals.vote(pending.id, session_of(who), choice, pending.digest, comment or None, login)
+
+    def entries(self, kind: str) -> list[tuple[str | None, str]]:
+        with contextlib.closing(sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)) as db:
+            return db.execute("SELECT subject, body FROM entries WHERE kind = ? ORDER BY seq", (kind,)).fetchall()
 
 
 @pytest.fixture
@@ -131,6 +142,16 @@ async def test_nobody_approves_their_own_request(desk: Desk) -> None:
         await desk.vote(pending, ADA)
 
 
+async def test_the_human_of_a_client_certificate_is_the_same_person_as_by_a_token(desk: Desk) -> None:
+    """The certificate's authority is another issuer than the human's: the configuration joins the two."""
+    etl = CertificateRule("dns", "*", "etl", on_behalf_of="ada", human_issuer=ISSUER).principal("Example CA")
+    pending = await desk.ask(who=etl)
+    for voter, sentence in ((ADA, "on behalf of `ada`"), (etl, "agents cannot vote")):
+        with pytest.raises(ApprovalRejectedError, match=sentence):
+            await desk.vote(pending, voter)
+    assert (await desk.vote(pending, GRACE)).state is State.APPROVED
+
+
 async def test_a_quorum_counts_humans_not_groups_nor_repeated_votes(desk: Desk) -> None:
     pending = await desk.ask(replace(TERMS, groups=frozenset({"dba", "security"}), quorum=2))
     assert (await desk.vote(pending, HANS)).state is State.REQUESTED  # in both groups, yet one human
@@ -148,6 +169,8 @@ async def test_all_terms_of_a_statement_must_be_met(desk: Desk) -> None:
 async def test_a_team_of_one_may_approve_its_agent_where_the_rule_says_so(desk: Desk) -> None:
     pending = await desk.ask(replace(TERMS, owner_may_approve=True))
     assert (await desk.vote(pending, ADA)).state is State.APPROVED
+    [(subject, _)] = desk.entries("approval.owner_approved")  # as loud as a broken glass
+    assert subject == "ada"
 
 
 async def test_one_rejection_ends_it(desk: Desk) -> None:
@@ -205,13 +228,121 @@ async def test_in_an_emergency_one_person_of_the_rules_choice_decides_alone_and_
         await vote(pending.id, session_of(SAM), "break_glass", "0" * 32, "the shop is down")
     record = await vote(pending.id, session_of(SAM), "break_glass", pending.digest, "the shop is down")
     assert record.state is State.APPROVED
-    with contextlib.closing(sqlite3.connect(f"file:{desk.path}?mode=ro", uri=True)) as db:
-        found = db.execute("SELECT subject, body FROM entries WHERE kind = 'approval.broken_glass'").fetchall()
-    [(subject, body)] = found
+    [(subject, body)] = desk.entries("approval.broken_glass")
     assert subject == "sam"
     assert "the shop is down" in body
     report = verify(desk.path)
     assert report.ok, report.problem
+
+
+async def broken(desk: Desk) -> Pending:
+    pending = await desk.ask(GLASS)
+    await desk.vote(pending, SAM, BREAK_GLASS, comment="the shop is down")
+    return pending
+
+
+async def test_a_broken_glass_waits_for_a_review_by_an_approver_who_had_no_part_in_it(desk: Desk) -> None:
+    pending, reviews = await broken(desk), desk.approvals.reviews
+    assert [record.id for record in reviews.open_ones()] == [pending.id]
+    assert await desk.approvals.list() != []
+    assert await desk.approvals.open_requests(SAM) == 0
+    record = await desk.approvals.get(pending.id)
+    refused = [
+        (person("sam", "on-call", "dba"), "looked at it", "broke themselves"),
+        (ADA, "looked at it", "on behalf of `ada`"),
+        (person("olga", "developers"), "looked at it", "not among the approvers"),
+        (person("bot", "dba", kind=PrincipalKind.AGENT), "looked at it", "agents cannot vote"),
+        (GRACE, "", "needs a comment"),
+    ]
+    for who, comment, sentence in refused:
+        with pytest.raises(ApprovalRejectedError, match=sentence):
+            await reviews.close(record, session_of(who), comment)
+    assert reviews.said(record) == "open"
+    await reviews.close(record, session_of(GRACE), "it was down indeed")
+    assert reviews.said(record) == "grace: it was down indeed"
+    assert list(reviews.open_ones()) == []
+    with pytest.raises(ApprovalRejectedError, match="is reviewed: grace"):
+        await reviews.close(record, session_of(HANS), "again")
+    [(subject, body)] = desk.entries("approval.reviewed")
+    assert subject == "grace"
+    assert "it was down indeed" in body
+    report = verify(desk.path)
+    assert report.ok, report.problem
+
+
+async def test_nobody_gets_rid_of_a_review_by_the_ways_of_an_approval(desk: Desk) -> None:
+    pending = await broken(desk)
+    for way in (desk.approvals.withdraw(f"rev-{pending.id}", session_of(SAM)), desk.approvals.get(f"rev-{pending.id}")):
+        with pytest.raises(ApprovalRejectedError, match="there is no approval"):
+            await way
+    assert len(desk.approvals.reviews.open_ones()) == 1
+
+
+async def test_an_open_review_is_announced_again_once_by_all_processes_together(desk: Desk) -> None:
+    now = datetime.now(UTC)
+    with contextlib.closing(Reader.open(desk.path)) as reader:
+        earlier = Approvals(desk.recorder, reader, clock=lambda: now - timedelta(hours=2))
+        pending = await replace(desk, approvals=earlier).ask(GLASS)
+        await earlier.vote(pending.id, session_of(SAM), BREAK_GLASS, pending.digest, "the shop is down")
+        reviews, others = desk.approvals.reviews, Approvals(desk.recorder, reader).reviews
+        assert await reviews.remind(timedelta(hours=3)) == 0  # it is not so old
+        assert await reviews.remind(timedelta(hours=1)) == 1
+        assert await others.remind(timedelta(hours=1)) == 0
+    [(_, body)] = desk.entries("approval.review_due")
+    assert "the shop is down" in body
+
+
+FRESH = replace(TERMS, fresh=timedelta(minutes=5), acr=frozenset({"mfa"}))
+
+
+@pytest.mark.parametrize(
+    ("minutes", "acr", "sentence"),
+    [
+        (None, "mfa", "does not say when you logged in"),
+        (6, "mfa", "a login of the last 5 min, and yours is 6 min old"),
+        (4, "pwd", "stronger login than yours .its class is `pwd`"),
+        (4, None, "its class is `not said`"),
+    ],
+)
+async def test_a_yes_needs_a_login_as_fresh_and_strong_as_the_rule_says(
+    desk: Desk, minutes: int | None, acr: str | None, sentence: str
+) -> None:
+    pending = await desk.ask(FRESH)
+    then = None if minutes is None else datetime.now(UTC) - timedelta(minutes=minutes)
+    with pytest.raises(ApprovalRejectedError, match=sentence) as refused:
+        await desk.vote(pending, GRACE, login=Login(then, acr))
+    assert "Log in at `https://issuer.example` again (max_age=300, acr_values=mfa)" in str(refused.value)
+    assert (await desk.approvals.get(pending.id)).state is State.REQUESTED
+
+
+async def test_a_fresh_login_counts_and_the_audit_has_it_and_a_no_needs_none(desk: Desk) -> None:
+    now = datetime.now(UTC)
+    assert (await desk.vote(await desk.ask(FRESH), GRACE, login=Login(now, "mfa"))).state is State.APPROVED
+    [(_, body)] = desk.entries("approval.voted")
+    assert now.isoformat() in body
+    assert (await desk.vote(await desk.ask(FRESH), GRACE, "reject")).state is State.DENIED
+    glass = replace(GLASS, fresh=timedelta(minutes=5))
+    with pytest.raises(ApprovalRejectedError, match="login of the last 5 min"):
+        await desk.vote(await desk.ask(glass), SAM, BREAK_GLASS, comment="the shop is down")
+
+
+ELSEWHERE = Principal("grace", "https://other.example", PrincipalKind.HUMAN)
+
+
+async def test_a_named_approver_is_a_subject_of_one_issuer(desk: Desk) -> None:
+    plain = replace(TERMS, groups=frozenset(), users=frozenset({Approver("grace")}))
+    there = replace(plain, users=frozenset({Approver("grace", "https://other.example")}))
+    for terms, who, other in ((plain, person("grace"), ELSEWHERE), (there, ELSEWHERE, person("grace"))):
+        pending = await desk.ask(terms)
+        with pytest.raises(ApprovalRejectedError, match="not among the approvers"):
+            await desk.vote(pending, other)
+        assert (await desk.vote(pending, who)).state is State.APPROVED
+    glass = replace(GLASS, break_glass=frozenset(), break_glass_users=frozenset({Approver("sam")}))
+    stranger = replace(SAM, issuer="https://other.example")
+    pending = await desk.ask(glass)
+    with pytest.raises(ApprovalRejectedError, match="no rule lets `sam`"):
+        await desk.vote(pending, stranger, BREAK_GLASS, comment="x")
+    assert (await desk.vote(pending, SAM, BREAK_GLASS, comment="x")).state is State.APPROVED
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -50,6 +50,25 @@ async def test_an_act_claim_makes_the_actor_the_principal_and_the_subject_its_hu
     assert verified.principal.subject == "devin"
     assert verified.principal.kind is PrincipalKind.AGENT
     assert verified.principal.on_behalf_of == "ada"
+
+
+LOGINS: list[tuple[dict[str, Any], datetime | None, str | None]] = [
+    ({"auth_time": 1_700_000_000, "acr": "phr"}, datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC), "phr"),
+    ({}, None, None),
+    # What is no time of the past is no login: nothing may count as fresh by an odd value.
+    ({"auth_time": 4_000_000_000, "acr": ""}, None, None),
+    ({"auth_time": "1700000000", "acr": ["phr"]}, None, None),
+    ({"auth_time": True, "acr": 1}, None, None),
+    ({"auth_time": float("nan")}, None, None),
+]
+
+
+@pytest.mark.parametrize(("claims", "auth_time", "acr"), LOGINS, ids=str)
+async def test_when_and_how_a_person_logged_in_is_kept_as_the_issuer_says_it(
+    issuer: local.Issuer, verifier: TokenVerifier, claims: dict[str, Any], auth_time: datetime | None, acr: str | None
+) -> None:
+    verified = await verifier.verify(issuer.token("grace", **claims))
+    assert (verified.auth_time, verified.acr) == (auth_time, acr)
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [

@@ -1,27 +1,31 @@
-"""The configuration's keys about recordings and witnesses, as values."""
+"""The configuration's keys about recordings, witnesses and the wire door's logins, as values."""
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from audit import rolling
 from audit.recording import Mode
 from audit.retention import Limits
 from gateway.errors import ConfigurationError
 from gateway.transcript import RecordingBounds
+from server.app import oauth_offer
 from server.config import Config, load_config
 
 
-def config(folder: Path, audit: str = "", connection: str = "") -> Config:
+def config(folder: Path, audit: str = "", connection: str = "", wire: str = "") -> Config:
     path = folder / "countersign.yaml"
     (folder / "password").write_text("secret")
     path.write_text(
         f"audit:\n  path: audit.db\n{audit}"
         "policy: policy.yaml\n"
         "issuers: [{issuer: 'https://issuer.example', audience: x}]\n"
-        f"connections:\n  shop: {{host: h, database: d, user: u, password_file: password{connection}}}\n",
+        f"connections:\n  shop: {{host: h, database: d, user: u, password_file: password{connection}}}\n"
+        f"{wire}",
         encoding="utf-8",
     )
     return load_config(path)
@@ -63,3 +67,56 @@ def test_witnesses_are_paths_or_say_that_they_are_required(tmp_path: Path) -> No
     assert told == [(tmp_path / "one", False), (tmp_path / "two", True), (tmp_path / "three", False)]
     with pytest.raises(ConfigurationError, match="unknown key `requird`"):
         config(tmp_path, "  witnesses: [{path: two, requird: true}]\n")
+
+
+@pytest.mark.parametrize(
+    ("oauth", "says"),
+    [
+        ("{users: [oauth], issuer: 'https://elsewhere.example'}", "is none of the `issuers`"),
+        ("{users: []}", "this must not be empty"),
+        ("{}", "users"),
+    ],
+)
+def test_oauth_names_users_and_an_issuer_that_is_trusted(tmp_path: Path, oauth: str, says: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(says)):
+        config(tmp_path, wire=f"wire: {{oauth: {oauth}}}\n")
+
+
+def test_the_only_issuer_is_told_to_clients_without_a_token(tmp_path: Path) -> None:
+    loaded = config(tmp_path, wire="wire: {oauth: {users: [oauth]}}\n")
+    assert loaded.wire is not None
+    offer = oauth_offer(loaded, loaded.wire.oauth)
+    assert offer is not None
+    assert offer.discovery_url == "https://issuer.example/.well-known/openid-configuration"
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ("client_principals: [{dns: x, subject: etl}]", "need a `client_ca`"),
+        ("client_certificates: optional", "need a `client_ca`"),
+        ("client_ca: ca.pem, client_principals: [{dns: x, subject: etl}]", "no certificate stands for anybody"),
+        ("client_ca: ca.pem, client_certificates: optional, client_principals: [{subject: etl}]", "exactly one of"),
+        ("client_ca: ca.pem, client_certificates: optional, client_principals: [{dns: x}]", "subject"),
+        (
+            "client_ca: ca.pem, client_certificates: optional, client_principals: "
+            "[{dns: x, subject: etl, on_behalf_of: ada, on_behalf_of_issuer: 'https://elsewhere.example'}]",
+            "is none of the `issuers`",
+        ),
+    ],
+)
+def test_client_certificates_say_whole_what_they_are_good_for(tmp_path: Path, more: str, says: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(says)):
+        config(tmp_path, wire=f"wire: {{tls: {{certificate: c.pem, key: k.pem, {more}}}}}\n")
+
+
+def test_segments_are_rolled_as_configured_and_not_at_all_by_default(tmp_path: Path) -> None:
+    assert config(tmp_path).segments == rolling.Limits()
+    assert config(tmp_path, "  segments: {}\n").segments == rolling.Limits(1_024_000_000, timedelta(days=30))
+    assert config(tmp_path, "  segments: {megabytes: 1, days: null}\n").segments == rolling.Limits(1_000_000, None)
+
+
+def test_a_key_comes_from_one_place(tmp_path: Path) -> None:
+    assert config(tmp_path, "  key_command: [vault, read]\n").signing.key_command == ("vault", "read")
+    with pytest.raises(ConfigurationError, match="at most one of `key_file`, `key_env` and `key_command`"):
+        config(tmp_path, "  key_command: [vault]\n  key_env: KEY\n")
