@@ -29,7 +29,9 @@ _KEPT = frozenset(
 _PARTS: Mapping[str, frozenset[str]] = {
     "verdict": frozenset(("effect", "rules")),
     "request": frozenset(("traceparent", "mcp_request", "protocol", "tool", "client", "client_version")),
-    "query": frozenset(("after", "follow", "format", "session", "as", "since", "until", "limit", "kind")),
+    "query": frozenset(
+        ("after", "follow", "format", "without_texts", "to", "session", "as", "since", "until", "limit", "kind")
+    ),
 }
 
 
