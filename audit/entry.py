@@ -39,6 +39,7 @@ class Kind(StrEnum):
     APPROVAL_WITHDRAWN = "approval.withdrawn"
     APPROVAL_CONSUMED = "approval.consumed"
     APPROVAL_VOID = "approval.void"
+    SCHEMA_CHANGED = "schema.changed"
     RECORDING_SHREDDED = "recording.shredded"
     AUDIT_READ = "audit.read"
     KEY_CREATED = "key.created"
@@ -47,6 +48,7 @@ class Kind(StrEnum):
     CHECKPOINT_FAILED = "checkpoint.failed"
     CHECKPOINT_WITNESSED = "checkpoint.witnessed"
     WEBHOOK_FAILED = "webhook.failed"
+    MAIL_FAILED = "mail.failed"
     INVARIANT_VIOLATED = "invariant.violated"
 
 

@@ -23,7 +23,7 @@ from gateway.aftermath import note_effects
 from gateway.approvals import Approvals, Pending, rejection
 from gateway.asking import Asking
 from gateway.connections import Connections
-from gateway.deciding import Decider
+from gateway.deciding import Decider, remember
 from gateway.drafts import (
     Author,
     denial,
@@ -40,13 +40,14 @@ from gateway.errors import (
     ApprovalRejectedError,
     AuditUnavailableError,
     CountersignError,
+    LimitExceededError,
     RefusedError,
     RowCountError,
     SessionEndedError,
 )
 from gateway.identity import VerifiedToken
 from gateway.metering import Meter
-from gateway.model import ClientInfo, Door, Outcome, Session, Statement, Status
+from gateway.model import ClientInfo, Connection, Door, Outcome, Session, Statement, Status
 from gateway.policies import PolicyBook
 from gateway.recorder import Recorder, unrecorded
 from gateway.rehearsal import Expected
@@ -55,7 +56,7 @@ from gateway.transcript import RecordingBounds, Transcript
 from gateway.upstream import Upstream
 from policy.catalog import Catalog
 from policy.limits import UNLIMITED, Limits
-from policy.model import Decision, Effect, Rewrite
+from policy.model import Decision, Effect, Principal, Rewrite
 
 _MINT = object()
 
@@ -116,6 +117,19 @@ class Grant:
         """Whether its transaction must stay open until `Gateway.too_many` has said nothing against its row count."""
         return self.decision.counts or self.expected is not None
 
+    def too_large(self, rows: int, size: int) -> LimitExceededError | None:
+        """The error with which a result of so many rows and bytes must stop; None where it may go on."""
+        bound = self.decision.at_most
+        if bound is not None and rows > bound:
+            remember(self.statement, rows)
+            return LimitExceededError(
+                f"the result has more than the {bound} rows that it was allowed for",
+                cure="What was delivered stays delivered. Ask for less; sent again, it is decided by this count.",
+            )
+        why = self.limits.exceeded_by(rows, size)
+        cure = "Ask for less: a narrower condition, an aggregate or a LIMIT."
+        return None if why is None else LimitExceededError(why, cure=cure)
+
     def finish(self, outcome: Outcome) -> None:
         """Say what came of it; `Gateway.admit` writes it on leaving the block."""
         self.outcome = outcome
@@ -155,7 +169,12 @@ class Gateway:
 
     async def open_session(self, token: VerifiedToken, connection: str, door: Door, client: ClientInfo) -> Session:
         """Start a session; raises UnknownConnectionError, AuthenticationError, AuditUnavailableError."""
-        return await self.sessions.open(token, self.connections.named(connection), door, client)
+        named = self.connections.named(connection)
+        return await self.sessions.open(token, self._as_used_by(token.principal, named), door, client)
+
+    def _as_used_by(self, principal: Principal, connection: Connection) -> Connection:
+        writes = self.policies.current.may_write(principal, connection.name)
+        return connection.for_principal(principal, writes=writes)
 
     async def close_session(self, session: Session, reason: str) -> None:
         """End it and record it; a second call does nothing."""
@@ -177,6 +196,8 @@ class Gateway:
     @asynccontextmanager
     async def lease(self, session: Session) -> AsyncIterator[Upstream]:
         """A clean upstream session from the pool, for statements that stand alone; `session` is refreshed on it."""
+        # A policy of today may let the principal write, or write no longer.
+        session.connection = self._as_used_by(session.principal, session.connection)
         async with self.connections.lease(session) as upstream:
             yield upstream
 
@@ -415,6 +436,8 @@ class Gateway:
 
     async def _evidence(self, statement: Statement, decision: Decision, catalog: Catalog) -> rehearsal.Evidence | None:
         """What approvers are shown of a write's effect: it runs under a grant of its own, and is rolled back."""
+        if decision.streams:
+            return rehearsal.size_of(decision, self.policies.current.thresholds)
         if not rehearsal.is_write(decision):
             return None
         if (why := rehearsal.obstacle(statement.session.connection, decision, catalog)) is not None:
@@ -445,17 +468,19 @@ class Gateway:
         if decision.verdict.effect is Effect.DENY:
             raise await self._record_refusal([statement], [decision])
         await self.approvals.check_binding(record, statement, decision, await self.catalog(session))
+        bounds = (decision.at_most, rehearsal.approved_rows(record.evidence))
+        decision = replace(decision, at_most=min((bound for bound in bounds if bound is not None), default=None))
         if (record := await self.approvals.get(record.id)).state is not State.APPROVED:
             raise rejection(record)  # its time ran out while we looked
         statement_id, expected = new_statement_id(), Expected.read(record.evidence)
-        bounds = self._recorded(session)
+        recorded = self._recorded(session)
         try:
             [grant] = await self._granted(
                 [
                     self.approvals.consume_item(record, session, statement_id),
                     intent_of(self._author, statement_id, statement, decision, approval=record.id),
                 ],
-                lambda: [Grant(_MINT, statement_id, statement, decision, expected=expected, bounds=bounds)],
+                lambda: [Grant(_MINT, statement_id, statement, decision, expected=expected, bounds=recorded)],
             )
         except Conflict:
             raise rejection(await self.approvals.get(record.id)) from None

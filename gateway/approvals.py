@@ -138,7 +138,7 @@ class Approvals:
         expires = now + min((t.expires for t in terms), default=timedelta(minutes=30))
         pending = Pending(
             id=new_id(),
-            why=explain.why_approval(decision),
+            why="; ".join([explain.why_approval(decision), *_size(decision)]),
             who=explain.who_approves(decision),
             expires=expires,
             digest=binding_digest(binding),
@@ -157,7 +157,7 @@ class Approvals:
             statement=statement.text.decode("utf-8"),
             parameters=[None if p is None else p.decode("utf-8", "replace") for p in statement.parameters],
             terms=[_terms_body(t) for t in terms],
-            reasons=[r.text for r in decision.verdict.reasons],
+            reasons=[*(r.text for r in decision.verdict.reasons), *_size(decision)],
             binding=binding,
             created=now,
             expires=expires,
@@ -347,6 +347,11 @@ class Approvals:
             await self._recorder.record(Item(draft, Transition(record.id, expect, become, votes)))
         if event := self._changed.get(record.id):
             event.set()
+
+
+def _size(decision: Decision) -> list[str]:
+    """How large a read is, where its verdict depends on that."""
+    return [f"it is expected to return {decision.expects} rows"] if decision.expects is not None else []
 
 
 def _kind_of(record: ApprovalRecord, voter: Principal, choice: str) -> Kind:

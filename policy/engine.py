@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from policy.analyse import analyse
 from policy.bodies import Bodies, moved_names
+from policy.copying import copy_out
 from policy.filtering import Filtering
 from policy.masking import Masking
 from policy.model import (
@@ -27,7 +28,7 @@ from policy.parse import NotAnalysableError, base_text, split
 from policy.reading import Reading
 from policy.rewrite import rewrite
 from policy.rules import Judgement, Policy, judge
-from policy.sideways import could_meet_masks, is_countable
+from policy.sideways import could_meet_masks, is_countable, is_plan, is_streamed
 
 _LARGE_TEXT_BYTES = 64 * 1024
 
@@ -61,7 +62,8 @@ def _without_collector() -> Iterator[None]:
 
 def _decide(policy: Policy, principal: Principal, facts: Facts, text: bytes) -> Decision:
     analysis: Analysis | None = None
-    counts, conceals = False, bool(policy.masks)  # what cannot be analysed may name anything
+    counts = streams = False
+    conceals = bool(policy.masks)  # what cannot be analysed may name anything
     try:
         reading = analyse(facts, text)
         if reading is None:
@@ -71,11 +73,13 @@ def _decide(policy: Policy, principal: Principal, facts: Facts, text: bytes) -> 
         conceals = conceals and could_meet_masks(reading, Masking(policy, None, facts.catalog))
         if analysis.effects.executes is not None:
             return _decide_execute(policy, principal, facts, reading)
-        if (countable := is_countable(reading)) is False:
-            # Nobody will be told how many rows it changed: any number.
-            facts = replace(facts, circumstances=replace(facts.circumstances, rows=None))
-        verdict, analysis, counts = _verdict(policy, principal, facts, reading)
-        counts = counts and countable
+        countable, streamed = is_countable(reading), is_streamed(reading)
+        if not countable and not streamed:
+            # Nobody will be told how many rows it changed or returned: any number. A plan has none.
+            rows = 0 if is_plan(reading) else None
+            facts = replace(facts, circumstances=replace(facts.circumstances, rows=rows))
+        verdict, analysis, asked = _verdict(policy, principal, facts, reading)
+        counts, streams = asked and countable, asked and streamed
     except NotAnalysableError as error:
         verdict = Verdict(Effect.DENY, (error.reason,))
     except Exception as error:
@@ -91,7 +95,7 @@ def _decide(policy: Policy, principal: Principal, facts: Facts, text: bytes) -> 
                 ),
             ),
         )
-    return replace(_decision(policy, facts, verdict, analysis), counts=counts, conceals=conceals)
+    return replace(_decision(policy, facts, verdict, analysis), counts=counts, streams=streams, conceals=conceals)
 
 
 def _verdict(policy: Policy, principal: Principal, facts: Facts, reading: Reading) -> tuple[Verdict, Analysis, bool]:
@@ -102,10 +106,9 @@ def _verdict(policy: Policy, principal: Principal, facts: Facts, reading: Readin
         return Verdict(Effect.DENY, (judged.refusal, *judgement.reasons)), analysis, judgement.counts
     if judgement.effect is Effect.DENY:
         return Verdict(Effect.DENY, judgement.reasons), analysis, judgement.counts
-    if not policy.masks and not policy.rows:
-        return _allowed(judgement, Rewrite(analysis.text)), analysis, judgement.counts
     try:
         rewritten = _rewritten(policy, principal, facts, reading)
+        rewritten = _searched(policy, principal, facts, reading, rewritten)
     except NotAnalysableError as error:
         return Verdict(Effect.DENY, (error.reason, *judgement.reasons)), analysis, judgement.counts
     return _allowed(judgement, rewritten), analysis, judgement.counts
@@ -166,8 +169,23 @@ def _merged(outer: Analysis, inner: Sequence[Analysis], demands: Sequence[Demand
 
 
 def _rewritten(policy: Policy, principal: Principal, facts: Facts, reading: Reading) -> Rewrite:
+    if not policy.masks and not policy.rows:
+        return Rewrite(reading.analysis.text)
     masking, anyone = Masking(policy, principal, facts.catalog), Masking(policy, None, facts.catalog)
     return rewrite(reading, masking, Filtering(policy, principal, facts), anyone, facts.mask_key)
+
+
+def _searched(policy: Policy, principal: Principal, facts: Facts, reading: Reading, rewritten: Rewrite) -> Rewrite:
+    """The same with what is looked for in what it delivers. Raises NotAnalysableError `detect.copy`."""
+    if (detection := policy.detection(principal, facts.connection)) is None:
+        return rewritten
+    detection = replace(
+        detection,
+        forms=facts.catalog.forms,
+        subtypes=facts.catalog.subtypes,
+        copy=copy_out(reading, rewritten.sql),
+    )
+    return replace(rewritten, detection=detection)
 
 
 def _allowed(judgement: Judgement, rewritten: Rewrite) -> Verdict:
@@ -200,7 +218,7 @@ def _decide_execute(policy: Policy, principal: Principal, facts: Facts, reading:
         return _decision(policy, facts, Verdict(Effect.DENY, (stop, *reasons)), merged)
     if effect is Effect.DENY or then is None:
         return _decision(policy, facts, Verdict(Effect.DENY, reasons), merged)
-    if then.sql != prepared.verdict.rewrite.sql:
+    if then.sql != prepared.verdict.rewrite.sql or inner.means_other(prepared.analysis, facts.catalog):
         stale = _refusal(
             "prepared.stale",
             f'the policy or the schema has changed since "{name}" was prepared',
@@ -225,6 +243,7 @@ def _decide_execute(policy: Policy, principal: Principal, facts: Facts, reading:
         filtered=tuple(dict.fromkeys((*outer.filtered, *then.filtered))),
         secrets=outer.secrets | then.secrets,
     )
+    combined = _searched(policy, principal, facts, reading, combined)
     terms = _unique((*again.verdict.terms, *own.terms))
     return _decision(policy, facts, Verdict(effect, reasons, combined, terms), merged)
 

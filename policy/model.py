@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from enum import IntEnum, StrEnum
 
 from policy.catalog import Catalog
+from policy.detection import Detection
 from policy.pseudonyms import MaskKey
 
 
@@ -157,6 +158,16 @@ class Analysis:
     relations: frozenset[int] = frozenset()
     parameters: int = 0  # the highest $n
 
+    def means_other(self, before: Analysis, catalog: Catalog) -> bool:
+        """Whether a name that meant a relation `before` means another one now, although the first is still there.
+
+        PostgreSQL reads the names of a prepared statement anew where the search path or what they meant has changed,
+        not where something was made that hides it.
+        """
+        now = {d.oid for d in self.demands if d.object.kind is ObjectKind.RELATION}
+        then = {d.oid for d in before.demands if d.object.kind is ObjectKind.RELATION and d.via is None}
+        return any(oid in catalog.relations for oid in then - now if oid is not None)
+
 
 class Effect(IntEnum):
     """What a verdict says; a larger one is stricter and wins."""
@@ -258,6 +269,7 @@ class Rewrite:
     them, or a whole row (attribute 0) of their relations, in a RowDescription means that it failed.
     `filtered` names the relations of which only some rows are read, with the policy's entry.
     `secrets` are the bytes of `sql` that only the server may see: whoever shows the text shows `shown`.
+    `detection` is what is looked for in what the text delivers; None for nothing.
     """
 
     sql: bytes
@@ -266,6 +278,7 @@ class Rewrite:
     origins: frozenset[tuple[int, int]] = frozenset()
     filtered: tuple[str, ...] = ()
     secrets: frozenset[bytes] = field(default=frozenset(), repr=False)
+    detection: Detection | None = None
 
     @property
     def shown(self) -> str:
@@ -306,7 +319,9 @@ class Decision:
     """What the engine returns for one statement. `analysis` is None where the text has none.
 
     `counts` says that the verdict depends on how many rows the statement changes, and that its command tag
-    will tell: whoever runs it decides again with an estimate before and with the count after.
+    will tell: whoever runs it decides again with an estimate before and with the count after. `streams` says the
+    same of a read, whose rows are counted as they come: beyond `at_most` the verdict would be a stricter one. It was
+    decided by the `expects` rows that the planner, or an earlier run, tells.
 
     `conceals` says that its parameters may be values that are masked for somebody: then they are recorded as
     digests, whoever runs it.
@@ -317,6 +332,9 @@ class Decision:
     policy: str  # the policy's hash
     catalog: str  # the catalog's epoch
     counts: bool = False
+    streams: bool = False
+    expects: int | None = None
+    at_most: int | None = None
     conceals: bool = False
 
 
@@ -324,7 +342,8 @@ class Decision:
 class Circumstances:
     """What conditions are asked about besides the demand; None where it is not known.
 
-    `rows` is how many rows the statement changes: the planner's estimate before it runs, the count after.
+    `rows` is how many rows the statement changes, or a read returns: the planner's estimate before it runs, the
+    count after.
     """
 
     rows: int | None = None

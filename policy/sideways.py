@@ -160,6 +160,18 @@ def is_countable(reading: Reading) -> bool:
     return kind in _WRITES and sum(tag in _WRITES for node in nodes(reading.tree) for tag in node) == 1
 
 
+def is_streamed(reading: Reading) -> bool:
+    """Whether the statement's rows will pass the gateway one by one, and nothing is written: it can be stopped."""
+    kind, effects = reading.analysis.kind, reading.analysis.effects
+    reads = kind in ("SelectStmt", "DeclareCursorStmt") or effects.copy_out
+    return reads and not effects.writes and not writes(reading.tree)
+
+
+def is_plan(reading: Reading) -> bool:
+    """Whether the statement only asks how a read would run."""
+    return reading.analysis.kind == "ExplainStmt" and not is_analyzed(reading.tree) and not writes(reading.tree)
+
+
 def _check_write(tree: Tree, reference: Reference, columns: Masked) -> None:
     names = _masked_names(reference.relation, columns)
     for written in _written(tree.tree, reference):

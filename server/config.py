@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -22,15 +22,17 @@ from audit.witness import Witness
 from gateway.certificates import NameKind
 from gateway.errors import ConfigurationError
 from gateway.identity import Issuer
-from gateway.model import Connection, Rehearse, SslMode
+from gateway.model import ChannelBinding, Connection, Rehearse, SslMode, TargetSession, UpstreamRole
 from gateway.transcript import RecordingBounds
 from policy.document import DocumentError, parse_document, validate
 from policy.pseudonyms import MaskKey
+from server.mail import Mail, Security
 from server.webhooks import Webhook
-from server.witnesses import WitnessFile, is_private, witness_of
+from server.witnesses import LOOPBACK, WitnessFile, is_private, witness_of
 
 _MAKE_KEY = "`openssl rand -hex 32`"
 _SECRET_BYTES = 24  # the least that the Standard Webhooks specification lets a secret have
+_ADDRESS = r"^[^\s,<>]+@[^\s,<>]+$"
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 
@@ -103,25 +105,84 @@ class IssuerFile(_Model):
     on_behalf_of_claim: str = "on_behalf_of"
 
 
-class ConnectionFile(_Model):
-    """An upstream. The password comes from a file or an environment variable, never from this file."""
+class ShadowFile(_Model):
+    """Where shadow databases are made: a server and a role with CREATEDB. What is left out is the connection's own."""
 
-    host: str
-    port: Port = 5432
-    database: str
+    database: str = "postgres"
+    host: str | None = None
+    port: Port | None = None
+    user: str | None = None
+    password_file: Path | None = None
+    password_env: str | None = None
+
+    @model_validator(mode="after")
+    def _password_of_user(self) -> ShadowFile:
+        if self.password_file is not None and self.password_env is not None:
+            raise ValueError("give at most one of `password_file` and `password_env`")
+        if (self.user is not None) != (self.password_file is not None or self.password_env is not None):
+            raise ValueError("a `user` and its password go together; give both, or neither")
+        return self
+
+
+class _Credential(_Model):
+    """An upstream user. The password comes from a file or an environment variable, never from this file."""
+
     user: str
     password_file: Path | None = None
     password_env: str | None = None
+
+    @model_validator(mode="after")
+    def _one_password(self) -> Self:
+        if (self.password_file is None) == (self.password_env is None):
+            raise ValueError("give exactly one of `password_file` and `password_env`")
+        return self
+
+
+class RoleFile(_Credential):
+    """The upstream user of principals in one of these groups; see gateway.model.UpstreamRole."""
+
+    groups: Annotated[list[str], Field(min_length=1)]
+
+
+class HostFile(_Model):
+    """One server of several that hold the same database."""
+
+    host: str
+    port: Port = 5432
+
+
+class ConnectionFile(_Credential):
+    """An upstream."""
+
+    host: str | None = None
+    port: Port = 5432
+    hosts: list[HostFile] = []
+    target_session_attrs: TargetSession = "any"
+    database: str
     sslmode: SslMode = "prefer"
     sslrootcert: Path | None = None
+    channel_binding: ChannelBinding = "prefer"
+    connect_timeout: Annotated[float, Field(gt=0, le=600)] = 10
+    warm: Annotated[int, Field(ge=0, le=50)] = 0
+    roles: list[RoleFile] = []
     description: str = ""
     recording: Annotated[Mode, BeforeValidator(_off)] = Mode.METADATA
     rehearse: Annotated[Rehearse, BeforeValidator(_off)] = "live"
+    shadow: ShadowFile | None = None
+
+    @property
+    def servers(self) -> list[HostFile]:
+        """All hosts, the first to be asked first."""
+        return self.hosts or [HostFile(host=self.host or "", port=self.port)]
 
     @model_validator(mode="after")
-    def _one_password(self) -> ConnectionFile:
-        if (self.password_file is None) == (self.password_env is None):
-            raise ValueError("give exactly one of `password_file` and `password_env`")
+    def _reachable(self) -> ConnectionFile:
+        if (self.host is None) == (not self.hosts):
+            raise ValueError("give exactly one of `host` and `hosts`")
+        if self.channel_binding == "require" and self.sslmode in ("disable", "prefer"):
+            raise ValueError("`channel_binding: require` needs TLS: set `sslmode` to `require` or better")
+        if (self.rehearse == "shadow") != (self.shadow is not None):
+            raise ValueError("`rehearse: shadow` and `shadow` go together; give both, or neither")
         return self
 
 
@@ -237,6 +298,7 @@ class WebhookFile(_Model):
     secret_env: str | None = None
     events: list[Event] = _LOUD
     statement: bool = False
+    link: str | None = None
 
     @model_validator(mode="after")
     def _one_secret(self) -> WebhookFile:
@@ -244,6 +306,33 @@ class WebhookFile(_Model):
             raise ValueError("give exactly one of `secret_file` and `secret_env`")
         if not is_private(self.url):
             raise ValueError("`url` must be an https address, or http on this machine")
+        return self
+
+
+class MailFile(_Model):
+    """Who is told by e-mail. The password comes from a file or an environment variable, never from this file."""
+
+    host: str
+    port: Annotated[int, Field(ge=1, le=65535)] = 587
+    security: Security = "starttls"
+    ca: Path | None = None
+    user: str | None = None
+    password_file: Path | None = None
+    password_env: str | None = None
+    sender: Annotated[str, Field(pattern=_ADDRESS)]
+    to: Annotated[list[Annotated[str, Field(pattern=_ADDRESS)]], Field(min_length=1)]
+    events: list[Event] = _LOUD
+    statement: bool = False
+    link: str | None = None
+
+    @model_validator(mode="after")
+    def _is_safe(self) -> MailFile:
+        if self.password_file is not None and self.password_env is not None:
+            raise ValueError("give at most one of `password_file` and `password_env`")
+        if (self.user is not None) != (self.password_file is not None or self.password_env is not None):
+            raise ValueError("a `user` and its password go together; give both, or neither")
+        if self.security == "none" and self.host not in LOOPBACK:
+            raise ValueError("`security: none` is for a server on this machine only; use starttls or tls")
         return self
 
 
@@ -257,10 +346,12 @@ class ConfigFile(_Model):
     wire: WireFile | None = None
     mcp: McpFile | None = None
     longest_session: Annotated[int, Field(ge=60, le=7 * 86_400)] = 8 * 3600  # seconds
+    drain: Annotated[int, Field(ge=0, le=3600)] = 5  # seconds
     # The secret of `hash` masks comes from a file or an environment variable, never from this file.
     mask_key_file: Path | None = None
     mask_key_env: str | None = None
     webhooks: list[WebhookFile] = []
+    mail: list[MailFile] = []
     # How long the review of a broken glass may wait before it is announced again, and again.
     review_reminder_hours: Annotated[float, Field(gt=0, le=8760)] = 24
 
@@ -346,11 +437,13 @@ class Config:
     wire: WireFile | None
     mcp: McpFile | None
     longest_session: timedelta
+    drain: int = 5  # seconds that running statements get at shutdown before they are cancelled
     mask_key: MaskKey | None = None
     recordings: RecordingBounds = field(default_factory=RecordingBounds)
     retention: Limits = field(default_factory=Limits)
     segments: rolling.Limits = field(default_factory=rolling.Limits)
     webhooks: tuple[Webhook, ...] = ()
+    mail: tuple[Mail, ...] = ()
     remind: timedelta = timedelta(hours=24)
 
 
@@ -383,11 +476,13 @@ def load_config(path: Path) -> Config:
         wire=_absolute_tls(file.wire, base),
         mcp=file.mcp,
         longest_session=timedelta(seconds=file.longest_session),
+        drain=file.drain,
         mask_key=_mask_key(file, base),
         recordings=RecordingBounds(file.audit.recordings.statement_bytes, file.audit.recordings.session_bytes),
         retention=_retention(file.audit.recordings),
         segments=_segments(file.audit.segments),
         webhooks=tuple(_webhook(hook, base) for hook in file.webhooks),
+        mail=tuple(_mail(mail, base) for mail in file.mail),
         remind=timedelta(hours=file.review_reminder_hours),
     )
 
@@ -442,40 +537,61 @@ def _issuer(file: IssuerFile) -> Issuer:
 
 
 def _connection(name: str, file: ConnectionFile, base: Path) -> Connection:
-    if file.password_file is not None:
-        try:
-            password = (base / file.password_file).read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise ConfigurationError(
-                f"the password file `{file.password_file}` of connection `{name}` cannot be read: {error.strerror}",
-                cure="Write the upstream password into it, mode 600.",
-            ) from None
-        except UnicodeDecodeError:
-            raise ConfigurationError(
-                f"the password file `{file.password_file}` of connection `{name}` is not UTF-8",
-                cure="Write the upstream password into it as plain text.",
-            ) from None
-    else:
-        variable = file.password_env or ""
-        if variable not in os.environ:
-            raise ConfigurationError(
-                f"the environment variable `{variable}` with the password of connection `{name}` is not set",
-                cure=f"Set `{variable}`, or use `password_file`.",
-            )
-        password = os.environ[variable]
-    return Connection(
+    first, *others = file.servers
+    of = f"connection `{name}`"
+    connection = Connection(
         name=name,
-        host=file.host,
-        port=file.port,
+        host=first.host,
+        port=first.port,
         database=file.database,
         user=file.user,
-        password=password,
+        password=_password(of, file, base),
         sslmode=file.sslmode,
         sslrootcert=_root_certificate(name, base / file.sslrootcert) if file.sslrootcert else None,
         description=file.description,
         recording=file.recording,
         rehearse=file.rehearse,
+        channel_binding=file.channel_binding,
+        fallbacks=tuple((other.host, other.port) for other in others),
+        target=file.target_session_attrs,
+        connect_timeout=file.connect_timeout,
+        roles=tuple(UpstreamRole(frozenset(r.groups), r.user, _password(of, r, base)) for r in file.roles),
+        warm=file.warm,
     )
+    return connection if file.shadow is None else replace(connection, shadow=_shadow(connection, file.shadow, base))
+
+
+def _shadow(connection: Connection, file: ShadowFile, base: Path) -> Connection:
+    own = replace(connection, roles=(), warm=0)
+    if file.user is not None:
+        password = _password(f"the shadow of connection `{connection.name}`", file, base)
+        own = replace(own, user=file.user, password=password)
+    if file.host is not None:
+        own = replace(own, host=file.host, fallbacks=())
+    return replace(own, name=f"{own.name}/shadow", port=file.port or own.port, database=file.database)
+
+
+def _password(of: str, file: _Credential | ShadowFile | MailFile, base: Path) -> str:
+    if file.password_file is not None:
+        try:
+            return (base / file.password_file).read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise ConfigurationError(
+                f"the password file `{file.password_file}` of {of} cannot be read: {error.strerror}",
+                cure="Write the password into it, mode 600.",
+            ) from None
+        except UnicodeDecodeError:
+            raise ConfigurationError(
+                f"the password file `{file.password_file}` of {of} is not UTF-8",
+                cure="Write the password into it as plain text.",
+            ) from None
+    variable = file.password_env or ""
+    if variable not in os.environ:
+        raise ConfigurationError(
+            f"the environment variable `{variable}` with the password of {of} is not set",
+            cure=f"Set `{variable}`, or use `password_file`.",
+        )
+    return os.environ[variable]
 
 
 def _root_certificate(name: str, path: Path) -> str:
@@ -528,7 +644,23 @@ def _webhook(file: WebhookFile, base: Path) -> Webhook:
         secret = os.environ.get(file.secret_env or "", "").strip().encode()
     if len(secret) < _SECRET_BYTES:
         raise ConfigurationError(f"{what} has fewer than {_SECRET_BYTES} bytes", cure=f"Make one: {_MAKE_KEY}.")
-    return Webhook(file.url, secret, frozenset(file.events), file.statement)
+    return Webhook(file.url, secret, frozenset(file.events), file.statement, file.link)
+
+
+def _mail(file: MailFile, base: Path) -> Mail:
+    return Mail(
+        host=file.host,
+        port=file.port,
+        sender=file.sender,
+        to=tuple(file.to),
+        security=file.security,
+        ca=base / file.ca if file.ca is not None else None,
+        user=file.user,
+        password=_password(f"mail server `{file.host}`", file, base) if file.user is not None else None,
+        events=frozenset(file.events),
+        statement=file.statement,
+        link=file.link,
+    )
 
 
 def _absolute_tls(wire: WireFile | None, base: Path) -> WireFile | None:

@@ -19,7 +19,7 @@ from audit.witness import FileWitness, Witness
 from gateway.errors import ConfigurationError
 from server.timestamp_roots import library, read_roots
 
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _IN_THE_CLEAR = "must be an https address, or http on this machine"
 
 Seconds = Annotated[float, Field(ge=0, le=7 * 86_400)]
@@ -27,7 +27,7 @@ Seconds = Annotated[float, Field(ge=0, le=7 * 86_400)]
 
 def is_private(url: str) -> bool:
     """Whether nobody on the way can read or change what is sent there: https, or http on this machine."""
-    return url.startswith("https://") or (url.startswith("http://") and urlsplit(url).hostname in _LOOPBACK)
+    return url.startswith("https://") or (url.startswith("http://") and urlsplit(url).hostname in LOOPBACK)
 
 
 class _Model(BaseModel):

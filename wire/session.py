@@ -214,7 +214,7 @@ class WireSession:
     phase: Phase = Phase.STARTUP
     statements: dict[str, Prepared] = field(default_factory=dict)
     portals: dict[str, Portal] = field(default_factory=dict)
-    fetched: Used = field(default_factory=Used)  # by FETCH since the last DECLARE
+    fetched: Used = field(default_factory=Used)  # by FETCH in this transaction, of cursors that are in no book
 
     def receive(self, message: object) -> Phase:
         """Move on by a client's message; returns the phase before. Raises ProtocolError where it is illegal."""
@@ -265,12 +265,14 @@ class WireSession:
             return Undo(self.statements, name, self.statements.pop(name, None))
         return Undo(self.portals, name, self.portals.pop(name, None))
 
-    def used(self, kind: str, portal: Portal | None = None) -> Used:
-        """What the result of a statement of this kind (the parser's tag) counts on."""
-        if kind == "DeclareCursorStmt":
-            self.fetched = Used()
-        if kind == "FetchStmt":
-            return self.fetched
+    def used(self, cursor: str | None, portal: Portal | None = None) -> Used:
+        """What a result counts on: that of its portal, of the `cursor` that it fetches from, or its own.
+
+        Cursors that are in no book of ours (a function opened them) count together.
+        """
+        if cursor is not None:
+            declared = self.portals.get(cursor)
+            return declared.used if declared is not None else self.fetched
         return portal.used if portal is not None else Used()
 
     def simple_query(self) -> None:
@@ -292,6 +294,7 @@ class WireSession:
 
     def transaction_over(self) -> None:
         """Portals live no longer than their transaction; of those that were declared only the server knows."""
+        self.fetched = Used()
         self.portals = {name: portal for name, portal in self.portals.items() if portal.declared}
 
 
