@@ -17,7 +17,7 @@ _KEPT = frozenset(
         # a statement and what came of it
         *("statement", "statement_id", "door", "sha256", "parameters_cut", "demands", "policy", "catalog"),
         *("search_path", "approval", "rehearsal", "instance", "status", "tag", "rows", "size", "duration_ms"),
-        *("sqlstate", "masked", "filtered", "digest", "recording"),
+        *("sqlstate", "masked", "filtered", "detected", "digest", "recording"),
         # who, and with which right
         *("principal", "client", "session", "connection", "token", "issuer", "expires", "voter", "choice", "terms"),
         # the audit's own affairs
