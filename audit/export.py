@@ -120,10 +120,20 @@ def check_place(path: Path, place: Place) -> None:
         )
 
 
-def reading(reader: str, after: int, *, follow: bool, how: str = "jsonl", to: str | None = None) -> Draft:
+def reading(
+    reader: str,
+    after: int,
+    *,
+    follow: bool,
+    how: str = "jsonl",
+    without_texts: bool = False,
+    to: str | None = None,
+) -> Draft:
     """The entry that says who exported, in which format (`how`) and `to` where, if to a network address.
 
     It is written first, and so a part of what is exported.
     """
-    query = {"after": after, "follow": follow, "format": how} | ({"to": to} if to is not None else {})
+    query: dict[str, object] = {"after": after, "follow": follow, "format": how}
+    query |= {"without_texts": True} if without_texts else {}
+    query |= {"to": to} if to is not None else {}
     return Draft(Kind.AUDIT_READ, None, reader, None, {"how": "export", "query": query})

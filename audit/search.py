@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from audit import segments, words
 from audit.entry import Draft, Kind
@@ -40,10 +40,10 @@ class Found:
 class Query:
     """What to look for; every given part must hold.
 
-    `user` is a subject or e-mail, or the human on whose behalf an agent worked; `group` a group of the
-    session's principal. `since` (inclusive) and `until` (exclusive) are times as entries hold them: see
-    `as_time`. `kind` is an entry's kind. `text` is looked for anywhere in the body, in upper or lower case
-    (ASCII); `words` in what was said, through an index (see `audit.words`). The newest `limit` are found.
+    `user` is a subject or e-mail, or the human on whose behalf an agent worked; `group` a group of the session's
+    principal, `on_behalf_of` the human behind it. `since` (inclusive) and `until` (exclusive) are times as entries
+    hold them: see `as_time`. `kind` is an entry's kind. `text` is looked for anywhere in the body, in upper or lower
+    case (ASCII); `words` in what was said, through an index (see `audit.words`). The newest `limit` are found.
 
     The others are a statement's, and both its entries are found: `action` and `relation` of one and the same
     demand (`delete`, `public.orders`; `*` stands for anything), `column` a column that was masked,
@@ -72,6 +72,7 @@ class Query:
     sqlstate: str | None = None
     duration_ms: float | None = None
     rows: int | None = None
+    on_behalf_of: str | None = None
 
 
 def as_time(text: str, now: datetime) -> str:
@@ -109,10 +110,14 @@ def search(path: Path, query: Query) -> Sequence[Found]:
     rows: list[tuple[Any, ...]] = []
     try:
         with segments.parts(path) as parts:
-            theirs, members = _sessions(parts, _USER, query.user), _sessions(parts, _GROUP, query.group)
+            whose = _Whose(
+                _sessions(parts, _USER, query.user),
+                _sessions(parts, _GROUP, query.group),
+                _sessions(parts, _BEHALF, query.on_behalf_of),
+            )
             for at, part in enumerate(parts):
                 if len(rows) < query.limit:
-                    conditions, values = _conditions(part.db, query, segments.partners(parts, at), theirs, members)
+                    conditions, values = _conditions(part.db, query, segments.partners(parts, at), whose)
                     if query.words is not None:
                         words.update(part.path, part.db)
                         part.db.execute("ATTACH ? AS found", (f"{words.index_path(part.path).as_uri()}?mode=ro",))
@@ -134,13 +139,22 @@ _SESSIONS_OF = (
     " AND o.kind IN ('session.opened', 'session.closed') AND "  # names the partial index
 )
 _GROUP = "EXISTS (SELECT 1 FROM json_each(o.body, '$.principal.groups') g WHERE g.value = ?)"
+_BEHALF = "o.body ->> '$.principal.on_behalf_of' = ?"
 _USER = "? IN (o.body ->> '$.principal.email', o.body ->> '$.principal.on_behalf_of')"
 
 
-def _sessions(parts: Sequence[Part], condition: str, value: str | None) -> str:
+class _Whose(NamedTuple):
+    """The sessions (JSON) of whom is asked for; None where nobody is."""
+
+    user: str | None
+    group: str | None
+    on_behalf_of: str | None
+
+
+def _sessions(parts: Sequence[Part], condition: str, value: str | None) -> str | None:
     """As JSON, the sessions of a user or a group; one may have been opened in a segment before."""
     if value is None:
-        return "[]"
+        return None
     found = [row[0] for part in parts for row in part.db.execute(_SESSIONS_OF + condition, (value,))]
     return json.dumps(found)
 
@@ -165,16 +179,15 @@ _FACETS = (
 )
 
 
-def _conditions(
-    db: sqlite3.Connection, query: Query, table: str, theirs: str, members: str
-) -> tuple[list[str], list[object]]:
+def _conditions(db: sqlite3.Connection, query: Query, table: str, whose: _Whose) -> tuple[list[str], list[object]]:
     """SQL conditions and their values. Without a user they are tested on entries from the newest backwards.
 
-    `table` is where a statement's other entry is, `theirs` are the user's sessions and `members` the group's.
+    `table` is where a statement's other entry is.
     """
     parts: list[tuple[str, object]] = []
     parts += [("e.kind = ?", query.kind), ("e.connection = ?", query.connection), ("e.session = ?", query.session)]
-    parts += [("e.session IN (SELECT value FROM json_each(?))", members if query.group is not None else None)]
+    for sessions in (whose.group, whose.on_behalf_of):
+        parts.append(("e.session IN (SELECT value FROM json_each(?))", sessions))
     if query.action is not None or query.relation is not None:
         demand = f"{query.action or '*'} {query.relation or '*'}"
         parts.append((_PAIR.format(table=table, kind="intent", condition=_DEMAND), demand))
@@ -204,7 +217,7 @@ def _conditions(
             f" UNION SELECT seq FROM entries WHERE {' AND '.join(also)})"
         )
         values += [query.user, *(time for _, time in times)]
-        values += [theirs, *(value for _, value in window)]
+        values += [whose.user, *(value for _, value in window)]
     return conditions, values
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 
+from audit import segments
 from audit.entry import Draft, Kind
 from audit.errors import unavailable
 from audit.note import Note
@@ -34,11 +34,11 @@ class Witnessed:
 
 
 def witnessed(path: Path) -> list[Witnessed]:
-    """All that witnesses said, as the chain keeps it. Raises AuditUnavailable."""
-    sql = "SELECT seq, time, body FROM entries WHERE kind = 'checkpoint.witnessed' ORDER BY seq"
+    """All that witnesses said, as the chain keeps it, in the segments that are here too. Raises AuditUnavailable."""
+    sql = "SELECT seq, time, body FROM entries WHERE kind = 'checkpoint.witnessed' AND seq < ? ORDER BY seq"
     try:
-        with contextlib.closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as db:
-            return [_witnessed(*row) for row in db.execute(sql)]
+        with segments.parts(path) as parts:
+            return [_witnessed(*row) for part in reversed(parts) for row in part.db.execute(sql, (part.below,))]
     except sqlite3.Error as error:
         raise unavailable(path, error) from None
 

@@ -35,7 +35,10 @@ _LONGEST_ANSWER = 256 * 1024
 
 
 class TimestampWitness:
-    """An authority at `url`, whose certificate must lead to one of `roots`. Asked every so many seconds at most."""
+    """An authority at `url`, whose certificate must lead to one of `roots`, or be among them with its root.
+
+    Asked every so many seconds at most.
+    """
 
     def __init__(
         self, url: str, roots: Sequence[x509.Certificate], *, every: float = 3600.0, required: bool = False
@@ -56,7 +59,9 @@ class TimestampWitness:
             return None
         size, note = newest
         request = TimestampRequestBuilder().data(note.encode()).hash_algorithm(HashAlgorithm.SHA256)
-        asked = request.nonce(nonce=True).cert_request(cert_request=True).build()
+        # An authority whose own certificate is at hand need not send any: some send them in no valid order.
+        wanted = not any(_stamps(one) for one in self._roots)
+        asked = request.nonce(nonce=True).cert_request(cert_request=wanted).build()
         answer = self._ask(asked.as_bytes())
         try:
             verify(answer, note, self._roots, nonce=asked.nonce)
@@ -81,18 +86,28 @@ class TimestampWitness:
 def verify(
     response: bytes, note: str, roots: Sequence[x509.Certificate], *, nonce: int | None = None
 ) -> TimeStampResponse:
-    """Hold a response to the note and to who may stamp. Raises ValueError, VerificationError."""
-    stamped = decode_timestamp_response(response)
-    verifier = VerifierBuilder(roots=list(roots), nonce=nonce)
-    for certificate in map(x509.load_der_x509_certificate, stamped.signed_data.certificates):
-        if certificate not in roots and not _stamps(certificate):
-            verifier = verifier.add_intermediate_certificate(certificate)
-    verifier.build().verify_message(stamped, note.encode())
-    return stamped
+    """Hold a response to the note and to who may stamp. Raises ValueError, VerificationError.
+
+    Certificates of the response are what it says of itself: they are never trusted, only led back to `roots`.
+    """
+    anchors = [one for one in roots if not _stamps(one)]
+    known: list[x509.Certificate | None] = [one for one in roots if _stamps(one)]
+    if decode_timestamp_response(response).signed_data.certificates or not known:
+        known = [None]
+    problem = ValueError("no certificate was tried")
+    for certificate in known:
+        stamped = decode_timestamp_response(response)
+        verifier = VerifierBuilder(roots=anchors, tsa_certificate=certificate, nonce=nonce).build()
+        try:
+            verifier.verify_message(stamped, note.encode())
+            return stamped
+        except (ValueError, VerificationError) as error:
+            problem = ValueError(str(error))
+    raise problem
 
 
 def _stamps(certificate: x509.Certificate) -> bool:
-    """Whether it is a stamping one, and no authority's between it and the root."""
+    """Whether it is an authority's own certificate, and not one that signs others."""
     try:
         return not certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     except x509.ExtensionNotFound:

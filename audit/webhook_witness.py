@@ -50,6 +50,7 @@ class WebhookWitness:
         answer = self._post(signed, size, note)
         if answer.status_code == httpx2.codes.CONFLICT:
             self._seen = self._size_told(answer)
+            size, note = signed.newest() or newest  # another process of ours may have handed over more meanwhile
             if self._seen > size:
                 raise conflict(self.name, self._seen)
             answer = self._post(signed, size, note)

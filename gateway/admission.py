@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 
 from audit.approvals import ApprovalRecord, Conflict, State
 from audit.entry import Draft, Entry, Kind
+from audit.recording import Mode
 from audit.writer import Item
 from gateway import rehearsal
 from gateway.aftermath import note_effects
@@ -259,11 +260,11 @@ class Gateway:
             return [await self._begin_approved(statements[0], decisions[0], on_pending)]
         ids = [new_statement_id() for _ in statements]
         limits = self._limits(statements[0].session) if statements else UNLIMITED
+        bounds = self._recorded(statements[0].session) if statements else self._bounds
         return await self._granted(
             [intent_of(self._author, *of) for of in zip(ids, statements, decisions, strict=True)],
             lambda: [
-                Grant(_MINT, *of, limits=limits, bounds=self._bounds)
-                for of in zip(ids, statements, decisions, strict=True)
+                Grant(_MINT, *of, limits=limits, bounds=bounds) for of in zip(ids, statements, decisions, strict=True)
             ],
         )
 
@@ -373,6 +374,11 @@ class Gateway:
         limits = self.policies.current.limits_of(session.principal, session.connection.name)
         return self._meter.refusal(session.principal, limits, statements, time.monotonic())
 
+    def _recorded(self, session: Session) -> RecordingBounds:
+        """How much of what this session is sent is recorded."""
+        mode = self.policies.current.recording_of(session.principal, session.connection.name)
+        return self._bounds if mode is None else replace(self._bounds, mode=Mode(mode))
+
     def _limits(self, session: Session) -> Limits:
         limits = self.policies.current.limits_of(session.principal, session.connection.name)
         return self._meter.left(session.principal, limits)
@@ -467,13 +473,14 @@ class Gateway:
         if (record := await self.approvals.get(record.id)).state is not State.APPROVED:
             raise rejection(record)  # its time ran out while we looked
         statement_id, expected = new_statement_id(), Expected.read(record.evidence)
+        recorded = self._recorded(session)
         try:
             [grant] = await self._granted(
                 [
                     self.approvals.consume_item(record, session, statement_id),
                     intent_of(self._author, statement_id, statement, decision, approval=record.id),
                 ],
-                lambda: [Grant(_MINT, statement_id, statement, decision, expected=expected, bounds=self._bounds)],
+                lambda: [Grant(_MINT, statement_id, statement, decision, expected=expected, bounds=recorded)],
             )
         except Conflict:
             raise rejection(await self.approvals.get(record.id)) from None

@@ -25,7 +25,7 @@ from policy.limits import Limits
 from policy.masks import Mask, MaskKind
 from policy.model import NOTHING_KNOWN, Action, ApprovalTerms, Approver, Effect, PrincipalKind, Users
 from policy.patterns import Pattern, PatternError, parse_path_pattern, parse_pattern
-from policy.rules import DetectEntry, LimitEntry, Policy, Rule, Selector, Who
+from policy.rules import DetectEntry, LimitEntry, Policy, RecordingEntry, RecordingMode, Rule, Selector, Who
 
 __all__ = ["Policy", "load_policy", "policy_schema"]
 
@@ -292,6 +292,19 @@ class LimitsFile(_Model):
         return self
 
 
+def _off(value: object) -> object:
+    """YAML 1.1 reads a bare `off` as false."""
+    return "off" if value is False else value
+
+
+class RecordedFile(_Model):
+    """How much is recorded of what these principals are sent, whatever the connection says."""
+
+    who: WhoFile | None = None
+    connections: Names | None = None
+    mode: Annotated[RecordingMode, BeforeValidator(_off)]
+
+
 class DetectFile(_Model):
     """What to look for in everything that is delivered, and to hide where it is found: a second net behind masks."""
 
@@ -309,6 +322,7 @@ class PolicyFile(_Model):
     masks: list[MaskFile] = []
     rows: list[RowsFile] = []
     limits: list[LimitsFile] = []
+    recordings: list[RecordedFile] = []
     auditors: Annotated[
         list[WhoFile], Field(description="who may search the audit; each entry as `who` of a rule, any of them")
     ] = []
@@ -357,6 +371,7 @@ def load_policy(text: str, source: str) -> Policy:
         thresholds=tuple(sorted({number for number in numbers if number is not None})),
         conditions=conditions,
         limits=_as_limits(document, file),
+        recordings=_as_recordings(document, file),
         auditors=tuple(who for who in map(_as_who, file.auditors) if who is not None),
         operators=tuple(who for who in map(_as_who, file.operators) if who is not None),
         detect=_as_detect(document, file),
@@ -532,6 +547,7 @@ def _as_when(when: WhenFile | None) -> When:
 def _as_limits(document: Document, file: PolicyFile) -> tuple[LimitEntry, ...]:
     return tuple(
         LimitEntry(
+            *_concern(document, ("limits", index), entry),
             Limits(
                 rows=entry.rows,
                 size=entry.bytes,
@@ -539,11 +555,23 @@ def _as_limits(document: Document, file: PolicyFile) -> tuple[LimitEntry, ...]:
                 statements_per_minute=entry.statements_per_minute,
                 rows_per_day=entry.rows_per_day,
             ),
-            _as_who(entry.who),
-            _reader(document, ("limits", index))("connections", entry.connections or (), 1, "connection"),
         )
         for index, entry in enumerate(file.limits)
     )
+
+
+def _as_recordings(document: Document, file: PolicyFile) -> tuple[RecordingEntry, ...]:
+    return tuple(
+        RecordingEntry(*_concern(document, ("recordings", index), entry), entry.mode)
+        for index, entry in enumerate(file.recordings)
+    )
+
+
+def _concern(
+    document: Document, path: tuple[str | int, ...], entry: LimitsFile | RecordedFile | DetectFile
+) -> tuple[Who | None, tuple[Pattern, ...]]:
+    """Whom an entry is about, and where."""
+    return _as_who(entry.who), _reader(document, path)("connections", entry.connections or (), 1, "connection")
 
 
 def _as_detect(document: Document, file: PolicyFile) -> tuple[DetectEntry, ...]:
@@ -553,11 +581,8 @@ def _as_detect(document: Document, file: PolicyFile) -> tuple[DetectEntry, ...]:
         exempt = entry.unless or ExemptFile(groups=None, users=None)
         entries.append(
             DetectEntry(
+                *_concern(document, ("detect", index), entry),
                 kinds=frozenset(entry.kinds),
-                who=_as_who(entry.who),
-                connections=_reader(document, ("detect", index))(
-                    "connections", entry.connections or (), 1, "connection"
-                ),
                 exempt_groups=frozenset(exempt.groups or ()),
                 exempt_users=_as_users(exempt.users),
                 label=f"detect ({PurePath(document.source).name}:{place[0]})",

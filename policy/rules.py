@@ -31,6 +31,9 @@ from policy.model import (
 )
 from policy.patterns import Pattern
 
+RecordingMode = Literal["off", "metadata", "full"]
+RECORDING_MODES: Final[tuple[RecordingMode, ...]] = ("off", "metadata", "full")  # each more than the one before
+
 _BUILTIN_CATALOG: Final = "builtin: catalog-read"
 _BUILTIN_FUNCTIONS: Final = "builtin: harmless-functions"
 _CURE_RULES: Final = 4
@@ -146,30 +149,41 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
-class LimitEntry:
-    """One entry of the file: limits, and whom they are for."""
+class Concern:
+    """Whom an entry of the file is about, and where; nobody named is everybody."""
 
-    limits: Limits
     who: Who | None
     connections: tuple[Pattern, ...]
 
     def concerns(self, principal: Principal, connection: str) -> bool:
-        """Whether the limits are for this principal on this connection."""
+        """Whether it is about this principal on this connection."""
         if self.who is not None and not self.who.includes(principal):
             return False
         return not self.connections or any(p.matches((connection,)) for p in self.connections)
 
 
 @dataclass(frozen=True, slots=True)
-class DetectEntry:
+class LimitEntry(Concern):
+    """One entry of the file: limits, and whom they are for."""
+
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class RecordingEntry(Concern):
+    """One entry of the file: how much is recorded of what these principals are sent."""
+
+    mode: RecordingMode
+
+
+@dataclass(frozen=True, slots=True)
+class DetectEntry(Concern):
     """One entry of the file: what to look for in what is delivered, for whom, on which connections.
 
     `unless` is whoever is excused from it: members of any of the groups, or any of the users.
     """
 
     kinds: Kinds
-    who: Who | None
-    connections: tuple[Pattern, ...]
     exempt_groups: frozenset[str]
     exempt_users: Users
     label: str
@@ -177,9 +191,7 @@ class DetectEntry:
 
     def concerns(self, principal: Principal, connection: str) -> bool:
         """Whether it looks at what this principal gets on this connection."""
-        if self.who is not None and not self.who.includes(principal):
-            return False
-        if self.connections and not any(p.matches((connection,)) for p in self.connections):
+        if not Concern.concerns(self, principal, connection):
             return False
         return not is_exempt(principal, self.exempt_groups, self.exempt_users)
 
@@ -201,6 +213,7 @@ class Policy:
     thresholds: tuple[int, ...] = ()  # the numbers of rows that conditions name, in order
     conditions: tuple[When, ...] = ()  # those of all rules that ask about time or session
     limits: tuple[LimitEntry, ...] = ()
+    recordings: tuple[RecordingEntry, ...] = ()
     auditors: tuple[Who, ...] = ()  # who may read the audit through the gateway
     operators: tuple[Who, ...] = ()  # who may see and end everybody's sessions
     detect: tuple[DetectEntry, ...] = ()
@@ -213,6 +226,11 @@ class Policy:
     def limits_of(self, principal: Principal, connection: str) -> Limits:
         """The strictest of all limits that are about this principal on this connection."""
         return strictest(entry.limits for entry in self.limits if entry.concerns(principal, connection))
+
+    def recording_of(self, principal: Principal, connection: str) -> RecordingMode | None:
+        """The most that any entry wants recorded of this principal on this connection; None where none says."""
+        modes = [entry.mode for entry in self.recordings if entry.concerns(principal, connection)]
+        return max(modes, key=RECORDING_MODES.index, default=None)
 
     def may_write(self, principal: Principal, connection: str) -> bool:
         """Whether any rule lets this principal do more than read there, be it with an approval.

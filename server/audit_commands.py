@@ -137,8 +137,9 @@ def verify(
 @audit.command()
 @STORE
 @CONFIG
-@click.option("--user", help="The subject: exactly.")
+@click.option("--user", help="A subject, an e-mail address, or the human behind an agent: exactly.")
 @click.option("--group", help="Sessions whose principal is in this group.")
+@click.option("--on-behalf-of", help="Sessions of agents that work for this human.")
 @click.option("--since", help="2h, 7d, 2026-11-24, 2026-11-24T10:00 (UTC).")
 @click.option("--until", help="As --since.")
 @click.option("--kind", help="intent, outcome, session.opened, approval.voted …")

@@ -71,10 +71,12 @@ class AuditTools:
         self,
         user: Annotated[OptionalText, Field(description="a subject, e-mail, or human behind an agent")] = "",
         group: Annotated[OptionalText, Field(description="a group of the principal")] = "",
+        on_behalf_of: Annotated[OptionalText, Field(description="the human whom an agent works for")] = "",
         since: Annotated[OptionalText, Field(description="2h, 7d, 2026-11-24, 2026-11-24T10:00 (UTC)")] = "",
         until: Annotated[OptionalText, Field(description="as `since`; exclusive")] = "",
         kind: Annotated[OptionalText, Field(description="intent, outcome, session.opened, approval.voted …")] = "",
         words: Annotated[OptionalText, Field(description='all of these words; word*, "two words"')] = "",
+        text: Annotated[OptionalText, Field(description="anywhere in the entry, upper or lower case; slow")] = "",
         connection: Annotated[OptionalText, Field(description="the connection's name")] = "",
         session: Annotated[OptionalText, Field(description="a session's id")] = "",
         status: Annotated[OptionalText, Field(description="completed, failed, refused, pending, unknown …")] = "",
@@ -84,7 +86,10 @@ class AuditTools:
         detected: Annotated[OptionalText, Field(description="found in a result and hidden: card, email …; *")] = "",
         verdict: Annotated[OptionalText, Field(description="allow, approve or deny")] = "",
         rule: Annotated[OptionalText, Field(description="a rule that decided, by its name")] = "",
+        door: Annotated[OptionalText, Field(description="mcp or wire")] = "",
         sqlstate: Annotated[OptionalText, Field(description="an error's code, or how it begins")] = "",
+        min_ms: Annotated[float | None, Field(ge=0, description="took at least so many milliseconds")] = None,
+        min_rows: Annotated[int | None, Field(ge=0, description="at least so many rows")] = None,
         limit: Limit = _LIMIT,
     ) -> Annotated[CallToolResult, SearchResult]:
         """Find entries."""
@@ -94,10 +99,12 @@ class AuditTools:
             query = Query(
                 user=user or None,
                 group=group or None,
+                on_behalf_of=on_behalf_of or None,
                 since=finder.as_time(since, now) if since else None,
                 until=finder.as_time(until, now) if until else None,
                 kind=kind or None,
                 words=words or None,
+                text=text or None,
                 connection=connection or None,
                 session=session or None,
                 status=status or None,
@@ -107,7 +114,10 @@ class AuditTools:
                 detected=detected or None,
                 verdict=verdict or None,
                 rule=rule or None,
+                door=door or None,
                 sqlstate=sqlstate or None,
+                duration_ms=min_ms,
+                rows=min_rows,
                 limit=limit,
             )
             await self._check(principal, query)

@@ -124,7 +124,13 @@ def test_each_facet_finds_its_statements(path: Path, query: Query, statements: t
 
 
 @pytest.mark.parametrize(
-    ("query", "first"), [(Query(user="ada"), 1), (Query(user="grace@x.org"), 2), (Query(group="ai-agents"), 1)]
+    ("query", "first"),
+    [
+        (Query(user="ada"), 1),
+        (Query(user="grace@x.org"), 2),
+        (Query(group="ai-agents"), 1),
+        (Query(on_behalf_of="ada"), 1),
+    ],
 )
 def test_people_are_found_through_their_sessions(path: Path, query: Query, first: int) -> None:
     whose = {"devin": (0, 1, 2), "grace": (3, 4, 5)}["devin" if first == 1 else "grace"]

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 from cryptography.x509 import load_pem_x509_certificates
+from rfc3161_client import decode_timestamp_response
 
 from audit import testimony, timestamps
+from audit.errors import AuditUnavailable
 from audit.notary import Notary, Rhythm
 from audit.signed import Signed
 from audit.store import Store
@@ -35,18 +37,21 @@ def openssl(folder: Path, *arguments: object, given: bytes = b"") -> bytes:
 
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made_in(tmp_path_factory.mktemp("tsa"))
+
+
+def made_in(folder: Path, more: str = "", root: str = "/CN=root") -> Path:
     """A folder with a root, a certificate that may stamp, and openssl's configuration of an authority."""
-    folder = tmp_path_factory.mktemp("tsa")
     (folder / "tsa.cnf").write_text(
         "[req]\ndistinguished_name=dn\n[dn]\n[ca]\nbasicConstraints=critical,CA:TRUE\nkeyUsage=critical,keyCertSign\n"
         "subjectKeyIdentifier=hash\n[tsa]\nextendedKeyUsage=critical,timeStamping\nbasicConstraints=CA:FALSE\n"
         "keyUsage=critical,digitalSignature\nsubjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"
         "[ts]\ndefault_tsa=one\n[one]\nserial=serial\nsigner_cert=tsa.pem\nsigner_key=tsa.key\n"
-        "signer_digest=sha256\ndefault_policy=1.2.3.4\ndigests=sha256\nordering=yes\ness_cert_id_alg=sha256\n"
+        f"{more}signer_digest=sha256\ndefault_policy=1.2.3.4\ndigests=sha256\nordering=yes\ness_cert_id_alg=sha256\n"
     )
     (folder / "serial").write_text("01\n")
     new = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-config", "tsa.cnf")
-    openssl(folder, "req", "-x509", *new, "-keyout", "root.key", "-out", "root.pem", "-subj", "/CN=root", "-days", 30,
+    openssl(folder, "req", "-x509", *new, "-keyout", "root.key", "-out", "root.pem", "-subj", root, "-days", 30,
             "-extensions", "ca")  # fmt: skip
     openssl(folder, "req", *new, "-keyout", "tsa.key", "-out", "tsa.csr", "-subj", "/CN=tsa")
     openssl(folder, "x509", "-req", "-in", "tsa.csr", "-CA", "root.pem", "-CAkey", "root.key", "-CAcreateserial",
@@ -113,6 +118,36 @@ def made_by_nobody(folder: Path) -> bytes:
     new = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-config", "tsa.cnf")
     openssl(folder, "req", "-x509", *new, "-keyout", "x.key", "-out", "x.pem", "-subj", "/CN=root", "-extensions", "ca")
     return (folder / "x.pem").read_bytes()
+
+
+def test_an_authority_whose_own_certificate_is_at_hand_sends_none(store: Store, path: Path, authority: Path) -> None:
+    files = (authority / "tsa.pem", authority / "root.pem")
+    roots = load_pem_x509_certificates(b"".join(file.read_bytes() for file in files))
+    with answering(stamping(authority)) as receiver:
+        written(store)
+        Notary(store, lambda: KEY, witnesses=[timestamps.TimestampWitness(receiver.url, roots)]).seal()
+    [one] = testimony.witnessed(path)
+    assert not decode_timestamp_response(one.timestamp or b"").signed_data.certificates
+    assert timestamps.check_all(path, roots).count == 1
+    with pytest.raises(AuditUnavailable, match="does not hold"):
+        timestamps.check_all(path, roots[1:])
+    assert load_pem_x509_certificates(files[0].read_bytes()) == roots[:1]
+
+
+def test_a_chain_that_the_answer_brings_along_is_not_believed(
+    store: Store, path: Path, authority: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    # A long name: its certificate then sorts behind the other, as DER wants it.
+    name = f"/CN={'r' * 60}/O={'r' * 60}"
+    impostor = made_in(tmp_path_factory.mktemp("impostor"), more="certs=root.pem\n", root=name)
+    roots = load_pem_x509_certificates((authority / "root.pem").read_bytes())
+    written(store)
+    store.checkpoint(KEY)
+    with answering(stamping(impostor)) as receiver:
+        with pytest.raises(WitnessAway, match="Error while verifying certificates"):
+            timestamps.TimestampWitness(receiver.url, roots).take(Signed(path))
+        own = load_pem_x509_certificates((impostor / "root.pem").read_bytes())
+        assert timestamps.TimestampWitness(receiver.url, own).take(Signed(path)) is not None
 
 
 def test_between_two_time_stamps_the_authority_rests(store: Store, path: Path, authority: Path) -> None:

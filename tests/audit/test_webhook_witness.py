@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from audit import testimony
+from audit import segments, testimony
 from audit.checkpoint import Checkpoint
 from audit.cosignature import WitnessKey
 from audit.errors import AuditUnavailable
@@ -25,10 +25,12 @@ from audit.merkle import consistency_proof
 from audit.notary import Notary, Rhythm
 from audit.note import NoteError, open_note
 from audit.proof import Extension, carry_on
+from audit.rolling import roll
 from audit.signed import Signed
-from audit.store import Store
+from audit.store import Item, Store
 from audit.verify import verify
 from audit.webhook_witness import WebhookWitness
+from audit.witness import statement_of
 from audit.writer import Writer
 from tests.answering import Answer, Receiver, Sent, answering
 from tests.audit.test_notary import KEY, path, signed, store
@@ -185,6 +187,51 @@ def test_a_rolled_back_store_is_found_out_by_the_witness(store: Store, path: Pat
             older.checkpoint(KEY)
         with pytest.raises(AuditUnavailable, match="rolled back or rewritten"):
             WebhookWitness(receiver.url).take(Signed(tmp_path / "older.db"))
+
+
+def test_a_proof_begins_in_a_sealed_segment_that_is_here_and_says_where_it_is_not(store: Store, path: Path) -> None:
+    with answering(Cosigner()) as receiver:
+        key = WitnessKey.parse(vkey())
+        witness = WebhookWitness(receiver.url, key=key)
+        notary = Notary(store, lambda: KEY, witnesses=[witness])
+        for _ in range(2):
+            written(store, 5)
+            notary.seal()
+        assert roll(path, lambda: KEY) is not None
+        [sealed] = segments.here(path)
+        kept = sealed.path.with_suffix(".elsewhere")
+        sealed.path.rename(kept)
+        store.checkpoint(KEY)
+        with pytest.raises(AuditUnavailable, match="in a segment that is elsewhere: bring it back"):
+            witness.take(Signed(path))
+        kept.rename(sealed.path)
+        said = witness.take(Signed(path))
+    assert said is not None
+    store.append([[Item(statement_of(witness, said))]])
+    report = verify(path, witness_keys=[vkey()])
+    assert (report.problem, report.cosigned) == (None, said["size"])
+    assert [one.size for one in testimony.witnessed(path)] == [6, 12, said["size"]]
+    assert len(Signed(path).after(0)) == len(store.notes())
+
+
+def test_another_process_may_have_handed_over_more_meanwhile(store: Store, path: Path) -> None:
+    written(store)
+    first = store.checkpoint(KEY) or ""
+    posts: list[int] = []
+
+    def answer(sent: Sent) -> Answer:
+        posts.append(Extension.parse(sent.body.decode()).old)
+        if len(posts) > 1:
+            return Answer(body=cosign(Extension.parse(sent.body.decode()).note, 1_700_000_000).encode())
+        written(store)
+        store.checkpoint(KEY)
+        return Answer(409, b"3", {"Content-Type": "text/x.tlog.size"})
+
+    with answering(answer) as receiver:
+        said = WebhookWitness(receiver.url, key=WitnessKey.parse(vkey())).take(Signed(path)) or {}
+    assert posts == [0, 3]
+    assert said["size"] == 3
+    assert first not in str(said["note"])
 
 
 def test_what_is_no_witness_key_is_a_sentence() -> None:
