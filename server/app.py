@@ -29,10 +29,11 @@ from gateway.retention import keeping
 from gateway.session_secrets import SessionSecrets
 from gateway.sessions import Sessions
 from server.asgi import serving
-from server.config import Config, McpFile, OauthFile, Signing, TlsFile, WireFile, WireLimitsFile
+from server.config import Config, McpFile, Signing
 from server.http import build_app
 from server.mcp_settings import McpSettings
 from server.webhooks import announcing
+from server.wire_config import OauthFile, TlsFile, WireFile, WireLimitsFile
 from wire.listener import WireDoor
 from wire.oauthbearer import OauthOffer
 from wire.occupancy import DoorLimits
