@@ -3,6 +3,9 @@ SHELL := /bin/sh
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.countersign-installed
+# The clients of Node.js that are tested through the wire door; nothing where there is no npm.
+NODE := tests/clients/node_modules/.countersign-installed
+NODE_CLIENTS := $(if $(shell command -v npm 2>/dev/null),$(NODE))
 ARGS ?=
 
 .PHONY: demo test check fmt bench constraints clean
@@ -19,13 +22,17 @@ $(STAMP): pyproject.toml constraints.txt
 	fi
 	@touch $@
 
+$(NODE): tests/clients/package.json
+	npm install --prefix tests/clients --no-package-lock --no-audit --no-fund --loglevel=error
+	@touch $@
+
 demo: $(STAMP)
 	@$(VENV)/bin/countersign demo $(ARGS)
 
-test: $(STAMP)
+test: $(STAMP) $(NODE_CLIENTS)
 	$(PY) -m pytest $(ARGS)
 
-check: $(STAMP)
+check: $(STAMP) $(NODE_CLIENTS)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
@@ -45,4 +52,4 @@ constraints:
 	  --no-emit-index-url --quiet --upgrade -o constraints.txt
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf $(VENV) tests/clients/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -36,7 +36,7 @@ LEGAL: Mapping[State, frozenset[State]] = {
     State.APPROVED: frozenset({State.CONSUMED, State.EXPIRED, State.VOID}),
 }
 
-CHOICES = ("approve", "reject", "break_glass")
+CHOICES = ("approve", "reject", "break_glass", "review")
 
 
 class Conflict(Exception):  # noqa: N818 - a race that was lost, not an error

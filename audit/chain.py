@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from functools import lru_cache
 
 from audit.entry import Draft, Entry, as_text
 
@@ -34,8 +35,14 @@ def digest(
     body: str,
 ) -> bytes:
     """SHA-256 (32 bytes) over `prev`, `seq` and the fields, each with its length before it (SPEC.md, Hash)."""
-    fields = (time, kind, session, subject, connection, body)
-    return hashlib.sha256(prev + _number(seq) + b"".join(map(_field, fields))).digest()
+    names = _names(kind, session, subject, connection)
+    return hashlib.sha256(b"".join((prev, _number(seq), _field(time), names, _field(body)))).digest()
+
+
+@lru_cache(maxsize=4096)
+def _names(*fields: str | None) -> bytes:
+    """The fields in the middle: a session's entries have them in common."""
+    return b"".join(map(_field, fields))
 
 
 def link(prev: bytes, seq: int, time: str, draft: Draft, body: str | None = None) -> Entry:

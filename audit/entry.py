@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 # A body larger than this is refused by itself, before it can fail the transaction that others share.
 # SQLite's own limit is 10^9 bytes (SQLITE_MAX_LENGTH).
@@ -28,18 +29,26 @@ class Kind(StrEnum):
     APPROVAL_REQUESTED = "approval.requested"
     APPROVAL_VOTED = "approval.voted"
     APPROVAL_BROKEN_GLASS = "approval.broken_glass"
+    APPROVAL_OWNER_APPROVED = "approval.owner_approved"
+    APPROVAL_REVIEW_OPENED = "approval.review_opened"
+    APPROVAL_REVIEW_DUE = "approval.review_due"
+    APPROVAL_REVIEWED = "approval.reviewed"
     APPROVAL_APPROVED = "approval.approved"
     APPROVAL_DENIED = "approval.denied"
     APPROVAL_EXPIRED = "approval.expired"
     APPROVAL_WITHDRAWN = "approval.withdrawn"
     APPROVAL_CONSUMED = "approval.consumed"
     APPROVAL_VOID = "approval.void"
+    SCHEMA_CHANGED = "schema.changed"
     RECORDING_SHREDDED = "recording.shredded"
     AUDIT_READ = "audit.read"
     KEY_CREATED = "key.created"
     KEY_ROTATED = "key.rotated"
+    SEGMENT_SEALED = "segment.sealed"
     CHECKPOINT_FAILED = "checkpoint.failed"
+    CHECKPOINT_WITNESSED = "checkpoint.witnessed"
     WEBHOOK_FAILED = "webhook.failed"
+    MAIL_FAILED = "mail.failed"
     INVARIANT_VIOLATED = "invariant.violated"
 
 
@@ -54,8 +63,7 @@ class Draft:
     body: Mapping[str, object]
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A link of the chain, exactly as stored. `time` is RFC 3339 in UTC with microseconds, `body` is JSON text."""
 
     seq: int
@@ -67,6 +75,17 @@ class Entry:
     body: str
     prev: bytes  # 32
     hash: bytes  # 32
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Something begun that has no end in the chain yet: a `statement`, or (None) a session."""
+
+    statement: str | None
+    session: str | None
+    subject: str | None
+    connection: str | None
+    instance: str
 
 
 class BodyError(ValueError):

@@ -1,4 +1,4 @@
--- The audit store, version 3. Base tables first, then the flat views that people read. See SPEC.md.
+-- The audit store, version 4. Base tables first, then the flat views that people read. See SPEC.md.
 
 CREATE TABLE entries (
   seq        INTEGER PRIMARY KEY,
@@ -22,13 +22,23 @@ CREATE INDEX entries_by_subject ON entries (subject, time);
 CREATE INDEX entries_by_session ON entries (session, seq);
 CREATE INDEX entries_by_session_life ON entries (kind, session) WHERE kind IN ('session.opened', 'session.closed');
 
-CREATE INDEX entries_by_key ON entries (seq) WHERE kind IN ('key.created', 'key.rotated');
+CREATE INDEX entries_by_key ON entries (seq) WHERE kind IN ('key.created', 'key.rotated', 'segment.sealed');
 
 -- A seat belt against accidents, not a lock: whoever can write the file can drop them. The chain is the lock.
 CREATE TRIGGER entries_are_never_updated BEFORE UPDATE ON entries
 BEGIN SELECT raise(ABORT, 'audit entries are never changed'); END;
 CREATE TRIGGER entries_are_never_deleted BEFORE DELETE ON entries
+WHEN OLD.seq > (SELECT coalesce(max(last), 0) FROM segments)
 BEGIN SELECT raise(ABORT, 'audit entries are never deleted'); END;
+
+-- The segments that were sealed, as their `segment.sealed` entries say: for people, and for the two triggers that let
+-- go what a segment holds. A file whose newest entry is the last of a segment is that segment.
+CREATE TABLE segments (
+  last  INTEGER PRIMARY KEY,
+  first INTEGER NOT NULL,
+  time  TEXT NOT NULL,
+  root  TEXT NOT NULL
+) STRICT;
 
 -- What was signed, and when (RFC 3339): a C2SP signed note over the first `size` entries, and the roots of the
 -- tree's perfect subtrees, 32 bytes each and the largest first, from which the tree goes on growing.
@@ -42,6 +52,7 @@ CREATE TABLE checkpoints (
 CREATE TRIGGER checkpoints_are_never_updated BEFORE UPDATE ON checkpoints
 BEGIN SELECT raise(ABORT, 'checkpoints are never changed'); END;
 CREATE TRIGGER checkpoints_are_never_deleted BEFORE DELETE ON checkpoints
+WHEN OLD.size >= (SELECT coalesce(max(last), 0) FROM segments)
 BEGIN SELECT raise(ABORT, 'checkpoints are never deleted'); END;
 
 CREATE TABLE approval_records (

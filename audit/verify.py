@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """Verifies an audit store offline, alone: standard library only, imports nothing of ours, writes nothing.
 
-    python verify.py audit.db [--public-key KEY] [--checkpoint FILE] [--since SEQ] [--json]
+    python verify.py audit.db [--public-key KEY] [--checkpoint FILE] [--witness-key KEY] [--since SEQ] [--jobs N]
+                              [--json]
 
+`audit.db` is a store (the segments in `audit.db.segments` belong to it), one segment alone, or a folder of segments.
 Exit status: 0 everything holds; 1 it does not, and the first bad entry is named; 2 a file cannot be read.
 This file restates the format of SPEC.md on purpose: it can be handed to an auditor by itself. Where the
 `cryptography` package is installed it checks signatures, 20 times faster than the check that is written out here.
@@ -15,7 +17,8 @@ import base64
 import contextlib
 import hashlib
 import json
-import math
+import multiprocessing
+import os
 import re
 import shutil
 import sqlite3
@@ -23,8 +26,12 @@ import struct
 import sys
 import tempfile
 from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +44,17 @@ except ImportError:
     LIBRARY = False
 
 APPLICATION_ID = 0x434E5453
-VERSION = 3
+VERSION = 4
 GENESIS = hashlib.sha256(b"countersign audit chain v1\n").digest()
 
 # SHA-256 of the SQL of all our tables, indexes, views and triggers, sorted by name: a view that hides
 # rows or a trigger that eats them is no edit of an entry, and yet what people would be shown.
-SCHEMA = "051e47c01b8ee645885a2fc5ebbae228ce6bdf2a72fbbd41df1b631aa63b83e5"
+SCHEMA = "f9fc65f68c3b6c1d82485774cd2adac4665ea861624cc131077e04ee5a5b56e9"
 
 _OBJECTS = (
     "SELECT name, type, tbl_name, sql FROM sqlite_master WHERE sql IS NOT NULL AND"
     " (tbl_name IN ('entries', 'checkpoints', 'approval_records', 'approval_votes', 'statements', 'sessions',"
-    " 'approvals', 'recordings'))"
+    " 'approvals', 'recordings', 'segments'))"
     " AND (type <> 'index' OR name IN ('entries_by_statement', 'entries_by_subject', 'entries_by_session',"
     " 'entries_by_session_life', 'entries_by_key', 'approval_records_by_state')) ORDER BY name"
 )
@@ -61,10 +68,15 @@ class Unreadable(Exception):  # noqa: N818 - the name of an exit status
 class Report:
     """What was found. `problem` is None when everything holds; `bad_seq` names the first bad entry, if it is one.
 
-    `entries` counts those that hold, `first` and `last` are the times of those that were looked at, `head` is the
-    last one's hash (hex), `open_statements` the intents among them that have no outcome (yet). `since` is the first
-    entry that was looked at; `signed` the size of the newest checkpoint that holds, `checkpoints` how many were
-    checked, `key` who signs, and `vouched` whether the caller, and not the store, named that key.
+    `entries` is the seq of the last one that holds, `first` and `last` are the times of those that were looked at,
+    `head` is the last one's hash (hex), `open_statements` the intents among them that have no outcome (yet). `since`
+    is the first entry that was looked at; `signed` the size of the newest checkpoint that holds, `checkpoints` how
+    many were checked, `key` who signs, and `vouched` whether the caller, and not the store, named that key.
+    `missing` are the spans (first, last) whose segments are elsewhere, `segments` how many files were looked at beside
+    the store's own, and `sealed` whether the last one is a segment too, so that what follows it is elsewhere. `unseen`
+    counts the checkpoints that were given and are about such spans: they could not be held to anything.
+    `cosigned` is the size of the newest checkpoint that a witness whose key was given cosigned, at the time
+    `cosigned_at`.
     """
 
     path: str
@@ -80,6 +92,12 @@ class Report:
     checkpoints: int = 0
     key: str | None = None
     vouched: bool = False
+    missing: Sequence[tuple[int, int]] = ()
+    segments: int = 0
+    sealed: bool = False
+    unseen: int = 0
+    cosigned: int = 0
+    cosigned_at: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -89,6 +107,7 @@ class Report:
 
 _length = struct.Struct(">I").pack
 _number = struct.Struct(">Q").pack
+_number_and_length = struct.Struct(">QI").pack
 
 
 def _field(data: bytes | None) -> bytes:
@@ -107,93 +126,221 @@ def verify(
     *,
     public_keys: Sequence[str] = (),
     checkpoints: Sequence[str] = (),
+    witness_keys: Sequence[str] = (),
     since: int = 1,
+    jobs: int = 1,
 ) -> Report:
     """Walk the chain to the head, and hold every checkpoint to it: the stored ones and those given (signed notes).
 
     `public_keys` are vkeys that the caller knows from elsewhere; without one, the store's own word is taken for
-    who signs, and the report says so. `since` starts at the newest stored checkpoint before that entry, which
-    must hold. Raises Unreadable. `progress` hears the count now and then.
+    who signs, and the report says so. `witness_keys` are vkeys of witnesses: one must have cosigned, and every
+    cosignature of theirs must hold. `since` starts at the newest stored checkpoint before that entry, which must
+    hold. With `jobs`, so many processes share the work on a large store; what is found does not depend on it.
+    Raises Unreadable. `progress` hears the count now and then.
     """
     path = Path(path)
-    if not path.is_file():
-        raise Unreadable(f"`{path}` is not a file")
     keys = [Key.parse(text) for text in public_keys]
     notes = [SignedNote.parse(text) for text in checkpoints]
+    witnesses = [Key.parse(text, _COSIGNATURE) for text in witness_keys]
     try:
         while True:
-            with _open(path) as (db, immutable):
-                report = _verify(db, path, progress, keys, notes, since)
-            if report.ok or not (immutable and _wal(path).exists()):
+            names = _names(path)
+            with contextlib.ExitStack() as stack:
+                files = [stack.enter_context(_open(name)) for name in names]
+                walk = _Walk(trusted=keys, given=sorted((n for n in notes if n.size), key=lambda note: note.size))
+                report = _verify(files, path, walk, since, _Work(progress, jobs))
+                if witnesses and report.ok:
+                    report = _with_witnesses(files, report, witnesses, notes)
+            rolled = (report.missing or not report.ok) and names != _names(path)
+            began = not report.ok and any(file.still and _wal(file.path).exists() for file in files)
+            if not rolled and not began:
                 return report
-            # A gateway began to write while we took the file for a still one: look again, beside it.
+            # A gateway began to write, or sealed a segment, while we looked: look again.
     except (sqlite3.Error, OSError) as error:
         raise Unreadable(f"`{path}` cannot be read: {error}") from None
+
+
+def _names(path: Path) -> list[Path]:
+    """The files that are one audit, in order: the segments that are here, and the store itself."""
+    folder = path if path.is_dir() else path.with_name(path.name + ".segments")
+    sealed = [file for file in folder.glob("*.db") if re.fullmatch(r"\d{12,}-\d{12,}\.db", file.name)]
+    sealed.sort(key=lambda file: [int(number) for number in file.stem.split("-")])
+    if path.is_dir():
+        if not sealed:
+            raise Unreadable(f"there are no segments in the folder `{path}`: their names are like {_EXAMPLE}")
+        return sealed
+    if not path.is_file():
+        raise Unreadable(f"`{path}` is not a file")
+    return [*sealed, path]
+
+
+_EXAMPLE = "000000000001-000000250000.db"
 
 
 def _wal(path: Path) -> Path:
     return path.with_name(path.name + "-wal")
 
 
+_BEGIN = (
+    "SELECT coalesce(max(seq), 1) FROM entries WHERE kind IN ('key.created', 'key.rotated', 'segment.sealed')"
+    " AND kind = 'segment.sealed'"  # said twice: it names the partial index
+)
+
+
+@dataclass(frozen=True)
+class _File:
+    """An open store or segment. `still` says that it was opened as one that nobody writes.
+
+    Its own entries are `begin` to `last`; rows below `begin` are what a roll that was cut off has still to delete.
+    """
+
+    path: Path
+    uri: str
+    db: sqlite3.Connection
+    still: bool
+    begin: int
+    last: int
+    end: int  # of the newest segment that it says was sealed
+
+    @property
+    def sealed(self) -> bool:
+        """Whether it is itself that segment."""
+        return 0 < self.last <= self.end
+
+
 @contextlib.contextmanager
-def _open(path: Path) -> Iterator[tuple[sqlite3.Connection, bool]]:
-    """A read-only connection (and whether it takes the file for unchanging), leaving no file beside the store."""
-    path = path.resolve()
+def _open(path: Path) -> Iterator[_File]:
+    """Open for reading one consistent view, also while a gateway writes, leaving no file beside the store."""
+    path = found = path.resolve()
     with contextlib.ExitStack() as stack:
-        immutable = not _wal(path).exists()
-        if not immutable and not path.with_name(path.name + "-shm").exists():
+        still = not _wal(path).exists()
+        if not still and not path.with_name(path.name + "-shm").exists():
             # A copy with its log but without the log's index: SQLite would make one beside the evidence.
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="verify-")))
             shutil.copy(_wal(path), folder / "copy.db-wal")
             path = Path(shutil.copy(path, folder / "copy.db"))
-        uri = f"{path.as_uri()}?mode=ro{'&immutable=1' if immutable else ''}"
+        uri = f"{path.as_uri()}?mode=ro{'&immutable=1' if still else ''}"
         db = stack.enter_context(contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None)))
-        yield db, immutable
+        db.execute("BEGIN")
+        if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+            raise Unreadable(f"`{found}` is not an audit store")
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version != VERSION:
+            raise Unreadable(f"`{found}` is of version {version}; this verifier knows version {VERSION}")
+        [last] = db.execute("SELECT coalesce(max(seq), 0) FROM entries").fetchone()
+        [begin] = db.execute(_BEGIN).fetchone()
+        [end] = db.execute("SELECT coalesce(max(last), 0) FROM segments").fetchone()
+        yield _File(found, uri, db, still, begin, last, end)
 
 
-def _verify(
-    db: sqlite3.Connection,
-    path: Path,
-    progress: Callable[[int], None] | None,
-    keys: Sequence[Key],
-    notes: Sequence[SignedNote],
-    since: int,
-) -> Report:
-    db.execute("BEGIN")  # one consistent view, also while a gateway writes
-    if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-        raise Unreadable(f"`{path}` is not an audit store")
-    version = db.execute("PRAGMA user_version").fetchone()[0]
-    if version != VERSION:
-        raise Unreadable(f"`{path}` is of version {version}; this verifier knows version {VERSION}")
-    walk = _Walk(trusted=keys, given=sorted((note for note in notes if note.size), key=lambda note: note.size))
-    problem: str | None
-    bad: int | None = None
+@dataclass
+class _Work:
+    """Who looks at the entries: this process, or for a large file several others as well; and who hears of it."""
+
+    progress: Callable[[int], None] | None
+    jobs: int
+
+    def blocks(self, file: _File, first: int, due: Sequence[int], peaks: list[bytes]) -> Iterator[Block]:
+        """The file's own entries from `first` on, block by block; `peaks` are those of the first, unfinished block."""
+        spans = list(_spans(first, file.last))
+        if self.jobs < 2 or file.last - first < _LARGE:
+            for begin, end in spans:
+                yield scan(file.db, begin, end, due, peaks)
+                peaks = []
+            return
+        yield scan(file.db, *spans.pop(0), due, peaks)
+        # Not forked: whoever calls may have threads, and they would be lost with their locks held.
+        fresh = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(self.jobs, mp_context=fresh)
+        try:
+            inside = (due[bisect_left(due, begin) : bisect_left(due, end)] for begin, end in spans)
+            found = pool.map(_scan_elsewhere, repeat(file.uri), spans, inside)
+            for (begin, end), block in zip(spans, found, strict=True):
+                # What others saw a moment later is no evidence: a recording may have been shredded, entries moved into
+                # a segment. What is wrong is looked at again, in our own view.
+                doubtful = block.problem is not None or (block.gone and _recorded(file.db, block.gone))
+                yield scan(file.db, begin, end, due, []) if doubtful else block
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+# A file with more entries than this is worth the half second that other processes take to start.
+_LARGE = 200_000
+
+
+def _spans(first: int, last: int) -> Iterator[tuple[int, int]]:
+    """From entry to entry, cut where the tree's perfect subtrees of _BLOCK entries end."""
+    while first <= last:
+        end = min(last, (first - 1) // _BLOCK * _BLOCK + _BLOCK)
+        yield first, end
+        first = end + 1
+
+
+def _scan_elsewhere(uri: str, span: tuple[int, int], due: Sequence[int]) -> Block:
+    """In another process: `scan` over a connection that is kept there."""
+    if _connections.get(uri) is None:
+        _connections[uri] = sqlite3.connect(uri, uri=True, isolation_level=None)
+    return scan(_connections[uri], *span, due, [])
+
+
+_connections: dict[str, sqlite3.Connection] = {}
+
+
+def _recorded(db: sqlite3.Connection, numbers: Sequence[int]) -> bool:
+    sql = "SELECT 1 FROM recordings WHERE seq IN (SELECT value FROM json_each(?)) LIMIT 1"
+    return db.execute(sql, (json.dumps(list(numbers)),)).fetchone() is not None
+
+
+def _verify(files: Sequence[_File], path: Path, walk: _Walk, since: int, work: _Work) -> Report:
+    since = min([since, *(note.size + 1 for note in walk.given)])
+    while len(files) > 1 and files[0].begin < files[1].begin <= since:
+        files = files[1:]
+    damage = _Damage(files)
     try:
-        walk.start(db, min([since, *(note.size + 1 for note in notes)]))
-        if (problem := walk.chain(db, progress) or walk.unmet()) is not None:
-            bad = walk.bad
-        else:
-            problem = _schema_problem(db) or (walk.approvals_problem(db) if walk.begun == 1 else None) or _damage(db)
+        problem = _walk(files, walk, since, work)
+        bad = walk.bad if problem is not None else None
+        problem = (
+            problem
+            or next(filter(None, (_schema_problem(file.db) for file in files)), None)
+            or (None if files[-1].sealed else walk.approvals_problem(files[-1].db))
+            or damage.problem()
+        )
     except sqlite3.DatabaseError as error:
         if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_CORRUPT:
             raise
-        bad = walk.seq + 1
-        problem = f"it, or what follows, cannot be read: {error} (damaged or overwritten)"
+        bad, problem = walk.seq + 1, _unreadable(error)
+    finally:
+        damage.stop()
     return Report(
         path=str(path),
         entries=walk.seq,
         first=walk.first.decode("utf-8", "replace") or None,
         last=walk.last.decode("utf-8", "replace") or None,
         head=walk.head.hex(),
-        open_statements=_open_statements(db) if problem is None else 0,
+        open_statements=_open_statements(files[-1].db, files[-1].begin) if problem is None else 0,
         bad_seq=bad,
         problem=problem,
         since=walk.begun,
         signed=walk.signed,
         checkpoints=walk.held,
         key=walk.keys[-1][1].vkey if walk.keys else None,
-        vouched=bool(keys),
+        vouched=bool(walk.trusted),
+        missing=walk.missing,
+        segments=sum(file.path != path.resolve() for file in files),
+        sealed=files[-1].sealed,
+        unseen=walk.unseen,
     )
+
+
+def _walk(files: Sequence[_File], walk: _Walk, since: int, work: _Work) -> str | None:
+    for file in files:
+        if (problem := walk.file(file, since, work)) is not None:
+            return problem
+    return walk.unmet(files[-1])
+
+
+def _unreadable(error: sqlite3.Error) -> str:
+    return f"it, or what follows, cannot be read: {error} (damaged or overwritten)"
 
 
 def schema_digest(db: sqlite3.Connection) -> str:
@@ -207,18 +354,88 @@ def _schema_problem(db: sqlite3.Connection) -> str | None:
     return "every entry holds, but a table, view, index or trigger of ours was altered, and views show what they like"
 
 
-def _damage(db: sqlite3.Connection) -> str | None:
-    """Stored values of another type than declared, indexes that do not agree with their rows, broken pages."""
-    [found] = db.execute("PRAGMA integrity_check(1)").fetchone()
-    return None if found == "ok" else f"SQLite finds the file inconsistent: {found}"
+class _Damage:
+    """SQLite's own check of the files, on a thread beside the walk: SQLite needs no Python for it, and as long."""
+
+    def __init__(self, files: Sequence[_File]) -> None:
+        self._stopped = False
+        self._db: sqlite3.Connection | None = None
+        self._pool = ThreadPoolExecutor(1)
+        self._found = self._pool.submit(self._look, [file.uri for file in files])
+
+    def _look(self, uris: Sequence[str]) -> str | None:
+        for uri in uris:
+            with contextlib.closing(sqlite3.connect(uri, uri=True, check_same_thread=False)) as self._db:
+                if self._stopped:
+                    return None
+                [found] = self._db.execute("PRAGMA integrity_check(1)").fetchone()
+            if found != "ok":
+                return f"SQLite finds the file inconsistent: {found}"
+        return None
+
+    def problem(self) -> str | None:
+        """Stored values of another type than declared, indexes that do not agree with their rows, broken pages."""
+        return self._found.result()
+
+    def stop(self) -> None:
+        """Leave off, where nobody needs to know any more."""
+        self._stopped = True
+        if self._db is not None and not self._found.done():
+            with contextlib.suppress(sqlite3.ProgrammingError):  # it is between two files
+                self._db.interrupt()
+        self._pool.shutdown()
 
 
-def _open_statements(db: sqlite3.Connection) -> int:
-    sql = (
-        "SELECT count(*) FROM entries i WHERE i.statement IS NOT NULL AND i.kind = 'intent' AND NOT EXISTS"
-        " (SELECT 1 FROM entries o WHERE o.statement = i.statement AND o.kind = 'outcome')"
+def _with_witnesses(
+    files: Sequence[_File], report: Report, witnesses: Sequence[Key], given: Sequence[SignedNote]
+) -> Report:
+    """The report, with what these witnesses cosigned: in entries of the store that holds, and in the notes given."""
+    size, time = 0, 0
+    for seq, note in [*((0, note) for note in given), *_testimonies(files)]:
+        for key in witnesses:
+            cosigned = key.cosigned(note)
+            if cosigned is None or (cosigned and any(first <= note.size <= last for first, last in report.missing)):
+                continue
+            if not cosigned or _stored_text(files, note.size) != note.text:
+                what = "does not hold (edited)" if not cosigned else "is of another history (a fork, or rolled back)"
+                problem = f"the cosignature of {key.name} over {note.size} entries {what}"
+                return replace(report, problem=problem, bad_seq=seq or note.size)
+            size, time = max((size, time), (note.size, cosigned))
+    if not size:
+        return replace(report, problem="no checkpoint is cosigned by the witness whose key you gave")
+    at = datetime.fromtimestamp(time, UTC).isoformat()
+    return replace(report, cosigned=size, cosigned_at=at)
+
+
+def _testimonies(files: Sequence[_File]) -> Iterator[tuple[int, SignedNote]]:
+    """The notes that witnesses answered with, and the entries that hold them."""
+    sql = "SELECT seq, body FROM entries WHERE kind = 'checkpoint.witnessed' AND seq >= ? ORDER BY seq"
+    for file in files:
+        for seq, body in file.db.execute(sql, (file.begin,)):
+            if "\n\n" in (note := json.loads(body).get("note", "")):
+                yield seq, SignedNote.parse(note)
+
+
+def _stored_text(files: Sequence[_File], size: int) -> str | None:
+    """What the stored checkpoint of this size says; they were held to the entries."""
+    for file in files:
+        if row := file.db.execute("SELECT note FROM checkpoints WHERE size = ?", (size,)).fetchone():
+            return SignedNote.parse(row[0]).text
+    return None
+
+
+def _open_statements(db: sqlite3.Connection, begin: int) -> int:
+    """Intents without an outcome: those of this file, and those that its first entry says were open before it."""
+    own = (
+        "SELECT count(*) FROM entries i WHERE i.statement IS NOT NULL AND i.kind = 'intent' AND i.seq >= ?"
+        " AND NOT EXISTS (SELECT 1 FROM entries o WHERE o.statement = i.statement AND o.kind = 'outcome')"
     )
-    return int(db.execute(sql).fetchone()[0])
+    before = (
+        "SELECT count(*) FROM entries, json_each(body, '$.open') t WHERE seq = ? AND kind = 'segment.sealed'"
+        " AND t.value ->> '$.statement' IS NOT NULL AND NOT EXISTS (SELECT 1 FROM entries o"
+        "  WHERE o.statement = t.value ->> '$.statement' AND o.kind = 'outcome' AND o.statement IS NOT NULL)"
+    )
+    return sum(int(db.execute(sql, (begin,)).fetchone()[0]) for sql in (own, before))
 
 
 @dataclass(frozen=True)
@@ -228,27 +445,39 @@ class Key:
     name: str
     key: bytes
     vkey: str
+    algorithm: int = 1
 
     @property
     def id(self) -> bytes:
         """The 4 bytes that a signature line names it by."""
-        return hashlib.sha256(self.name.encode() + b"\n\x01" + self.key).digest()[:4]
+        return hashlib.sha256(self.name.encode() + bytes([10, self.algorithm]) + self.key).digest()[:4]
 
     @classmethod
-    def parse(cls, text: str) -> Key:
-        """Read `<name>+<id>+<base64>`; raises Unreadable."""
+    def parse(cls, text: str, algorithm: int = 1) -> Key:
+        """Read `<name>+<id>+<base64>`: a signer's, or a witness's (`_COSIGNATURE`). Raises Unreadable."""
         name, _, rest = text.strip().partition("+")
         id_, _, encoded = rest.partition("+")
         data = _base64(encoded)
-        key = cls(name, data[1:], text.strip())
-        if len(data) != 33 or data[0] != 1 or key.id.hex() != id_:
-            raise Unreadable(f"`{text.strip()[:120]}` is no public key: it must be a vkey, <name>+<id>+<base64>")
+        key = cls(name, data[1:], text.strip(), algorithm)
+        if len(data) != 33 or data[0] != algorithm or key.id.hex() != id_:
+            what = "public key" if algorithm == 1 else "witness's key"
+            raise Unreadable(f"`{text.strip()[:120]}` is no {what}: it must be a vkey, <name>+<id>+<base64>")
         return key
 
     def signed(self, note: SignedNote) -> bool:
         """Whether this key signed the note, and every signature that claims to be this key's is."""
         mine = [value for name, id_, value in note.signatures if (name, id_) == (self.name, self.id)]
         return bool(mine) and all(ed25519_verifies(self.key, value, note.text.encode()) for value in mine)
+
+    def cosigned(self, note: SignedNote) -> int | None:
+        """When this witness cosigned (c2sp.org/tlog-cosignature, Unix time); None: it did not; 0: it does not hold."""
+        times: list[int] = []
+        for name, id_, value in note.signatures:
+            if (name, id_) == (self.name, self.id):
+                time = int.from_bytes(value[:8], "big")
+                text = f"cosignature/v1\ntime {time}\n{note.text}"
+                times.append(time if ed25519_verifies(self.key, value[8:], text.encode()) else 0)
+        return min(times, default=None)
 
 
 @dataclass(frozen=True)
@@ -360,70 +589,213 @@ def lone_ed25519_verifies(key: bytes, signature: bytes, message: bytes) -> bool:
     return (y | (x & 1) << 255).to_bytes(32, "little") == signature[:32]
 
 
-class _Recordings:
-    """The stored recordings beside the walk: each is held to its outcome; one that is gone must have been shredded."""
+_BLOCK = 4096  # entries; a power of two, so that each whole block is a perfect subtree
 
-    def __init__(self, stored: Iterator[tuple[int, bytes]]) -> None:
-        self._stored = stored
-        self._gone = array("Q")
-        self._shredded: list[tuple[int, int]] = []
-        self.next: float
-        self.next, self._data = next(stored, _NO_RECORDING)
 
-    def hold(self, number: int, kind: bytes, body: bytes) -> str | None:
-        """What is wrong with the recording of this entry, or with one that belongs to none."""
-        told = _json(body) if kind == b"outcome" else None
-        match told.get("recording") if isinstance(told, dict) else None:
-            case {"digest": str()} if self.next != number:
-                self._gone.append(number)
-            case {"digest": str(digest)}:
-                if hashlib.sha256(self._data).hexdigest() != digest:
-                    return "its recording is not the one that was made (edited)"
-                self.next, self._data = next(self._stored, _NO_RECORDING)
-        if self.next <= number:
+@dataclass
+class Block:
+    """What a stretch of entries is by itself; how it follows those before it is for the walk to say.
+
+    `last` is the last one that holds, and where it is not the end, `problem` is what is wrong with the next.
+    `prev` and `begins` are of the first entry, `head` and `ends` hash and time of the last. `peaks` are those of the
+    tree at the sizes of interest, within the block. `told` are the entries that the walk must hear, and `gone` the
+    outcomes whose recording is not there.
+    """
+
+    first: int
+    last: int
+    prev: bytes = b""
+    begins: bytes = b""
+    head: bytes = b""
+    ends: bytes = b""
+    peaks: list[tuple[int, list[bytes]]] = field(default_factory=list)
+    told: list[tuple[int, bytes, bytes]] = field(default_factory=list)
+    gone: list[int] = field(default_factory=list)
+    problem: str | None = None
+
+
+_ROWS = (
+    "SELECT e.seq, time, kind, session, subject, connection, body, prev, hash, data"
+    " FROM entries e LEFT JOIN recordings r ON r.seq = e.seq WHERE e.seq BETWEEN ? AND ? ORDER BY e.seq"
+)
+
+
+def scan(db: sqlite3.Connection, first: int, last: int, due: Sequence[int], peaks: Sequence[bytes]) -> Block:
+    """Look at the entries `first` to `last` of one block; `due` are the sizes, in order, where the tree is wanted."""
+    block = Block(first, first - 1)
+    hashes: list[bytes] = []
+    db.text_factory = bytes  # the very bytes that are stored
+    try:
+        block.problem = _links(block, db.execute(_ROWS, (first, last)), hashes)
+    except TypeError:
+        block.problem = "it holds a value of another type than an entry has (edited)"
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_CORRUPT:
+            raise
+        block.problem = _unreadable(error)
+    finally:
+        db.text_factory = str
+    block.last = first - 1 + len(hashes)
+    if block.problem is None and block.last < last:
+        block.problem = _MISSING
+    tree, size, sha256 = list(peaks), first - 1, hashlib.sha256
+    wanted = {*due[bisect_left(due, first) : bisect_left(due, block.last)], block.last}
+    wanted.update(seq - 1 for seq, kind, _ in block.told if kind == b"segment.sealed")
+    for end in sorted(wanted):
+        if end >= first:
+            leaves = [sha256(b"\x00" + hash_).digest() for hash_ in hashes[size - first + 1 : end - first + 1]]
+            _grow(tree, size % _BLOCK, leaves)
+            block.peaks.append((end, list(tree)))
+            size = end
+    return block
+
+
+_MISSING = "it is missing (deleted)"
+
+
+def _links(block: Block, rows: sqlite3.Cursor, hashes: list[bytes]) -> str | None:
+    """The loop over every entry: what it needs each time is in local names, which is where its speed comes from."""
+    sha256, join, number_and_length, length = hashlib.sha256, b"".join, _number_and_length, _length
+    expected, head, last, keep = block.first, b"", b"", hashes.append
+    labels: dict[tuple[bytes, bytes | None, bytes | None, bytes | None], tuple[bytes, bool]] = {}
+    for seq, time, kind, session, subject, connection, body, prev, hash_, data in rows:
+        label = labels.get((kind, session, subject, connection))
+        if label is None:
+            fields = (kind, session, subject, connection)
+            label = labels[fields] = join(map(_field, fields)), kind.startswith(_TOLD)
+        if seq != expected:
+            return f"it is missing; the next one is {seq} (deleted)"
+        if (
+            sha256(join((prev, number_and_length(seq, len(time)), time, label[0], length(len(body)), body))).digest()
+            != hash_
+        ):
+            return "its contents do not match its hash (edited)"
+        if prev != head or time < last:
+            if seq == block.first:
+                block.prev, block.begins = prev, time
+            else:
+                return _misfit(seq, time if prev == head else None)
+        if label[1]:
+            block.told.append((seq, kind, body))
+        if data is not None or (kind == b"outcome" and b'"recording":{' in body):
+            if (problem := _recording_problem(kind, body, data)) is not None:
+                return problem
+            if data is None and _digest_told(kind, body) is not None:
+                block.gone.append(seq)
+        keep(hash_)
+        expected += 1
+        block.head, block.ends = head, last = hash_, time
+    return None
+
+
+# What the walk must hear of: approvals, keys, recordings that were shredded, segments that were sealed.
+_TOLD = (b"approval.", b"key.", b"recording.shredded", b"segment.sealed")
+
+
+def _begun(file: _File) -> int | None:
+    """The first entry of the segment that ends before the file's own entries."""
+    [first] = file.db.execute("SELECT body ->> '$.segment.first' FROM entries WHERE seq = ?", (file.begin,)).fetchone()
+    return first if isinstance(first, int) else None
+
+
+def _misfit(seq: int, time: bytes | None) -> str:
+    if time is not None:
+        return f"its time {time.decode('utf-8', 'replace')} is before that of the entry before it"
+    return (
+        f"it does not follow entry {seq - 1}"
+        " (that one was edited and re-hashed, or one was inserted, deleted or reordered here)"
+    )
+
+
+def _recording_problem(kind: bytes, body: bytes, data: bytes | None) -> str | None:
+    if data is None:
+        return None
+    digest = hashlib.sha256(data).hexdigest()
+    at = body.find(b'"recording":{"digest":"')
+    # As we write it. A quote within a JSON text is escaped, so this is a key, and the only one.
+    if (
+        at >= 0
+        and body[at + 23 : at + 87] == digest.encode()
+        and body.rfind(b'"recording":{') == at
+        and kind == b"outcome"
+    ):
+        return None
+    match _digest_told(kind, body):
+        case None:
             return "there is a recording here that no outcome tells of (inserted)"
-        return None
-
-    def shred(self, number: int, body: bytes) -> None:
-        """An entry says that recordings before it were shredded."""
-        told = _json(body)
-        match told.get("shredded") if isinstance(told, dict) else None:
-            case {"first": int(first), "last": int(last)}:
-                self._shredded.append((first, min(last, number)))
-
-    def missing(self) -> int | None:
-        """The first entry whose recording is gone although nobody shredded it."""
-        ranges, until, at = sorted(self._shredded), 0, 0
-        for number in self._gone:
-            while at < len(ranges) and ranges[at][0] <= number:
-                until, at = max(until, ranges[at][1]), at + 1
-            if number > until:
-                return number
-        return None
+        case told if told != digest:
+            return "its recording is not the one that was made (edited)"
+    return None
 
 
-_NO_RECORDING: tuple[float, bytes] = (math.inf, b"")
+def _digest_told(kind: bytes, body: bytes) -> str | None:
+    """The digest of the recording that an outcome tells of."""
+    told = _json(body) if kind == b"outcome" else None
+    match told.get("recording") if isinstance(told, dict) else None:
+        case {"digest": str(digest)}:
+            return digest
+    return None
+
+
+def _grow(peaks: list[bytes], size: int, nodes: list[bytes]) -> None:
+    """Add leaves (their hashes) to the tree of `size` with these peaks, level by level."""
+    sha256, odd = hashlib.sha256, []
+    while nodes:
+        if size & 1:  # a subtree of this height waits for its right half
+            nodes.insert(0, peaks.pop())
+        if len(nodes) & 1:
+            odd.append(nodes.pop())
+        pairs = iter(nodes)
+        nodes = [sha256(b"\x01" + left + right).digest() for left, right in zip(pairs, pairs, strict=True)]
+        size >>= 1
+    peaks += reversed(odd)
+
+
+_COSIGNATURE = 4  # the algorithm that a witness's vkey names
 _ROTATION = "countersign key rotation v1"
 _CHECKPOINTS = "SELECT size, CAST(note AS BLOB), peaks FROM checkpoints WHERE size >= ? ORDER BY size"
 _KEY_ENTRIES = (
-    "SELECT seq, kind, body FROM entries WHERE kind IN ('key.created', 'key.rotated') AND seq <= ? ORDER BY seq"
+    "SELECT seq, kind, body FROM entries WHERE kind IN ('key.created', 'key.rotated', 'segment.sealed')"
+    " AND seq BETWEEN ? AND ? ORDER BY seq"
 )
+# The newest checkpoint of a file that begins at the one entry, before the other; with the hash that its last entry has,
+# or of which the next one says so.
+_START = (
+    "SELECT size, peaks, coalesce(e.hash, n.prev) AS head, coalesce(e.time, '') FROM checkpoints"
+    " LEFT JOIN entries e ON e.seq = size LEFT JOIN entries n ON n.seq = size + 1"
+    " WHERE size >= max(1, ? - 1) AND size <= ? AND head IS NOT NULL ORDER BY size DESC LIMIT 1"
+)
+_UNCOVERED = "it begins a segment, and no checkpoint that holds covers what was before it (deleted, or edited)"
+
+
+def _successor(old: Key, text: str) -> Key:
+    """The key that a rotation's note hands over to; raises Unreadable for one that both did not sign."""
+    note = SignedNote.parse(text, checkpoint=False)
+    new = Key.parse(note.text.split("\n")[2])
+    if note.text != f"{_ROTATION}\n{old.vkey}\n{new.vkey}\n" or not (old.signed(note) and new.signed(note)):
+        raise Unreadable("not handed over")
+    return new
 
 
 @dataclass
 class _Walk:
-    """Where the walk along the chain is, the tree up to there, and what the chain has said of keys and approvals."""
+    """Where the walk along the chain is, the tree up to there, and what the chain has said of keys and approvals.
+
+    `peaks` are those of all of the tree, `base` of them those of whole blocks.
+    """
 
     trusted: Sequence[Key]
     given: list[SignedNote]
     stored: Iterator[tuple[int, bytes, bytes]] = field(default_factory=lambda: iter(()))
     next_stored: tuple[int, bytes, bytes] | None = None
-    begun: int = 1
+    begun: int = 0  # 0: not yet
+    segment: int = 1  # the first entry of the segment at hand; 0 where that is not known
     seq: int = 0
     head: bytes = GENESIS
     first: bytes = b""
     last: bytes = b""
     bad: int = 0
+    base: list[bytes] = field(default_factory=list)
     peaks: list[bytes] = field(default_factory=list)
     keys: list[tuple[int, Key]] = field(default_factory=list)
     signed: int = 0
@@ -431,101 +803,150 @@ class _Walk:
     states: dict[str, str] = field(default_factory=dict)
     records: dict[str, str] = field(default_factory=dict)
     votes: dict[tuple[str, str, str], str] = field(default_factory=dict)
-    recordings: _Recordings = field(default_factory=lambda: _Recordings(iter(())))
+    gone: array[int] = field(default_factory=lambda: array("Q"))
+    shredded: list[tuple[int, int]] = field(default_factory=list)
+    missing: list[tuple[int, int]] = field(default_factory=list)
+    unseen: int = 0
 
-    def start(self, db: sqlite3.Connection, since: int) -> None:
-        """Take up the walk at the newest checkpoint before `since`, if its signature and its peaks hold."""
-        sql = (
-            "SELECT size, peaks, hash, entries.time FROM checkpoints, entries"
-            " WHERE size = seq AND size BETWEEN 1 AND ? ORDER BY size DESC LIMIT 1"
-        )
-        for size, peaks, hash_, time in db.execute(sql, (since - 1,)).fetchall():
-            named = db.execute(_KEY_ENTRIES, (size,)).fetchall()
-            whole = len(peaks) == 32 * size.bit_count()
-            if whole and all(self._key(seq, kind.encode(), body.encode()) is None for seq, kind, body in named):
-                self.seq, self.head, self.last = size, hash_, time.encode()
-                self.peaks = [peaks[at : at + 32] for at in range(0, len(peaks), 32)]
-            else:
-                self.keys.clear()
-        self.begun = self.seq + 1
-        self.stored = iter(db.execute(_CHECKPOINTS, (self.seq,)))
-        self.next_stored = next(self.stored, None)
-        stored = db.execute("SELECT seq, data FROM recordings WHERE seq > ? OR seq < 1 ORDER BY seq", (self.seq,))
-        self.recordings = _Recordings(iter(stored))
-
-    def chain(self, db: sqlite3.Connection, progress: Callable[[int], None] | None) -> str | None:
-        """Check every entry and checkpoint; the first problem, with `bad` set, or None."""
+    def file(self, file: _File, since: int, work: _Work) -> str | None:
+        """Check the next file of the audit; the first problem, with `bad` set, or None."""
+        [first] = file.db.execute("SELECT min(seq) FROM entries").fetchone()
+        if first is not None and first < 1:
+            return self._at(first, "there is no such entry: the first is 1 (inserted)")
+        if first is not None and first < file.begin and self.seq < file.begin - 1 and first == _begun(file):
+            # A roll was cut off before the segment was named: here is all of it.
+            file = replace(file, begin=first)
+        if self.begun and file.begin <= self.seq:
+            if file.last <= self.seq and file.sealed:
+                return self._at(file.begin, f"`{file.path}` holds it once more: keep one copy of each segment")
+            what = f"it is missing: all before it was sealed, and `{file.path}` does not go on from there"
+            return self._at(self.seq + 1, f"{what} (truncated, or an older copy: rolled back)")
+        if self.begun and file.begin == self.seq + 1:
+            self._read(file, self.seq)
+            if self.next_stored is None or self.next_stored[0] != self.seq:
+                return self._at(file.begin, _UNCOVERED)
+        elif (problem := self._take_up(file, since)) is not None:
+            return problem
         if self.seq and (problem := self._checkpoints()) is not None:
             return problem
-        db.text_factory = bytes  # the very bytes that are stored
-        try:
-            return self._entries(
-                db.execute(
-                    "SELECT seq, time, kind, session, subject, connection, body, prev, hash FROM entries"
-                    " WHERE seq > ? OR seq < 1 ORDER BY seq",
-                    (self.seq,),
-                ),
-                progress,
-            )
-        finally:
-            db.text_factory = str
+        if first is not None and first < file.begin and (problem := self._leftovers(file, first)) is not None:
+            return problem
+        due = sorted(
+            {size for (size,) in file.db.execute("SELECT size FROM checkpoints")} | {n.size for n in self.given}
+        )
+        within = self.peaks[len(self.base) :]
+        for block in work.blocks(file, self.seq + 1, due, within):
+            if (problem := self._take(block)) is not None:
+                return problem
+            if work.progress is not None:
+                work.progress(self.seq)
+        if self.next_stored is not None or file.end > self.seq:
+            return self._cut(self.next_stored[0] if self.next_stored is not None else file.end)
+        if file.sealed and file.last not in due:
+            return self._at(file.last, "it ends a segment, and the checkpoint over that is missing (deleted)")
+        sql = "SELECT min(seq) FROM recordings WHERE seq < ? OR seq > ?"
+        [stray] = file.db.execute(sql, (first or 1, file.last)).fetchone()
+        return (
+            None
+            if stray is None
+            else self._at(max(stray, 1), "there is a recording of it, and no such entry (inserted)")
+        )
 
-    def _entries(self, rows: sqlite3.Cursor, progress: Callable[[int], None] | None) -> str | None:
-        """The loop over every entry: what it needs each time is in local names, which is where its speed comes from."""
-        sha256, join, peaks, due = hashlib.sha256, b"".join, self.peaks, self._due()
-        head, last, after, recordings = self.head, self.last, self.seq, self.recordings
-        for number, time, kind, session, subject, connection, body, prev, hash_ in rows:
-            data = join(map(_field, (time, kind, session, subject, connection, body)))
-            if number != after + 1:
-                return self._gap(number)
-            if sha256(prev + _number(number) + data).digest() != hash_:
-                return self._at(number, "its contents do not match its hash (edited)")
-            if prev != head or time < last:
-                return self._misfit(number, time if prev == head else None)
-            if kind[:4] == b"appr" and (problem := self._replay(body)) is not None:
-                return self._at(number, problem)
-            if kind[:4] == b"key." and (problem := self._key(number, kind, body)) is not None:
-                return self._at(number, problem)
-            if number >= recordings.next or b'"recording":{' in body:
-                if (problem := recordings.hold(number, kind, body)) is not None:
-                    return self._at(number, problem)
-            elif kind == b"recording.shredded":
-                recordings.shred(number, body)
-            node = sha256(b"\x00" + hash_).digest()
-            while after & 1:
-                node = sha256(b"\x01" + peaks.pop() + node).digest()
-                after >>= 1
-            peaks.append(node)
-            self.seq = after = number
-            self.head, self.last = head, last = hash_, time
-            if number >= due:
-                if (problem := self._checkpoints()) is not None:
-                    return problem
-                due = self._due()
-            if number % 10_000 == 0 and progress is not None:
-                progress(number)
-            self.first = self.first or time
+    def _cut(self, size: int) -> str:
+        what = f"it is missing: {size} entries were signed (truncated, or an older copy: rolled back)"
+        return self._at(self.seq + 1, what)
+
+    def _read(self, file: _File, size: int) -> None:
+        """The file's checkpoints over `size` entries and more are what comes next."""
+        self.stored = iter(file.db.execute(_CHECKPOINTS, (size,)))
+        self.next_stored = next(self.stored, None)
+
+    def _take_up(self, file: _File, since: int) -> str | None:
+        """Begin, or go on after a gap, at the newest checkpoint before `since`, if its signature and its peaks hold."""
+        if self.seq + 1 < file.begin and since < file.begin:
+            self.missing.append((self.seq + 1, file.begin - 1))
+        self.seq, self.head, self.last, self.peaks, self.segment = 0, GENESIS, b"", [], 0
+        for books in (self.keys, self.states, self.records, self.votes):
+            books.clear()
+        found = file.db.execute(_START, (file.begin, max(since, file.begin) - 1)).fetchone()
+        if found is not None:
+            size, peaks, hash_, time = found
+            named = file.db.execute(_KEY_ENTRIES, (file.begin, max(size, file.begin))).fetchall()
+            held = all(self._key(seq, kind.encode(), body.encode()) is None for seq, kind, body in named)
+            if held and len(peaks) == 32 * size.bit_count():
+                self.seq, self.head, self.last = size, hash_, time.encode()
+                self.peaks = [peaks[at : at + 32] for at in range(0, len(peaks), 32)]
+                self.keys = [(seq, key) for seq, key in self.keys if seq <= size]
+            else:
+                self.keys.clear()
+        if self.seq + 1 < file.begin:
+            return self._at(file.begin, _UNCOVERED)
+        self.segment = file.begin if self.seq >= file.begin else int(file.begin == 1)
+        self.base = self.peaks[: (self.seq // _BLOCK).bit_count()]
+        self.begun = self.begun or self.seq + 1
+        unseen = [note for note in self.given if note.size < self.seq]
+        self.unseen, self.given = self.unseen + len(unseen), self.given[len(unseen) :]
+        self._read(file, self.seq)
         return None
 
-    def _due(self) -> float:
-        """The size that the next checkpoint is about."""
-        sizes = [note.size for note in self.given[:1]] + ([self.next_stored[0]] if self.next_stored else [])
-        return min(sizes, default=math.inf)
+    def _leftovers(self, file: _File, first: int) -> str | None:
+        """Entries of a segment that a roll was to delete here: links of the very chain, back from where it goes on."""
+        prev = b""
+        for span in _spans(first, file.begin - 1):
+            block = scan(file.db, *span, (), [b""] * ((span[0] - 1) % _BLOCK).bit_count())
+            if block.problem is not None or (prev and block.prev != prev):
+                seq = block.last + 1 if block.problem is not None else block.first
+                return self._at(seq, f"what a roll left of it here: {block.problem or _misfit(seq, None)}")
+            prev = block.head
+        [follows] = file.db.execute("SELECT prev FROM entries WHERE seq = ?", (file.begin,)).fetchone()
+        if prev != follows:
+            return self._at(file.begin - 1, "what a roll left of it here is not what was sealed (edited)")
+        return None
 
-    def _gap(self, number: int) -> str:
-        if number < 1:
-            return self._at(number, "there is no such entry: the first is 1 (inserted)")
-        return self._at(self.seq + 1, f"it is missing; the next one is {number} (deleted)")
+    def _take(self, block: Block) -> str | None:
+        """Go on by a block."""
+        if block.last >= block.first and (block.prev != self.head or block.begins < self.last):
+            return self._at(block.first, _misfit(block.first, block.begins if block.prev == self.head else None))
+        peaks, told = dict(block.peaks), {seq: (kind, body) for seq, kind, body in block.told}
+        self.first = self.first or block.begins
+        for seq in sorted(peaks.keys() | told.keys()):
+            if seq in told:
+                self.seq = seq - 1
+                if (problem := self._hear(seq, *told[seq])) is not None:
+                    return self._at(seq, problem)
+            if seq in peaks:
+                self._stand(seq, peaks[seq])
+                if (problem := self._checkpoints()) is not None:
+                    return problem
+        self.gone.extend(block.gone)
+        if block.last >= block.first:
+            self.seq, self.head, self.last = block.last, block.head, block.ends
+        return None if block.problem is None else self._at(block.last + 1, block.problem)
 
-    def _misfit(self, number: int, time: bytes | None) -> str:
-        if time is not None:
-            told = time.decode("utf-8", "replace")
-            return self._at(number, f"its time {told} is before that of the entry before it")
-        return self._at(
-            number,
-            f"it does not follow entry {number - 1}"
-            " (that one was edited and re-hashed, or one was inserted, deleted or reordered here)",
-        )
+    def _stand(self, size: int, within: list[bytes]) -> None:
+        """The tree has this size now, and these peaks in its last block."""
+        self.seq = size
+        if size % _BLOCK:
+            self.peaks = [*self.base, *within]
+            return
+        [node], height = within, size // _BLOCK - 1
+        while height & 1:
+            node = hashlib.sha256(b"\x01" + self.base.pop() + node).digest()
+            height >>= 1
+        self.base.append(node)
+        self.peaks = list(self.base)
+
+    def _hear(self, seq: int, kind: bytes, body: bytes) -> str | None:
+        """An entry that says something of others; what is wrong with it."""
+        if kind.startswith(b"approval."):
+            return self._replay(body)
+        if kind == b"recording.shredded":
+            told = _json(body)
+            match told.get("shredded") if isinstance(told, dict) else None:
+                case {"first": int(first), "last": int(last)}:
+                    self.shredded.append((first, min(last, seq)))
+            return None
+        return self._key(seq, kind, body)
 
     def _key(self, seq: int, kind: bytes, body: bytes) -> str | None:
         """Who signs from here on: the first key, or the next one, handed over under both signatures."""
@@ -535,14 +956,35 @@ class _Walk:
                 self.keys.append((seq, Key.parse(told["vkey"])))
                 return None
             if kind == b"key.rotated" and self.keys:
-                old, note = self.keys[-1][1], SignedNote.parse(told["note"], checkpoint=False)
-                new = Key.parse(note.text.split("\n")[2])
-                if note.text == f"{_ROTATION}\n{old.vkey}\n{new.vkey}\n" and old.signed(note) and new.signed(note):
-                    self.keys.append((seq, new))
-                    return None
-        except (Unreadable, KeyError, IndexError, AttributeError, TypeError):
+                self.keys.append((seq, _successor(self.keys[-1][1], told["note"])))
+                return None
+            if kind == b"segment.sealed":
+                return self._sealed(seq, told)
+        except (Unreadable, KeyError, IndexError, AttributeError, TypeError, ValueError):
             pass
         return "it names a key that the keys before it did not hand over to (foreign key)"
+
+    def _sealed(self, seq: int, told: Any) -> str | None:
+        """A segment ends before this entry, which repeats what the next one needs to be read alone."""
+        keys = [(int(told["keys"][0]["seq"]), Key.parse(told["keys"][0]["vkey"]))]
+        for key in told["keys"][1:]:
+            keys.append((int(key["seq"]), _successor(keys[-1][1], key["note"])))
+        if self.keys and keys != self.keys:
+            raise Unreadable("other keys")
+        self.keys = keys
+        first, last, root = told["segment"]["first"], told["segment"]["last"], told["segment"]["root"]
+        if self.seq == seq - 1 and (last != self.seq or bytes.fromhex(root) != self._root()):
+            return "it seals another segment than the one before it (edited)"
+        if self.segment and first != self.segment:
+            return f"it seals a segment from entry {first} on, which began at {self.segment} (edited)"
+        self.segment = seq
+        return None
+
+    def _root(self) -> bytes:
+        root = self.peaks[-1]
+        for peak in reversed(self.peaks[:-1]):
+            root = hashlib.sha256(b"\x01" + peak + root).digest()
+        return root
 
     def _checkpoints(self) -> str | None:
         """Hold the checkpoints over exactly the entries so far to them."""
@@ -568,10 +1010,10 @@ class _Walk:
         signers = [key for _, key in self.keys if key.name == note.origin and key.signed(note)]
         if not signers:
             return self._at(note.size, f"{name} over {note.size} entries is not by this audit's key (foreign key)")
-        root = self.peaks[-1]
-        for peak in reversed(self.peaks[:-1]):
-            root = hashlib.sha256(b"\x01" + peak + root).digest()
-        if root != note.root:
+        if self._root() != note.root and self.signed >= note.size:
+            what = f"{name} over {note.size} entries is of another history than the one before it (a fork)"
+            return self._at(self.segment, f"{what}: the segment from here on is another audit's, or was rewritten")
+        if self._root() != note.root:
             self.bad = self.signed + 1
             return (
                 f"{name} signed another history: of entries {self.bad} to {note.size} at least one was rewritten, with"
@@ -586,21 +1028,28 @@ class _Walk:
         self.bad = seq
         return problem
 
-    def unmet(self) -> str | None:
-        """What should have been met by the end of the walk and was not."""
-        sizes = [note.size for note in self.given] + ([self.next_stored[0]] if self.next_stored else [])
-        if sizes:
-            what = f"it is missing: {max(sizes)} entries were signed (truncated, or an older copy: rolled back)"
-            return self._at(self.seq + 1, what)
+    def unmet(self, newest: _File) -> str | None:
+        """What should have been met by the end of the walk and was not. `newest` is the last file."""
+        if self.given and not newest.sealed:
+            return self._cut(self.given[-1].size)
+        self.unseen += len(self.given)  # of what follows a segment, which is elsewhere
         if self.trusted and self.keys and not any(key in self.trusted for _, key in self.keys):
             seq, key = self.keys[0]
             return self._at(seq, f"it names {key.vkey} as the audit's key, which is not the one you gave (foreign key)")
         if self.trusted and not self.held:
             return self._at(self.seq, "no entry is signed by the key that you gave (checkpoints deleted, or none made)")
-        if self.recordings.next != math.inf:
-            return self._at(int(self.recordings.next), "there is a recording of it, and no such entry (inserted)")
-        if (lost := self.recordings.missing()) is not None:
+        if not newest.sealed and (lost := self._lost()) is not None:  # a segment's may be shredded by later entries
             return self._at(lost, "its recording is gone, and no entry says that it was shredded (deleted)")
+        return None
+
+    def _lost(self) -> int | None:
+        """The first entry whose recording is gone although nobody shredded it."""
+        ranges, until, at = sorted(self.shredded), 0, 0
+        for number in self.gone:
+            while at < len(ranges) and ranges[at][0] <= number:
+                until, at = max(until, ranges[at][1]), at + 1
+            if number > until:
+                return number
         return None
 
     def _replay(self, body: bytes) -> str | None:
@@ -612,18 +1061,24 @@ class _Walk:
                     return f"approval {id_} was asked for twice"
                 self.states[id_], self.records[id_] = "requested", digest
             case {"approval": str(id_), "from": str(expect), "to": str(become)}:
-                if self.states.get(id_) != expect:
-                    return f"approval {id_} goes from `{expect}`, but it was `{self.states.get(id_, 'unknown')}`"
+                was = self.states.get(id_, "unknown" if self.begun == 1 and not self.missing else expect)
+                if was != expect:
+                    return f"approval {id_} goes from `{expect}`, but it was `{was}`"
                 self.states[id_] = become
             case {"approval": str(id_), "issuer": str(issuer), "subject": str(subject), "vote": str(digest)}:
                 self.votes[id_, issuer, subject] = digest
         return None
 
     def approvals_problem(self, db: sqlite3.Connection) -> str | None:
-        """The tables of approvals are a working copy: they must be exactly what the chain makes of them."""
+        """The tables of approvals are a working copy: they must be exactly what the chain makes of them.
+
+        Where the chain was not walked from its first entry, that is asked of the approvals that it told of.
+        """
+        whole = self.begun == 1 and not self.missing
         states: dict[str, str] = {}
         for id_, state, record in db.execute("SELECT id, state, record FROM approval_records"):
-            states[id_] = state
+            if whole or id_ in self.states:
+                states[id_] = state
             if _sha256(record) != self.records.get(id_, _sha256(record)):
                 return f"the record of approval {id_} is not the one that was asked for"
         for id_ in sorted(states.keys() | self.states.keys()):
@@ -634,7 +1089,7 @@ class _Walk:
                 return f"approval {id_} is `{told}` in the chain but `{stored}` in the table"
         votes = db.execute("SELECT approval, issuer, subject, vote FROM approval_votes")
         stored_votes = {(id_, issuer, subject): _sha256(vote) for id_, issuer, subject, vote in votes}
-        for key in sorted(stored_votes.keys() | self.votes.keys()):
+        for key in sorted((stored_votes.keys() if whole else set()) | self.votes.keys()):
             if stored_votes.get(key) != self.votes.get(key):
                 return f"the vote of `{key[2]}` on approval {key[0]} is not the one in the chain"
         return None
@@ -647,21 +1102,35 @@ def _sha256(text: str) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """The command line of this file."""
     parser = argparse.ArgumentParser(description="Verify an audit store offline.")
-    parser.add_argument("store", type=Path)
+    parser.add_argument("store", type=Path, help="a store, with the segments beside it; a segment; a folder of them")
     parser.add_argument("--public-key", action="append", default=[], help="a vkey that you know from elsewhere")
     parser.add_argument("--checkpoint", action="append", default=[], type=Path, help="a file of signed notes")
+    parser.add_argument("--witness-key", action="append", default=[], help="the vkey of a witness that cosigns")
     parser.add_argument("--since", type=int, default=1, metavar="SEQ", help="start at the last checkpoint before it")
+    parser.add_argument("--jobs", type=int, default=processors(), help="processes that share the work on a large store")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     options = parser.parse_args(arguments)
     try:
         notes = read_notes(options.checkpoint)
-        report = verify(options.store, public_keys=options.public_key, checkpoints=notes, since=options.since)
+        report = verify(
+            options.store,
+            public_keys=options.public_key,
+            checkpoints=notes,
+            witness_keys=options.witness_key,
+            since=options.since,
+            jobs=options.jobs,
+        )
     except Unreadable as error:
         print(f"unreadable: {error}", file=sys.stderr)  # noqa: T201 - a command's output
         return 2
     text = json.dumps({**asdict(report), "ok": report.ok}) if options.json else sentence(report)
     print(text)  # noqa: T201 - a command's output
     return 0 if report.ok else 1
+
+
+def processors() -> int:
+    """How many processes can work at once here."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def read_notes(paths: Iterable[Path]) -> list[str]:
@@ -685,12 +1154,23 @@ def sentence(report: Report) -> str:
         f"intact      {report.entries} entries{span}",
         f"head        {report.head}",
     ]
-    if report.since > 1:
+    if report.since > 1 and not report.missing:
         lines.append(f"            Looked at from entry {report.since} on; those before are covered by a signature.")
     if report.key is not None:
         lines.append(f"signed      {report.signed} entries, {report.checkpoints} checkpoints, by {report.key}")
+    if report.cosigned:
+        lines.append(f"witnessed   {report.cosigned} entries, cosigned at {report.cosigned_at}")
     if report.open_statements:
         lines.append(f"running     {report.open_statements} statements have no outcome yet")
+    lines += [f"elsewhere   entries {first} to {last}: their segments are not here" for first, last in report.missing]
+    if report.segments:
+        lines.append(f"segments    {report.segments}")
+    if report.sealed:
+        lines.append("            It ends with a sealed segment: what follows is elsewhere.")
+    if report.unseen:
+        lines.append(
+            f"            {report.unseen} of the checkpoints that you gave are about entries that are not here."
+        )
     if report.key is not None and not report.vouched:
         lines.append("            The store itself names that key: give --public-key to know that it is yours.")
     lines.append("            Without a checkpoint from elsewhere, entries cut off at the end cannot be seen.")

@@ -17,7 +17,7 @@ from audit.note import Signer
 from audit.recording import Chunk, Mode, Recording
 from audit.search import Query
 from audit.store import Item, Store
-from audit.verify import verify
+from audit.verify import processors, verify
 
 _KEY = Signer("example.com/bench", bytes(32))
 _BATCH = 1000
@@ -95,8 +95,9 @@ def main() -> None:
             print(f"checkpoint every {_BATCH}      {statistics.median(late) * 1000:>12.2f} ms median at the end")
             print(f"                          {late[int(len(late) * 0.99)] * 1000:>12.2f} ms p99")
         print(f"file                      {path.stat().st_size / 1e6:>12,.0f} MB")
-        whole = _timed(lambda: verify(path, public_keys=[str(_KEY.public)]))
-        print(f"verify                    {written / whole:>12,.0f} entries/s ({whole:.1f} s)")
+        for jobs in sorted({1, processors()}):
+            whole = _timed(lambda jobs=jobs: verify(path, public_keys=[str(_KEY.public)], jobs=jobs))  # type: ignore[misc]
+            print(f"verify, {jobs} process(es)    {written / whole:>12,.0f} entries/s ({whole:.1f} s)")
         day = Query(user="agent-7", since="2026-01-20T00:00:00.000000Z", until="2026-01-21T00:00:00.000000Z")
         taken = [_timed(lambda: finder.search(path, day)) for _ in range(10)]
         print(f"search, subject and day   {statistics.median(taken) * 1000:>12.1f} ms ({max(taken) * 1000:.1f} worst)")

@@ -11,6 +11,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from audit.approvals import ApprovalRecord, Conflict, State
@@ -21,8 +22,9 @@ from gateway.aftermath import note_effects
 from gateway.approvals import Approvals, Pending, rejection
 from gateway.asking import Asking
 from gateway.connections import Connections
-from gateway.deciding import Decider
+from gateway.deciding import Decider, remember
 from gateway.drafts import (
+    Author,
     denial,
     draft,
     intent_of,
@@ -37,6 +39,7 @@ from gateway.errors import (
     ApprovalRejectedError,
     AuditUnavailableError,
     CountersignError,
+    LimitExceededError,
     RefusedError,
     RowCountError,
     SessionEndedError,
@@ -113,6 +116,19 @@ class Grant:
         """Whether its transaction must stay open until `Gateway.too_many` has said nothing against its row count."""
         return self.decision.counts or self.expected is not None
 
+    def too_large(self, rows: int, size: int) -> LimitExceededError | None:
+        """The error with which a result of so many rows and bytes must stop; None where it may go on."""
+        bound = self.decision.at_most
+        if bound is not None and rows > bound:
+            remember(self.statement, rows)
+            return LimitExceededError(
+                f"the result has more than the {bound} rows that it was allowed for",
+                cure="What was delivered stays delivered. Ask for less; sent again, it is decided by this count.",
+            )
+        why = self.limits.exceeded_by(rows, size)
+        cure = "Ask for less: a narrower condition, an aggregate or a LIMIT."
+        return None if why is None else LimitExceededError(why, cure=cure)
+
     def finish(self, outcome: Outcome) -> None:
         """Say what came of it; `Gateway.admit` writes it on leaving the block."""
         self.outcome = outcome
@@ -142,7 +158,7 @@ class Gateway:
         self.policies = policies
         self.connections = connections
         self.sessions = sessions
-        self.instance = instance
+        self._author = Author(instance, policies.digest_key)
         self._decider = Decider(policies, connections)
         self._meter = Meter()
         self._asking = Asking(approvals)
@@ -244,7 +260,7 @@ class Gateway:
         ids = [new_statement_id() for _ in statements]
         limits = self._limits(statements[0].session) if statements else UNLIMITED
         return await self._granted(
-            [intent_of(self.instance, *of) for of in zip(ids, statements, decisions, strict=True)],
+            [intent_of(self._author, *of) for of in zip(ids, statements, decisions, strict=True)],
             lambda: [
                 Grant(_MINT, *of, limits=limits, bounds=self._bounds)
                 for of in zip(ids, statements, decisions, strict=True)
@@ -258,7 +274,7 @@ class Gateway:
         session = grant.statement.session
         self._note_effects(grant, outcome)
         self.recorder.post(
-            outcome_entry(self.instance, grant, outcome),
+            outcome_entry(self._author, grant, outcome),
             failed=lambda error: self.sessions.end(session, unrecorded(error).text),
         )
 
@@ -306,7 +322,7 @@ class Gateway:
         """A grant for a run that the caller rolls back, whatever comes of it; the intent says so."""
         statement_id = new_statement_id()
         [grant] = await self._granted(
-            [intent_of(self.instance, statement_id, statement, decision, rehearsal=True)],
+            [intent_of(self._author, statement_id, statement, decision, rehearsal=True)],
             lambda: [Grant(_MINT, statement_id, statement, decision)],
         )
         async with self._settled(grant):
@@ -335,7 +351,7 @@ class Gateway:
             raise ApprovalRejectedError("the policy has changed since the approval", cure="Propose it again.")
         statement_id = new_statement_id()
         [grant] = await self._granted(
-            [intent_of(self.instance, statement_id, statement, decision)],
+            [intent_of(self._author, statement_id, statement, decision)],
             lambda: [Grant(_MINT, statement_id, statement, decision)],
         )
         async with self._settled(grant):
@@ -369,7 +385,7 @@ class Gateway:
 
     async def _record_refusal(self, statements: Sequence[Statement], decisions: Sequence[Decision]) -> RefusedError:
         """Write intents and refusals of a batch; returns the error of the first denied one."""
-        entries, error = refusal_entries(self.instance, statements, decisions)
+        entries, error = refusal_entries(self._author, statements, decisions)
         await self.recorder.record(*entries)
         return error
 
@@ -391,9 +407,11 @@ class Gateway:
         except BaseException:
             self._asking.over(session.principal)
             raise
-        request, pending = self.approvals.request_item(statement, decision, catalog, statement_id, evidence)
-        outcome = pending_entry(self.instance, statement_id, session, pending)
-        intent = intent_of(self.instance, statement_id, statement, decision, approval=pending.id)
+        request, pending = self.approvals.request_item(
+            statement, decision, catalog, statement_id, self._author.parameters(statement, decision), evidence
+        )
+        outcome = pending_entry(self._author, statement_id, session, pending)
+        intent = intent_of(self._author, statement_id, statement, decision, approval=pending.id)
         asking = asyncio.ensure_future(self.recorder.record(intent, outcome, request))
         asking.add_done_callback(lambda _: self._asking.over(session.principal))
         if on_pending is None:
@@ -412,6 +430,8 @@ class Gateway:
 
     async def _evidence(self, statement: Statement, decision: Decision, catalog: Catalog) -> rehearsal.Evidence | None:
         """What approvers are shown of a write's effect: it runs under a grant of its own, and is rolled back."""
+        if decision.streams:
+            return rehearsal.size_of(decision, self.policies.current.thresholds)
         if not rehearsal.is_write(decision):
             return None
         if (why := rehearsal.obstacle(statement.session.connection, decision, catalog)) is not None:
@@ -442,6 +462,8 @@ class Gateway:
         if decision.verdict.effect is Effect.DENY:
             raise await self._record_refusal([statement], [decision])
         await self.approvals.check_binding(record, statement, decision, await self.catalog(session))
+        bounds = (decision.at_most, rehearsal.approved_rows(record.evidence))
+        decision = replace(decision, at_most=min((bound for bound in bounds if bound is not None), default=None))
         if (record := await self.approvals.get(record.id)).state is not State.APPROVED:
             raise rejection(record)  # its time ran out while we looked
         statement_id, expected = new_statement_id(), Expected.read(record.evidence)
@@ -449,7 +471,7 @@ class Gateway:
             [grant] = await self._granted(
                 [
                     self.approvals.consume_item(record, session, statement_id),
-                    intent_of(self.instance, statement_id, statement, decision, approval=record.id),
+                    intent_of(self._author, statement_id, statement, decision, approval=record.id),
                 ],
                 lambda: [Grant(_MINT, statement_id, statement, decision, expected=expected, bounds=self._bounds)],
             )
@@ -486,7 +508,7 @@ class Gateway:
                 outcome = grant.outcome or Outcome(Status.UNKNOWN, message="the door said nothing of it")
                 self._note_effects(grant, outcome)
                 try:
-                    await asyncio.shield(self.recorder.record(outcome_entry(self.instance, grant, outcome)))
+                    await asyncio.shield(self.recorder.record(outcome_entry(self._author, grant, outcome)))
                 except AuditUnavailableError as error:
                     self.sessions.end(grant.statement.session, unrecorded(error).text)
                     raise unrecorded(error) from None

@@ -23,7 +23,7 @@ def note_effects(grant: Grant, outcome: Outcome, connections: Connections) -> No
     if effects.search_path or effects.catalog:
         # Not after a BEGIN: our question would be the transaction's first query, and SET TRANSACTION must be.
         session.stale = True
-    if effects.transaction is Transaction.ROLLBACK and session.catalog is not None:
+    if effects.transaction in (Transaction.COMMIT, Transaction.ROLLBACK) and session.schema_changed:
         connections.changed(session)
     if outcome.status is not Status.COMPLETED:
         return

@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import json
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -21,12 +21,14 @@ from audit import approvals as book
 from audit.approvals import ApprovalRecord, CastVote, Request, State, Transition, Vote
 from audit.entry import Draft, Kind
 from audit.writer import Item
-from gateway import explain, voting
+from gateway import explain, reviews, voting
 from gateway.errors import ApprovalRejectedError
-from gateway.model import Session, Statement
+from gateway.model import Session, Statement, principal_body
 from gateway.recorder import Recorder
+from gateway.reviews import Reviews
+from gateway.voting import Login
 from policy.catalog import Catalog
-from policy.model import Action, ApprovalTerms, Decision, Principal, PrincipalKind
+from policy.model import Action, ApprovalTerms, Approver, Decision, Principal, PrincipalKind
 
 # Other processes vote on the same file; their votes are seen at the latest after this long.
 _POLL_SECONDS = 0.5
@@ -56,7 +58,8 @@ def binding_of(statement: Statement, decision: Decision, catalog: Catalog) -> di
     session, analysis = statement.session, decision.analysis
     relations = sorted(analysis.relations) if analysis else []
     # What it calls, seen and unseen; a function that a migration makes itself is not there yet.
-    called = sorted({d.oid for d in analysis.demands if d.oid and d.action is Action.CALL}) if analysis else []
+    calls = [d for d in analysis.demands if d.action is Action.CALL] if analysis else []
+    called = sorted({oid for d in calls for oid in (d.functions or (d.oid,)) if oid})
     functions = [f for oid in called if (f := catalog.function(oid)) is not None]
     schema = repr([*(catalog.relations.get(oid) for oid in relations), *functions])
     return {
@@ -111,6 +114,7 @@ class Approvals:
         self._recorder = recorder
         self._store = store
         self._clock = clock
+        self.reviews = Reviews(recorder, store, clock)
         self._changed: dict[str, asyncio.Event] = {}
 
     # -- asking ---------------------------------------------------------------------------------------
@@ -121,18 +125,20 @@ class Approvals:
         decision: Decision,
         catalog: Catalog,
         statement_id: str,
+        recorded: Mapping[str, object],
         evidence: Mapping[str, object] | None = None,
     ) -> tuple[Item, Pending]:
         """The entry and the record that ask for approval, to be appended with the statement's own entries.
 
-        `evidence` is what was measured; the digest covers it too.
+        `recorded` are the parameters as entries hold them; those of the record are what will run. `evidence` is what
+        was measured; the digest covers it too.
         """
         session, terms, now = statement.session, decision.verdict.terms, self._clock()
         binding = binding_of(statement, decision, catalog) | {"evidence": _digest(evidence)}
         expires = now + min((t.expires for t in terms), default=timedelta(minutes=30))
         pending = Pending(
             id=new_id(),
-            why=explain.why_approval(decision),
+            why="; ".join([explain.why_approval(decision), *_size(decision)]),
             who=explain.who_approves(decision),
             expires=expires,
             digest=binding_digest(binding),
@@ -151,7 +157,7 @@ class Approvals:
             statement=statement.text.decode("utf-8"),
             parameters=[None if p is None else p.decode("utf-8", "replace") for p in statement.parameters],
             terms=[_terms_body(t) for t in terms],
-            reasons=[r.text for r in decision.verdict.reasons],
+            reasons=[*(r.text for r in decision.verdict.reasons), *_size(decision)],
             binding=binding,
             created=now,
             expires=expires,
@@ -162,7 +168,7 @@ class Approvals:
             record,
             session,
             statement=record.statement,
-            parameters=record.parameters,
+            **recorded,
             digest=record.digest,
             statement_id=statement_id,
             terms=record.terms,
@@ -177,7 +183,7 @@ class Approvals:
     async def get(self, approval_id: str) -> ApprovalRecord:
         """The record, with what time and votes have made of it. Raises ApprovalRejectedError for an unknown id."""
         record = self._store.get(approval_id)
-        if record is None:
+        if record is None or reviews.is_review(record):
             raise ApprovalRejectedError(
                 f"there is no approval `{approval_id}`", cure="See `list_approvals` for the open ones."
             )
@@ -186,7 +192,10 @@ class Approvals:
     async def list(self, session: Session | None = None) -> Sequence[ApprovalRecord]:
         """Open approvals, the oldest first: all for people, an agent's own for agents."""
         records = [
-            await self._settled(r) for state in (State.REQUESTED, State.APPROVED) for r in self._store.list(state)
+            await self._settled(r)
+            for state in (State.REQUESTED, State.APPROVED)
+            for r in self._store.list(state)
+            if not reviews.is_review(r)
         ]
         open_ones = [r for r in records if r.state in (State.REQUESTED, State.APPROVED)]
         if session is not None and session.principal.kind is PrincipalKind.AGENT:
@@ -195,7 +204,8 @@ class Approvals:
 
     async def open_requests(self, principal: Principal) -> int:
         """How many requests of this principal wait for people now."""
-        waiting = [r for r in self._store.list(State.REQUESTED) if voting.is_requester(r, principal)]
+        found = self._store.list(State.REQUESTED)
+        waiting = [r for r in found if voting.is_requester(r, principal) and not reviews.is_review(r)]
         current = [await self._settled(record) for record in waiting]
         return sum(record.state is State.REQUESTED for record in current)
 
@@ -219,11 +229,18 @@ class Approvals:
     # -- deciding -------------------------------------------------------------------------------------
 
     async def vote(
-        self, approval_id: str, session: Session, choice: str, digest: str | None, comment: str | None
+        self,
+        approval_id: str,
+        session: Session,
+        choice: str,
+        digest: str | None,
+        comment: str | None,
+        login: Login = voting.UNKNOWN,
     ) -> ApprovalRecord:
-        """Cast one human's vote: `approve`, `reject`, or `break_glass`, which needs a comment.
+        """Cast one human's vote: `approve`, `reject`, or `break_glass`, which needs a comment and opens a review.
 
-        Raises ApprovalRejectedError where it may not count.
+        `login` is the voter's: a rule may want it fresh before a yes. Raises ApprovalRejectedError where the vote may
+        not count.
         """
         record = await self.get(approval_id)
         voting.check_voter(record, session.principal, choice)
@@ -238,19 +255,25 @@ class Approvals:
                 f"the digest does not belong to approval `{approval_id}`",
                 cure="Read the statement with `approval_status` and give back the digest shown there.",
             )
-        voter = session.principal
+        voter, now = session.principal, self._clock()
+        if choice != "reject":
+            voting.check_login(record, voter, choice, login, now)
         vote = Vote(
             issuer=voter.issuer,
             subject=voter.subject,
             choice=choice,
             groups=sorted(voter.groups),
             comment=comment,
-            time=self._clock(),
+            time=now,
         )
-        kind = Kind.APPROVAL_BROKEN_GLASS if choice == voting.BREAK_GLASS else Kind.APPROVAL_VOTED
         body = {"choice": choice, "voter": principal_body(voter), "comment": comment, "digest": record.digest}
+        body |= {"auth_time": login.time.isoformat()} if login.time else {}
+        body |= {"acr": login.acr} if login.acr else {}
+        items = [Item(_draft(_kind_of(record, voter, choice), record, session, **body), CastVote(approval_id, vote))]
+        if choice == voting.BREAK_GLASS:
+            items.append(reviews.opening(record, session, comment or "", now))
         try:
-            await self._recorder.record(Item(_draft(kind, record, session, **body), CastVote(approval_id, vote)))
+            await self._recorder.record(*items)
         except book.Conflict as conflict:
             raise ApprovalRejectedError(f"the vote was not counted: {conflict}") from None
         return await self._settled(self._store.get(approval_id) or record, session)
@@ -326,17 +349,18 @@ class Approvals:
             event.set()
 
 
-def principal_body(principal: Principal) -> dict[str, object]:
-    """A principal as the audit writes it down."""
-    body: dict[str, object] = {
-        "subject": principal.subject,
-        "issuer": principal.issuer,
-        "kind": principal.kind.value,
-        "email": principal.email,
-        "groups": sorted(principal.groups),
-        "on_behalf_of": principal.on_behalf_of,
-    }
-    return body | {"human_issuer": principal.human_issuer} if principal.human_issuer else body
+def _size(decision: Decision) -> list[str]:
+    """How large a read is, where its verdict depends on that."""
+    return [f"it is expected to return {decision.expects} rows"] if decision.expects is not None else []
+
+
+def _kind_of(record: ApprovalRecord, voter: Principal, choice: str) -> Kind:
+    """What a vote is called in the audit: what one person decides alone, or for themselves, has a name of its own."""
+    if choice == voting.BREAK_GLASS:
+        return Kind.APPROVAL_BROKEN_GLASS
+    if choice == "approve" and voting.is_owner(record, voter):
+        return Kind.APPROVAL_OWNER_APPROVED
+    return Kind.APPROVAL_VOTED
 
 
 def rejection(record: ApprovalRecord) -> ApprovalRejectedError:
@@ -367,8 +391,15 @@ def _terms_body(terms: ApprovalTerms) -> dict[str, object]:
     return {
         "rule": terms.rule,
         "groups": sorted(terms.groups),
-        "users": sorted(terms.users),
+        "users": _users_body(terms.users),
         "quorum": terms.quorum,
         "owner_may_approve": terms.owner_may_approve,
         "break_glass": sorted(terms.break_glass),
+        "break_glass_users": _users_body(terms.break_glass_users),
+        "fresh": terms.fresh.total_seconds() if terms.fresh is not None else None,
+        "acr": sorted(terms.acr),
     }
+
+
+def _users_body(users: Iterable[Approver]) -> list[dict[str, str | None]]:
+    return [{"subject": user.subject, "issuer": user.issuer} for user in sorted(users, key=str)]

@@ -50,12 +50,24 @@ SELECT c.oid, n.nspname, c.relname, c.relkind, c.relhastriggers,
  WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S', 'c') AND n.nspname !~ '^pg_(toast|temp)'
  ORDER BY c.oid"""  # noqa: S608 - constants only
 
+# The columns that a generated column is computed from. Its expression cannot hold whole rows, so that the
+# dependencies of columns are complete here. Before PostgreSQL 15 the column has them, since then its expression.
+_READ_BY_GENERATED = """
+SELECT pg_catalog.string_agg(DISTINCT d.refobjsubid::pg_catalog.text, ' ')
+  FROM pg_catalog.pg_depend d
+ WHERE d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.refobjid = a.attrelid
+   AND d.refobjsubid > 0 AND d.refobjsubid <> a.attnum
+   AND (d.classid = d.refclassid AND d.objid = a.attrelid AND d.objsubid = a.attnum
+     OR d.classid = 'pg_catalog.pg_attrdef'::pg_catalog.regclass AND d.objid = (
+          SELECT e.oid FROM pg_catalog.pg_attrdef e WHERE e.adrelid = a.attrelid AND e.adnum = a.attnum))"""
+
 # Columns of user relations; the server's own are never masked.
 _COLUMNS = f"""
 SELECT a.attrelid, a.attnum, a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), a.atttypid,
        CASE WHEN a.attcollation <> 0 AND (a.attcollation <> t.typcollation OR a.attcollation <> 100)
             THEN pg_catalog.quote_ident(cn.nspname) || '.' || pg_catalog.quote_ident(co.collname) END,
-       CASE WHEN t.typcategory = 'A' THEN t.typelem ELSE 0 END, a.atttypmod
+       CASE WHEN t.typcategory = 'A' THEN t.typelem ELSE 0 END, a.atttypmod,
+       CASE WHEN a.attgenerated <> '' THEN ({_READ_BY_GENERATED}) END
   FROM pg_catalog.pg_attribute a
   JOIN pg_catalog.pg_class c ON c.oid = a.attrelid AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
   JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
@@ -114,9 +126,14 @@ _SCHEMAS = "SELECT n.nspname FROM pg_catalog.pg_namespace n WHERE n.nspname !~ '
 
 # What a snapshot is made of: the name of the sheet, its number of columns, its query.
 _SHEETS: Final = (
-    ("version", 1, "SELECT pg_catalog.current_setting('server_version_num')"),
+    (
+        "version",
+        2,
+        "SELECT pg_catalog.current_setting('server_version_num'),"
+        " pg_catalog.array_to_json(pg_catalog.current_schemas(true))",
+    ),
     ("relations", 7, _RELATIONS),
-    ("columns", 8, _COLUMNS),
+    ("columns", 9, _COLUMNS),
     ("domains", 6, _DOMAINS),
     ("inherits", 2, _INHERITS),
     ("reads", 2, _READS),
@@ -130,6 +147,7 @@ _SHEETS: Final = (
     ("triggers", 4, stored_code.TRIGGERS),
     ("foreign keys", 5, stored_code.FOREIGN_KEYS),
     ("support", 2, stored_code.SUPPORT),
+    ("bodies", 7, stored_code.BODIES),
 )
 
 
@@ -150,7 +168,7 @@ async def load(upstream: Upstream) -> Catalog:
 
     for name, width, query in _SHEETS:
         await read(name, width, query)
-    functions = _as_functions(sheets["functions"], sheets["support"])
+    functions = _as_functions(sheets)
     await read("trees", 5, stored_code.trees(functions))
     await read("domain trees", 5, stored_code.trees(functions, of_domains=True))
     origins = {int(oid or 0): await _origins(upstream, query or "") for oid, query in sheets["views"]}
@@ -165,6 +183,7 @@ async def load(upstream: Upstream) -> Catalog:
         operators=code.operators,
         casts=code.casts,
         types=code.types(sheets["types"]),
+        printed_under=tuple(json.loads(sheets["version"][0][1] or "[]")),
     )
 
 
@@ -205,7 +224,7 @@ def _as_relations(
 ) -> dict[int, Relation]:
     columns: dict[int, list[Column]] = {}
     domains = _as_domains(sheets["domains"])
-    for relation, number, name, type_name, type_oid, collation, item, modifier in sheets["columns"]:
+    for relation, number, name, type_name, type_oid, collation, item, modifier, read in sheets["columns"]:
         of = columns.setdefault(int(relation or 0), [])
         known = origins.get(int(relation or 0), ())
         of.append(
@@ -219,6 +238,7 @@ def _as_relations(
                 item=int(item or 0),
                 modifier=int(modifier or -1),
                 domain=domains.get(int(type_oid or 0)),
+                computed_from=frozenset(map(int, (read or "").split())),
             )
         )
     families = _families((int(child or 0), int(parent or 0)) for child, parent in sheets["inherits"])
@@ -270,10 +290,12 @@ def _families(pairs: Iterable[tuple[int, int]]) -> dict[int, frozenset[int]]:
     return {oid: frozen[id(members)] for oid, members in component.items()}
 
 
-def _as_functions(rows: list[Row], support: list[Row]) -> dict[tuple[str, str], tuple[Function, ...]]:
-    behind = {aggregate: tuple(map(int, (oids or "").split())) for aggregate, oids in support}
+def _as_functions(sheets: Mapping[str, list[Row]]) -> dict[tuple[str, str], tuple[Function, ...]]:
+    behind = {aggregate: tuple(map(int, (oids or "").split())) for aggregate, oids in sheets["support"]}
+    bodies = stored_code.bodies(sheets["bodies"])
     functions: dict[tuple[str, str], list[Function]] = {}
-    for oid, schema, name, kind, volatility, language, arguments, least, most, extension, results in rows:
+    for row in sheets["functions"]:
+        oid, schema, name, kind, volatility, language, arguments, least, most, extension, results = row
         functions.setdefault((schema or "", name or ""), []).append(
             Function(
                 oid=int(oid or 0),
@@ -288,6 +310,7 @@ def _as_functions(rows: list[Row], support: list[Row]) -> dict[tuple[str, str], 
                 most=int(most) if most is not None else None,
                 results=tuple(map(int, (results or "").split())),
                 support=() if extension == "true" else behind.get(oid, ()),
+                body=bodies.get(oid or ""),
             )
         )
     return {key: tuple(overloads) for key, overloads in functions.items()}

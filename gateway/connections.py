@@ -23,6 +23,13 @@ log = logging.getLogger(__name__)
 _PROBE_SECONDS = 2.0
 # ... and a snapshot that could not be verified for this long is not decided upon.
 _TRUST_SECONDS = 10.0
+# By strength: a relation is named once. Locks on PostgreSQL's own catalogs are in nobody's way.
+_LOCKS = """
+SELECT DISTINCT ON (relation) relation::pg_catalog.regclass::pg_catalog.text, mode FROM pg_catalog.pg_locks
+ WHERE pid = %d AND locktype = 'relation' AND granted AND relation >= 16384
+   AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
+ ORDER BY relation, pg_catalog.array_position(ARRAY['AccessExclusiveLock', 'ExclusiveLock', 'ShareRowExclusiveLock',
+       'ShareLock', 'ShareUpdateExclusiveLock', 'RowExclusiveLock', 'RowShareLock', 'AccessShareLock'], mode)"""
 
 
 @dataclass(slots=True)
@@ -198,18 +205,29 @@ class Connections:
     async def estimate(self, session: Session, sql: bytes, parameters: Sequence[bytes | None]) -> int:
         """How many rows the planner expects `sql` to change; 0 where nobody can tell. Nothing is run."""
         try:
-            upstream = await self.take(session)
-        except UpstreamUnavailableError:
+            async with self._pooled(session) as upstream:
+                return await counting.estimate(upstream, session.search_path, sql, parameters)
+        except (UpstreamUnavailableError, UpstreamLostError):
             return 0
+
+    async def locks(self, session: Session, backend: int) -> list[str]:
+        """The relations that a server process has locked, each with the strongest mode, asked beside it.
+
+        Raises UpstreamUnavailableError, UpstreamError, UpstreamLostError.
+        """
+        async with self._pooled(session) as upstream:
+            return [f"{name} ({mode})" for name, mode in await upstream.probe(_LOCKS % backend)]
+
+    @asynccontextmanager
+    async def _pooled(self, session: Session) -> AsyncIterator[Upstream]:
+        """An upstream of the pool for a question of our own."""
+        upstream = await self.take(session)
         try:
-            rows = await counting.estimate(upstream, session.search_path, sql, parameters)
-        except UpstreamLostError:
-            rows = 0
+            yield upstream
         except BaseException:
             await upstream.disconnect()
             raise
         await self.give_back(upstream)
-        return rows
 
     def snapshots(self) -> list[Catalog]:
         """The shared snapshots of the connections that were used so far, as they were last seen."""

@@ -46,7 +46,7 @@ class Decider:
     ) -> Decision:
         """The verdict on one statement's text. Records nothing; runs nothing.
 
-        Where it depends on how many rows the statement changes, it is by the planner's estimate or, with
+        Where it depends on how many rows the statement changes or returns, it is by the planner's estimate or, with
         `runs` false (it is only prepared), by the hope that there are few.
         """
         catalog = await self.catalog(session)
@@ -57,7 +57,7 @@ class Decider:
             if latest.epoch != catalog.epoch:
                 catalog = latest
                 decision = await self._decide(session, text, catalog)
-        if not decision.counts:
+        if not decision.counts and not decision.streams:
             return decision
         few = await self._decide(session, text, catalog, rows=0)
         rewrite = few.verdict.rewrite
@@ -66,7 +66,21 @@ class Decider:
         rows = session.measured.get((text, tuple(parameters)), 0)
         if not _calls_users_functions(few):  # the planner could run them
             rows = max(rows, await self._connections.estimate(session, rewrite.sql, parameters))
-        return await self._decide(session, text, catalog, rows=rows)
+        decision = await self._decide(session, text, catalog, rows=rows)
+        if not decision.streams:
+            return decision
+        return replace(decision, expects=rows, at_most=await self._bound(session, text, catalog, rows, decision))
+
+    async def _bound(
+        self, session: Session, text: bytes, catalog: Catalog, rows: int, decision: Decision
+    ) -> int | None:
+        """How many rows a read may return under this verdict; None where any number may."""
+        for threshold in self._policies.current.thresholds:
+            if threshold >= rows:
+                more = await self._decide(session, text, catalog, rows=threshold + 1)
+                if more.verdict.effect > decision.verdict.effect:
+                    return threshold
+        return None
 
     async def too_many(self, statement: Statement, granted: Decision, rows: int) -> RowCountError | None:
         """The error with which a counted statement must be rolled back; None where what was granted covers the count.
@@ -78,9 +92,7 @@ class Decider:
         again = await self._decide(session, text, catalog, rows=rows) if catalog is not None else None
         if again is not None and again.verdict.effect <= granted.verdict.effect:
             return None
-        if len(session.measured) >= _MEASURED_ENTRIES:
-            session.measured.pop(next(iter(session.measured)))
-        session.measured[(text, statement.parameters)] = rows
+        remember(statement, rows)
         why = "; ".join(r.text for r in explain.deciding_reasons(again)) if again else "the catalog is not known"
         asks = again is not None and again.verdict.effect is Effect.APPROVE
         retry = " Send it again to ask for approval: it is decided by this count now." if asks else ""
@@ -118,6 +130,14 @@ class Decider:
             self._cache.pop(next(iter(self._cache)))
         self._cache[key] = decision
         return decision
+
+
+def remember(statement: Statement, rows: int) -> None:
+    """Keep in mind how many rows a statement had at least, for when it is sent again."""
+    measured = statement.session.measured
+    if len(measured) >= _MEASURED_ENTRIES:
+        measured.pop(next(iter(measured)))
+    measured[(statement.text, statement.parameters)] = rows
 
 
 def _any_long(prepared: Mapping[str, Decision]) -> bool:

@@ -34,7 +34,6 @@ def who_approves(decision: Decision) -> str:
     """Who can say yes, such as `2 of dba`; several terms are joined by `and`."""
     parts = []
     for terms in decision.verdict.terms:
-        names = sorted(terms.groups) + sorted(terms.users)
-        who = " or ".join(f"`{name}`" for name in names)
+        who = " or ".join(f"`{name}`" for name in terms.names)
         parts.append(f"{terms.quorum} of {who}" if terms.quorum > 1 else f"one of {who}")
     return " and ".join(parts)

@@ -12,10 +12,21 @@ from audit.recording import Mode
 from policy.catalog import Catalog
 from policy.model import Decision, Principal
 
-__all__ = ["ClientInfo", "Connection", "Door", "Outcome", "Principal", "Session", "SslMode", "Statement", "Status"]
+__all__ = [
+    "ClientInfo",
+    "Connection",
+    "Door",
+    "Outcome",
+    "Principal",
+    "Session",
+    "SslMode",
+    "Statement",
+    "Status",
+    "principal_body",
+]
 
-# Whether writes and migrations that need approval are run and rolled back on the database itself.
-Rehearse = Literal["live", "off"]
+# Whether what needs approval is tried first: on the database itself (and rolled back), migrations on a shadow of it.
+Rehearse = Literal["live", "shadow", "off"]
 # As libpq names them.
 SslMode = Literal["disable", "prefer", "require", "verify-ca", "verify-full"]
 ChannelBinding = Literal["disable", "prefer", "require"]
@@ -72,6 +83,7 @@ class Connection:
     roles: tuple[UpstreamRole, ...] = ()
     warm: int = 0  # sessions that are kept ready
     read_only: bool = False
+    shadow: Connection | None = None  # where shadows are made: its database is the one to connect to for that
     order: HostOrder = field(default_factory=HostOrder, compare=False, repr=False)
 
     def for_principal(self, principal: Principal, *, writes: bool) -> Connection:
@@ -89,6 +101,19 @@ class Connection:
     def answered(self, candidate: Connection) -> None:
         """This candidate is the one to be asked first from now on."""
         self.order.first = [(self.host, self.port), *self.fallbacks].index((candidate.host, candidate.port))
+
+
+def principal_body(principal: Principal) -> dict[str, object]:
+    """A principal as the audit writes it down."""
+    body: dict[str, object] = {
+        "subject": principal.subject,
+        "issuer": principal.issuer,
+        "kind": principal.kind.value,
+        "email": principal.email,
+        "groups": sorted(principal.groups),
+        "on_behalf_of": principal.on_behalf_of,
+    }
+    return body | {"human_issuer": principal.human_issuer} if principal.human_issuer else body
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +159,7 @@ class Statement:
     """Exactly one SQL statement with its parameters, as the client sent it.
 
     `text` is the client's bytes (UTF-8). `parameters` are text-format values, None for NULL; where a
-    client sent binary ones they are rendered as `\\x…`.
+    client sent a binary one whose type is not known here it is rendered as `\\x…`.
     """
 
     session: Session

@@ -79,6 +79,21 @@ class Masked(Protocol):
         ...
 
 
+def size_of(decision: Decision, thresholds: Sequence[int]) -> Evidence:
+    """The evidence of a read that is large: what the planner expects, and where the run stops whatever people say.
+
+    An estimate can be wrong by half; a policy's own numbers are never too many.
+    """
+    expected = decision.expects or 0
+    return {"reads": {"rows": expected, "at_most": max(2 * expected, *thresholds[:1])}}
+
+
+def approved_rows(evidence: Mapping[str, object] | None) -> int | None:
+    """How many rows a read may return that people approved; None where its size was not the question."""
+    reads = (evidence or {}).get("reads")
+    return int(reads["at_most"]) if isinstance(reads, dict) else None
+
+
 def is_write(decision: Decision) -> bool:
     """Whether the statement is of a kind whose rows could be counted in a rehearsal."""
     return decision.analysis is not None and decision.analysis.kind in _KINDS
@@ -88,6 +103,8 @@ def obstacle(connection: Connection, decision: Decision, catalog: Catalog) -> st
     """Why a write is not rehearsed; None where a ROLLBACK takes back all that it does."""
     if connection.rehearse == "off":
         return "rehearsals are off on this connection"
+    if connection.rehearse == "shadow":
+        return "rehearsals are on a shadow, which has no rows"
     analysis = decision.analysis
     if analysis is None or not is_write(decision):
         return "only INSERT, UPDATE, DELETE and MERGE are rehearsed"

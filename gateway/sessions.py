@@ -10,10 +10,9 @@ from collections import deque
 from datetime import UTC, datetime, timedelta
 
 from audit.entry import Draft, Kind
-from gateway.approvals import principal_body
 from gateway.errors import AuthenticationError, CountersignError, SessionEndedError
 from gateway.identity import VerifiedToken
-from gateway.model import ClientInfo, Connection, Door, Session
+from gateway.model import ClientInfo, Connection, Door, Session, principal_body
 from gateway.recorder import Recorder
 
 log = logging.getLogger(__name__)

@@ -8,10 +8,11 @@ operators and casts that an extension brought, unless the function behind them i
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, TypeVar
 
-from policy.catalog import Cast, Code, Event, ForeignKey, Function, Type
+from policy.catalog import Body, Cast, Code, Event, ForeignKey, Function, Type
 from policy.functions import FIRST_USER_OID, is_harmless
 
 Row = Sequence[str | None]
@@ -77,6 +78,13 @@ SELECT a.aggfnoid::pg_catalog.oid, pg_catalog.concat_ws(' ', VARIADIC ARRAY(
            a.aggtransfn, a.aggfinalfn, a.aggcombinefn, a.aggserialfn, a.aggdeserialfn, a.aggmtransfn,
            a.aggminvtransfn, a.aggmfinalfn]::pg_catalog.oid[]) s ORDER BY 1)::pg_catalog.text[])
   FROM pg_catalog.pg_aggregate a WHERE a.aggfnoid::pg_catalog.oid >= 16384 ORDER BY 1"""
+
+# Functions in the language SQL (oid 14): parsed bodies and defaults as the server prints them.
+BODIES: Final = """
+SELECT p.oid, p.prosqlbody IS NOT NULL, coalesce(pg_catalog.pg_get_function_sqlbody(p.oid), p.prosrc), p.prosecdef,
+       pg_catalog.array_to_json(p.proconfig), pg_catalog.pg_get_expr(p.proargdefaults, 0),
+       pg_catalog.array_to_string(p.proargtypes::pg_catalog.oid[], ' ')
+  FROM pg_catalog.pg_proc p WHERE p.prolang = 14 AND p.oid >= 16384 ORDER BY p.oid"""
 
 _DEFAULT: Final = "the default of"
 # Stored expressions: whose they are, the events they run on (the letters of _EVENTS), what they are, the tree.
@@ -158,6 +166,21 @@ SELECT DISTINCT x.relation, x.events, x.by, m[1], m[2]
     OR (m[1] IN ('{_FUNCTION_FIELDS.replace("|", "', '")}') AND m[2] = ANY ('{{{",".join(map(str, judged))}}}')
         AND NOT (x.by LIKE '{_DEFAULT}%' AND m[2] = ANY ('{{{",".join(map(str, drawn))}}}')))
  ORDER BY 1, 3, 4, 5"""  # noqa: S608 - constants and numbers only
+
+
+def bodies(sheet: Iterable[Row]) -> dict[str, Body]:
+    """What functions in the language SQL run, by their OIDs as text."""
+    return {
+        oid or "": Body(
+            text=text or "",
+            atomic=atomic == "true",
+            definer=definer == "true",
+            settings=tuple(json.loads(settings or "[]")),
+            defaults=defaults or "",
+            types=tuple(map(int, (types or "").split())),
+        )
+        for oid, atomic, text, definer, settings, defaults, types in sheet
+    }
 
 
 class StoredCode:

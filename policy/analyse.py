@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from policy import alterations, bounds, definitions, secrets, session
+from policy import alterations, bounds, definitions, secrets, session, versions
 from policy.calls import Calls
 from policy.catalog import Relation
 from policy.functions import is_builtin
@@ -57,7 +57,7 @@ class Analyser:
         self.implied = Implied(self.names, self.calls, self._follow)
         self.references: list[Reference] = []
         self.stores: str | None = None
-        self._demands: dict[tuple[Action, ObjectName, bool], Demand] = {}
+        self._demands: dict[tuple[Action, ObjectName, bool, tuple[int, ...]], Demand] = {}
         self._ctes: frozenset[str] = frozenset()
         self._locking = False
         self._sampling = False
@@ -133,11 +133,12 @@ class Analyser:
         builtin: bool = False,
         bounded: bool = True,
         via: str | None = None,
+        functions: tuple[int, ...] = (),
     ) -> None:
         """Note a demand; the same one twice counts once, an unbounded one as unbounded."""
-        key = (action, name, bounded)
+        key = (action, name, bounded, functions)
         if key not in self._demands:
-            self._demands[key] = Demand(action, name, oid, location, builtin, bounded, via)
+            self._demands[key] = Demand(action, name, oid, location, builtin, bounded, via, functions)
 
     def demand_on(
         self,
@@ -332,7 +333,7 @@ class Analyser:
         self.children("RangeFunction", body)
 
     def _func_call(self, body: Node) -> None:
-        words = parts(body["funcname"])
+        words = versions.as_called(self, body, parts(body["funcname"]))
         arguments = body.get("args", ())
         channel = self.calls.notified(words, arguments)
         if channel is not None:
@@ -428,6 +429,7 @@ _HANDLERS: Final[dict[str, Callable[[Analyser, Node], None]]] = {
     **session.HANDLERS,
     **definitions.HANDLERS,
     **alterations.HANDLERS,
+    **versions.HANDLERS,
 }
 
 

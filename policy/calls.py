@@ -36,6 +36,7 @@ class _Demand(Protocol):
         location: int = 0,
         builtin: bool = False,
         via: str | None = None,
+        functions: tuple[int, ...] = (),
     ) -> None: ...
 
 
@@ -134,6 +135,7 @@ class Calls:
             location=location,
             builtin=builtin and first.name not in NEEDS_A_RULE,
             via=via,
+            functions=() if builtin else tuple(function.oid for function in overloads),
         )
         for function in overloads:
             self.behind(function.support, f"the aggregate `{name}`", location)

@@ -41,6 +41,7 @@ class Column:
     `origin` is, for a column of a view, the (relation OID, attribute number) that the server's own
     Describe of the view's query names, or None where the column is derived. `item` is the type OID of an
     array's elements, else 0; `modifier` is `pg_attribute.atttypmod`; `domain` is set where the type is one.
+    `computed_from` is, for a generated column, the attribute numbers that its expression reads.
     """
 
     number: int  # pg_attribute.attnum
@@ -52,6 +53,7 @@ class Column:
     item: int = 0
     modifier: int = -1
     domain: Domain | None = None
+    computed_from: frozenset[int] = frozenset()
 
     @property
     def base_oid(self) -> int:
@@ -140,6 +142,23 @@ class Volatility(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Body:
+    """What a function of users in the language SQL runs.
+
+    `text` is its source, which PostgreSQL parses when it is called; or, where `atomic`, the server's print of what
+    was parsed when it was made, with names as under `Catalog.printed_under`. So is `defaults`, the list of its
+    parameters' defaults. `settings` is `pg_proc.proconfig`; `types` are its parameters' types, by OID.
+    """
+
+    text: str
+    atomic: bool = False
+    definer: bool = False
+    settings: tuple[str, ...] = ()
+    defaults: str = ""
+    types: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Function:
     """A row of `pg_proc`: one overload."""
 
@@ -155,6 +174,7 @@ class Function:
     most: int | None = None  # arguments that a call may give; None: any number
     results: tuple[int, ...] = ()  # a user function's result types, by OID; OUT parameters in place of `record`
     support: tuple[int, ...] = ()  # an aggregate's own functions (pg_aggregate), by OID
+    body: Body | None = None  # of a user function in the language SQL
 
     def takes(self, arguments: int | None) -> bool:
         """Whether a call with this many arguments could mean it (None: not known)."""
@@ -196,6 +216,7 @@ class Catalog:
     operators: dict[tuple[str, str], tuple[int, ...]] = field(default_factory=dict)
     casts: tuple[Cast, ...] = ()
     types: dict[tuple[str, str], Type] = field(default_factory=dict)  # user-defined, by (schema, name)
+    printed_under: tuple[str, ...] = ("pg_catalog",)  # the search path of the session that read it
     _names: dict[tuple[str, str], Relation] = field(init=False, repr=False)
     _functions: dict[int, Function] = field(init=False, repr=False)
     _types: dict[int, Type] = field(init=False, repr=False)

@@ -64,13 +64,13 @@ def _mask_problems(policy: Policy, mask: Mask, catalog: Catalog, keys: Keys) -> 
         )
     for relation, one in found:
         if mask.kind is MaskKind.CLEAR:
-            if relation.kind not in (RelationKind.VIEW, RelationKind.MATERIALIZED_VIEW) or one.origin is not None:
+            if not _is_computed(relation, one):
                 yield Problem(
                     Severity.ERROR,
                     policy.source,
                     line,
                     column,
-                    f"`clear` is for columns that a view computes, and `{relation.qualified}.{one.name}` is not one",
+                    f"`clear` is for columns that are computed, and `{relation.qualified}.{one.name}` is not one",
                     "use `unless` of the mask to excuse somebody",
                 )
             continue
@@ -78,6 +78,12 @@ def _mask_problems(policy: Policy, mask: Mask, catalog: Catalog, keys: Keys) -> 
             expression((mask,), one, keys)
         except UnmaskableError as error:
             yield Problem(Severity.ERROR, policy.source, line, column, f"`{relation.qualified}`: {error}")
+
+
+def _is_computed(relation: Relation, column: Column) -> bool:
+    if relation.kind in (RelationKind.VIEW, RelationKind.MATERIALIZED_VIEW):
+        return column.origin is None
+    return bool(column.computed_from)
 
 
 def _filter_problems(policy: Policy, row_filter: RowFilter, catalog: Catalog) -> Iterator[Problem]:

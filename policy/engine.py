@@ -5,15 +5,17 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from policy.analyse import analyse
+from policy.bodies import Bodies, moved_names
 from policy.filtering import Filtering
 from policy.masking import Masking
 from policy.model import (
     Analysis,
     ApprovalTerms,
     Decision,
+    Demand,
     Effect,
     Facts,
     Principal,
@@ -25,7 +27,7 @@ from policy.parse import NotAnalysableError, base_text, split
 from policy.reading import Reading
 from policy.rewrite import rewrite
 from policy.rules import Judgement, Policy, judge
-from policy.sideways import is_countable
+from policy.sideways import could_meet_masks, is_countable, is_plan, is_streamed
 
 _LARGE_TEXT_BYTES = 64 * 1024
 
@@ -59,20 +61,24 @@ def _without_collector() -> Iterator[None]:
 
 def _decide(policy: Policy, principal: Principal, facts: Facts, text: bytes) -> Decision:
     analysis: Analysis | None = None
-    counts = False
+    counts = streams = False
+    conceals = bool(policy.masks)  # what cannot be analysed may name anything
     try:
         reading = analyse(facts, text)
         if reading is None:
             base = base_text(text)
             return _decision(policy, facts, Verdict(Effect.ALLOW, (), Rewrite(base)), Analysis(base, "Empty", ()))
         analysis = reading.analysis
+        conceals = conceals and could_meet_masks(reading, Masking(policy, None, facts.catalog))
         if analysis.effects.executes is not None:
             return _decide_execute(policy, principal, facts, reading)
-        if (countable := is_countable(reading)) is False:
-            # Nobody will be told how many rows it changed: any number.
-            facts = replace(facts, circumstances=replace(facts.circumstances, rows=None))
-        verdict, counts = _verdict(policy, principal, facts, reading)
-        counts = counts and countable
+        countable, streamed = is_countable(reading), is_streamed(reading)
+        if not countable and not streamed:
+            # Nobody will be told how many rows it changed or returned: any number. A plan has none.
+            rows = 0 if is_plan(reading) else None
+            facts = replace(facts, circumstances=replace(facts.circumstances, rows=rows))
+        verdict, analysis, asked = _verdict(policy, principal, facts, reading)
+        counts, streams = asked and countable, asked and streamed
     except NotAnalysableError as error:
         verdict = Verdict(Effect.DENY, (error.reason,))
     except Exception as error:
@@ -88,21 +94,78 @@ def _decide(policy: Policy, principal: Principal, facts: Facts, text: bytes) -> 
                 ),
             ),
         )
-    return replace(_decision(policy, facts, verdict, analysis), counts=counts)
+    return replace(_decision(policy, facts, verdict, analysis), counts=counts, streams=streams, conceals=conceals)
 
 
-def _verdict(policy: Policy, principal: Principal, facts: Facts, reading: Reading) -> tuple[Verdict, bool]:
-    """The verdict, and whether a condition on the number of rows was asked for it."""
-    judgement = judge(policy, principal, facts.connection, reading.analysis.demands, facts.circumstances)
+def _verdict(policy: Policy, principal: Principal, facts: Facts, reading: Reading) -> tuple[Verdict, Analysis, bool]:
+    """The verdict, what it is about, and whether a condition on the number of rows was asked for it."""
+    judged = _judged(policy, principal, facts, reading)
+    judgement, analysis = judged.judgement, judged.analysis
+    if judged.refusal is not None:
+        return Verdict(Effect.DENY, (judged.refusal, *judgement.reasons)), analysis, judgement.counts
     if judgement.effect is Effect.DENY:
-        return Verdict(Effect.DENY, judgement.reasons), judgement.counts
+        return Verdict(Effect.DENY, judgement.reasons), analysis, judgement.counts
     if not policy.masks and not policy.rows:
-        return _allowed(judgement, Rewrite(reading.analysis.text)), judgement.counts
+        return _allowed(judgement, Rewrite(analysis.text)), analysis, judgement.counts
     try:
         rewritten = _rewritten(policy, principal, facts, reading)
     except NotAnalysableError as error:
-        return Verdict(Effect.DENY, (error.reason, *judgement.reasons)), judgement.counts
-    return _allowed(judgement, rewritten), judgement.counts
+        return Verdict(Effect.DENY, (error.reason, *judgement.reasons)), analysis, judgement.counts
+    return _allowed(judgement, rewritten), analysis, judgement.counts
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """What the rules say to a statement and to the bodies of the functions that it calls by what they do."""
+
+    judgement: Judgement
+    analysis: Analysis  # bodies included
+    refusal: Reason | None = None
+
+
+def _judged(policy: Policy, principal: Principal, facts: Facts, reading: Reading) -> _Judged:
+    analysis, connection = reading.analysis, facts.connection
+    judgement = judge(policy, principal, connection, analysis.demands, facts.circumstances)
+    if not judgement.opened:
+        return _Judged(judgement, analysis)
+    # Nobody counts the rows that a function changes: any number.
+    unknown = replace(facts.circumstances, rows=None)
+    bodies, demands = Bodies(facts, reading), list(analysis.demands)
+    todo = [(demand, facts.search_path) for demand in judgement.opened]
+    refusal: Reason | None = None
+    try:
+        while todo and judgement.effect is not Effect.DENY:
+            for opened in bodies.open(*todo.pop()):
+                demands += opened.demands
+                further = judge(policy, principal, connection, opened.demands, unknown)
+                judgement = judgement.joined(further)
+                todo += [(demand, opened.path) for demand in further.opened]
+        merged = _merged(analysis, [inner.analysis for _, inner in bodies.readings], demands)
+        bodies.check_names(moved=judgement.trusts or merged.effects.moves_names)
+        if policy.masks or policy.rows:
+            bodies.check_shown(Masking(policy, principal, facts.catalog), Filtering(policy, principal, facts))
+    except NotAnalysableError as error:
+        refusal = error.reason
+        merged = _merged(analysis, [inner.analysis for _, inner in bodies.readings], demands)
+    late = replace(merged.effects, late_names=bodies.late is not None)
+    return _Judged(judgement, replace(merged, effects=late), refusal)
+
+
+def _merged(outer: Analysis, inner: Sequence[Analysis], demands: Sequence[Demand]) -> Analysis:
+    """The analysis of a statement together with what the bodies of its functions do."""
+    effects = [outer.effects, *(one.effects for one in inner)]
+    return replace(
+        outer,
+        demands=tuple(dict.fromkeys(demands)),
+        relations=outer.relations.union(*(one.relations for one in inner)),
+        effects=replace(
+            outer.effects,
+            writes=any(e.writes for e in effects),
+            search_path=any(e.search_path for e in effects),
+            session=any(e.session for e in effects),
+            moves_names=any(e.moves_names for e in effects),
+        ),
+    )
 
 
 def _rewritten(policy: Policy, principal: Principal, facts: Facts, reading: Reading) -> Rewrite:
@@ -128,21 +191,16 @@ def _decide_execute(policy: Policy, principal: Principal, facts: Facts, reading:
         return _decision(policy, facts, Verdict(Effect.DENY, (refusal,)), analysis)
     uncounted = replace(facts.circumstances, rows=None)
     again = decide(policy, principal, replace(facts, prepared={}, circumstances=uncounted), prepared.analysis.text)
-    own = judge(policy, principal, facts.connection, analysis.demands, facts.circumstances)
-    inner = again.analysis or prepared.analysis
-    merged = replace(
-        analysis,
-        demands=tuple(dict.fromkeys((*analysis.demands, *inner.demands))),
-        relations=analysis.relations | inner.relations,
-        effects=replace(
-            analysis.effects,
-            writes=analysis.effects.writes or inner.effects.writes,
-            search_path=analysis.effects.search_path or inner.effects.search_path,
-        ),
-    )
+    judged = _judged(policy, principal, facts, reading)
+    own, inner = judged.judgement, again.analysis or prepared.analysis
+    merged = _merged(judged.analysis, [inner], (*judged.analysis.demands, *inner.demands))
     reasons = (*again.verdict.reasons, *own.reasons)
     effect = max(again.verdict.effect, own.effect)
     then = again.verdict.rewrite
+    late = inner.effects.late_names and (own.trusts or judged.analysis.effects.moves_names)
+    late_refusal = moved_names(f'"{name}"').reason if late else None
+    if (stop := judged.refusal or late_refusal) is not None:
+        return _decision(policy, facts, Verdict(Effect.DENY, (stop, *reasons)), merged)
     if effect is Effect.DENY or then is None:
         return _decision(policy, facts, Verdict(Effect.DENY, reasons), merged)
     if then.sql != prepared.verdict.rewrite.sql:

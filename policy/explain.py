@@ -21,7 +21,7 @@ def _lines(decision: Decision) -> Iterator[str]:
         if reason.cure and reason.effect is Effect.DENY:
             yield f"      {reason.cure}"
     for terms in verdict.terms:
-        who = ", ".join([*sorted(terms.groups), *sorted(terms.users)])
+        who = ", ".join(terms.names)
         yield f"approval: {terms.quorum} of {who}, within {terms.expires}  [{terms.rule}]"
     if verdict.rewrite is not None:
         for column in verdict.rewrite.masked:

@@ -31,6 +31,10 @@ class Filtering:
         """Whether rows of any relation of the catalog are filtered."""
         return any(self.filters(relation) for relation in self._catalog.relations.values())
 
+    def hides(self, relation: Relation) -> Relation | None:
+        """The filtered relation that this one is, or reads."""
+        return relation if self.filters(relation) else self._behind(relation)
+
     def condition(self, relation: Relation) -> str | None:
         """The condition that the relation's rows must meet; None where all rows are there.
 

@@ -115,6 +115,7 @@ DiscardStmt: target.
 PrepareStmt: name. argtypes query
 ExecuteStmt: name. params
 DeallocateStmt: name. isall.
+CallStmt: funccall:FuncCall
 DeclareCursorStmt: portalname. options. query
 FetchStmt: direction. howMany. portalname. ismove. direction_keyword.
 ClosePortalStmt: portalname.

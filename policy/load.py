@@ -20,7 +20,7 @@ from policy.document import Document, parse_document, validate
 from policy.filters import FilterError, RowFilter, read_condition
 from policy.limits import Limits
 from policy.masks import Mask, MaskKind
-from policy.model import Action, ApprovalTerms, Effect, PrincipalKind
+from policy.model import Action, ApprovalTerms, Approver, Effect, PrincipalKind
 from policy.patterns import Pattern, PatternError, parse_path_pattern, parse_pattern
 from policy.rules import LimitEntry, Policy, Rule, Selector, Who
 
@@ -29,7 +29,10 @@ __all__ = ["Policy", "load_policy", "policy_schema"]
 _DURATION = re.compile(r"(\d+)\s*([smhd])")
 _CLOCK = r"^([01]\d|2[0-3]):[0-5]\d$"
 _DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-_COUNTED: Final = frozenset((Action.INSERT, Action.UPDATE, Action.DELETE))
+_COUNTED: Final = frozenset((Action.SELECT, Action.INSERT, Action.UPDATE, Action.DELETE))
+_APPROVAL_KEYS: Final = frozenset(
+    ("approvers", "quorum", "expires", "owner_may_approve", "break_glass", "fresh", "acr")
+)
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
@@ -87,7 +90,7 @@ class WhenFile(_Model):
     """Conditions, all of which must hold."""
 
     bounded: bool | None = Field(None, description="whether an UPDATE or DELETE pins the rows that it means")
-    rows_at_most: Annotated[int, Field(ge=0)] | None = Field(None, description="rows that a write changes")
+    rows_at_most: Annotated[int, Field(ge=0)] | None = Field(None, description="rows changed or returned")
     rows_over: Annotated[int, Field(ge=0)] | None = Field(None, description="the complement of rows_at_most")
     time: WindowFile | None = None
     doors: Annotated[list[Literal["mcp", "wire"]], Field(min_length=1)] | None = None
@@ -100,16 +103,25 @@ class WhenFile(_Model):
         return self
 
 
+class ApproverFile(_Model):
+    """A person by subject and issuer: two issuers may know the same subject."""
+
+    subject: Annotated[str, Field(min_length=1)]
+    issuer: Annotated[str, Field(min_length=1)]
+
+
 class ApproversFile(_Model):
     """Who may say yes."""
 
     groups: Names | None = None
-    users: Names | None = None
+    users: Annotated[list[str | ApproverFile], Field(min_length=1)] | None = Field(
+        None, description="subjects at the issuer of whoever asks, or {subject, issuer}"
+    )
 
     @model_validator(mode="after")
     def _says_something(self) -> ApproversFile:
         if not self.model_fields_set:
-            raise ValueError("`approvers` names nobody; give groups or users")
+            raise ValueError("this names nobody; give groups or users")
         return self
 
 
@@ -125,21 +137,30 @@ class RuleFile(_Model):
     functions: Names | None = Field(None, description="patterns schema.name")
     schemas: Names | None = Field(None, description="patterns of schemas: these, and all that lies in them")
     channels: Names | None = Field(None, description="patterns of LISTEN and NOTIFY channels")
+    bodies: Literal["analysed"] | None = Field(
+        None, description="let functions in the language SQL be called if all that their bodies do is allowed"
+    )
     when: WhenFile | None = None
     approvers: ApproversFile | None = None
     quorum: Annotated[int, Field(ge=1, le=20)] | None = None
     expires: Duration | None = None
     owner_may_approve: bool | None = Field(None, description="whether the human an agent works for may approve")
-    break_glass: Names | None = Field(None, description="groups of which one person may decide alone, in an emergency")
+    break_glass: Names | ApproversFile | None = Field(
+        None, description="groups (or {groups, users}) of which one person may decide alone, in an emergency"
+    )
+    fresh: Duration | None = Field(None, description="how old the login of whoever says yes may be")
+    acr: Names | None = Field(None, description="authentication context classes, one of which that login must have")
 
     @model_validator(mode="after")
     def _approval_fits(self) -> RuleFile:
-        said = {"approvers", "quorum", "expires", "owner_may_approve", "break_glass"} & self.model_fields_set
+        said = _APPROVAL_KEYS & self.model_fields_set
         if self.when is not None and _as_when(self.when).counts_rows and not set(self.actions) <= _COUNTED:
             raise ValueError(
-                "`rows_at_most` and `rows_over` count the rows that a write changes; "
-                "give them to rules whose actions are insert, update and delete only"
+                "`rows_at_most` and `rows_over` count the rows that a write changes or a read returns; "
+                "give them to rules whose actions are select, insert, update and delete only"
             )
+        if self.bodies is not None and (self.effect != "allow" or self.actions != [Action.CALL]):
+            raise ValueError("`bodies` is about calls that are allowed; give it `effect: allow` and `actions: [call]`")
         if self.effect == "approve" and self.approvers is None:
             raise ValueError("an approve rule must say who approves; add `approvers`")
         if self.effect != "approve" and said:
@@ -282,6 +303,7 @@ def load_policy(text: str, source: str) -> Policy:
         for row_filter in _as_filters(document, entry, index, f"rows ({place}:{document.locate(('rows', index))[0]})")
     )
     windows = tuple(part.window for rule in rules for part in rule.when.parts() if part.window is not None)
+    numbers = (n for rule in rules for part in rule.when.parts() for n in (part.rows_at_most, part.rows_over))
     return Policy(
         hash=_digest(file),
         source=source,
@@ -289,6 +311,7 @@ def load_policy(text: str, source: str) -> Policy:
         masks=masks,
         rows=filters,
         windows=windows,
+        thresholds=tuple(sorted({number for number in numbers if number is not None})),
         limits=_as_limits(document, file),
         auditors=tuple(who for who in map(_as_who, file.auditors) if who is not None),
         operators=tuple(who for who in map(_as_who, file.operators) if who is not None),
@@ -321,17 +344,6 @@ def _as_rule(document: Document, rule: RuleFile, index: int, label: str) -> Rule
     if rule.channels:
         selectors.append(Selector("channel", read("channels", rule.channels, 1, "channel")))
     actions = frozenset(Action) if "*" in rule.actions else frozenset(a for a in rule.actions if a != "*")
-    terms = None
-    if rule.approvers is not None:
-        terms = ApprovalTerms(
-            groups=frozenset(rule.approvers.groups or ()),
-            users=frozenset(rule.approvers.users or ()),
-            quorum=rule.quorum or 1,
-            expires=rule.expires or timedelta(minutes=30),
-            rule=label,
-            owner_may_approve=bool(rule.owner_may_approve),
-            break_glass=frozenset(rule.break_glass or ()),
-        )
     return Rule(
         name=rule.name,
         label=label,
@@ -342,9 +354,35 @@ def _as_rule(document: Document, rule: RuleFile, index: int, label: str) -> Rule
         actions=actions,
         selectors=tuple(selectors),
         when=_as_when(rule.when),
-        terms=terms,
+        terms=_as_terms(rule, label),
         place=document.locate(path),
+        analysed=rule.bodies is not None,
     )
+
+
+def _as_terms(rule: RuleFile, label: str) -> ApprovalTerms | None:
+    if rule.approvers is None:
+        return None
+    glass = rule.break_glass
+    if not isinstance(glass, ApproversFile):
+        glass = ApproversFile(groups=glass, users=None)
+    return ApprovalTerms(
+        groups=frozenset(rule.approvers.groups or ()),
+        users=_as_approvers(rule.approvers),
+        quorum=rule.quorum or 1,
+        expires=rule.expires or timedelta(minutes=30),
+        rule=label,
+        owner_may_approve=bool(rule.owner_may_approve),
+        break_glass=frozenset(glass.groups or ()),
+        break_glass_users=_as_approvers(glass),
+        fresh=rule.fresh,
+        acr=frozenset(rule.acr or ()),
+    )
+
+
+def _as_approvers(file: ApproversFile) -> frozenset[Approver]:
+    users = file.users or ()
+    return frozenset(Approver(u) if isinstance(u, str) else Approver(u.subject, u.issuer) for u in users)
 
 
 def _reader(

@@ -34,8 +34,9 @@ class Masking:
         """The masks of a relation's columns by attribute number; empty where nothing is masked.
 
         A relation shares the masks of its whole inheritance or partition family by column name. A column
-        of a view has the mask of the column that it shows; a derived one of a view that reads a masked
-        relation anywhere is `null`, unless the policy calls it `clear`.
+        of a view has the mask of the column that it shows. A derived one of a view that reads a masked
+        relation anywhere is `null`, and so is a generated column that is computed from a masked one, unless
+        the policy calls it `clear`.
         """
         if not self._masks:
             return {}
@@ -73,16 +74,37 @@ class Masking:
                 found += self._through_view(relation, column)
             if found:
                 masked[column.number] = _strictest(found)
-        return masked
+        return masked | self._computed(relation, family, masked)
+
+    def _computed(self, relation: Relation, family: Sequence[Relation], masked: Masked) -> Masked:
+        """The generated columns that would show what is masked; each member may compute them in its own way."""
+        names = {column.name for column in relation.columns if column.number in masked}
+        derived = {
+            column.name
+            for member in family
+            for column in member.columns
+            if column.computed_from
+            and any(read.name in names for read in member.columns if read.number in column.computed_from)
+            and not self._vouched(member, column)
+        }
+        return {
+            column.number: (_DERIVED,)
+            for column in relation.columns
+            if column.name in derived and column.number not in masked
+        }
 
     def _through_view(self, view: Relation, column: Column) -> tuple[Mask, ...]:
         origin = self.catalog.relations.get(column.origin[0]) if column.origin else None
         if origin is not None and column.origin is not None:
             return self.columns(origin).get(column.origin[1], ())
-        if any(pattern.matches((view.schema, view.name, column.name)) for pattern in self._cleared):
+        if self._vouched(view, column):
             return ()
         read = self.catalog.closure((view.oid,)) - {view.oid}
         return (_DERIVED,) if self.relations(read) else ()
+
+    def _vouched(self, relation: Relation, column: Column) -> bool:
+        """Whether the policy says that a computed column holds nothing to hide."""
+        return any(pattern.matches((relation.schema, relation.name, column.name)) for pattern in self._cleared)
 
 
 def _strictest(masks: Sequence[Mask]) -> tuple[Mask, ...]:

@@ -43,7 +43,7 @@ _SHORTEST_TOKEN: Final = 10
 
 
 class MaskKind(Enum):
-    """How a value is hidden; `clear` says that a derived column of a view holds nothing to hide."""
+    """How a value is hidden; `clear` says that a computed column holds nothing to hide."""
 
     NULL = "null"
     REDACT = "redact"

@@ -95,7 +95,8 @@ class Demand:
     `oid` is the object's OID where it exists. `location` is a byte offset into the client's text.
     `builtin` marks a function that the curated lists call harmless: the default policy allows it.
     `bounded` is False for an UPDATE or DELETE that reaches every row. `via` says what makes the statement need
-    it where the text does not name it, such as "the trigger `t` of `public.orders`".
+    it where the text does not name it, such as "the trigger `t` of `public.orders`". `functions` are, for a call of
+    a user function, all overloads that it could mean, by OID.
     """
 
     action: Action
@@ -105,6 +106,7 @@ class Demand:
     builtin: bool = False
     bounded: bool = True
     via: str | None = None
+    functions: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.action.value} {self.object}"
@@ -135,6 +137,8 @@ class Effects:
     closes: str | None = None  # CLOSE name; "" for ALL
     copy_in: bool = False
     copy_out: bool = False
+    moves_names: bool = False  # may change the search path while it runs
+    late_names: bool = False  # reads names while it runs: a function's body that is text
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,16 +187,39 @@ class Reason:
 
 
 @dataclass(frozen=True, slots=True)
+class Approver:
+    """One person by name. Without an issuer it is a subject at the issuer of whoever asks."""
+
+    subject: str
+    issuer: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.subject} of {self.issuer}" if self.issuer else self.subject
+
+
+@dataclass(frozen=True, slots=True)
 class ApprovalTerms:
-    """What an `approve` rule asks for: any of these groups, this many distinct humans, within this time."""
+    """What an `approve` rule asks for: any of these groups, this many distinct humans, within this time.
+
+    One human of `break_glass` or `break_glass_users` may decide alone, in an emergency. A yes needs a login that is
+    no older than `fresh`, and of one of the classes `acr`; where they say nothing, any login does.
+    """
 
     groups: frozenset[str]
     quorum: int
     expires: timedelta
     rule: str
-    users: frozenset[str] = frozenset()
+    users: frozenset[Approver] = frozenset()
     owner_may_approve: bool = False
-    break_glass: frozenset[str] = frozenset()  # groups of which one human may decide alone, in an emergency
+    break_glass: frozenset[str] = frozenset()
+    break_glass_users: frozenset[Approver] = frozenset()
+    fresh: timedelta | None = None
+    acr: frozenset[str] = frozenset()
+
+    @property
+    def names(self) -> list[str]:
+        """The approvers, groups first."""
+        return [*sorted(self.groups), *sorted(map(str, self.users))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +306,12 @@ class Decision:
     """What the engine returns for one statement. `analysis` is None where the text has none.
 
     `counts` says that the verdict depends on how many rows the statement changes, and that its command tag
-    will tell: whoever runs it decides again with an estimate before and with the count after.
+    will tell: whoever runs it decides again with an estimate before and with the count after. `streams` says the
+    same of a read, whose rows are counted as they come: beyond `at_most` the verdict would be a stricter one. It was
+    decided by the `expects` rows that the planner, or an earlier run, tells.
+
+    `conceals` says that its parameters may be values that are masked for somebody: then they are recorded as
+    digests, whoever runs it.
     """
 
     verdict: Verdict
@@ -287,13 +319,18 @@ class Decision:
     policy: str  # the policy's hash
     catalog: str  # the catalog's epoch
     counts: bool = False
+    streams: bool = False
+    expects: int | None = None
+    at_most: int | None = None
+    conceals: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Circumstances:
     """What conditions are asked about besides the demand; None where it is not known.
 
-    `rows` is how many rows the statement changes: the planner's estimate before it runs, the count after.
+    `rows` is how many rows the statement changes, or a read returns: the planner's estimate before it runs, the
+    count after.
     """
 
     rows: int | None = None

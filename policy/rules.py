@@ -93,6 +93,7 @@ class Rule:
     when: When
     terms: ApprovalTerms | None
     place: tuple[int, int] = (1, 1)
+    analysed: bool = False  # lets functions be called by what their bodies do
 
     def concerns(self, principal: Principal, connection: str) -> bool:
         """Whether the rule is about this principal on this connection."""
@@ -106,7 +107,7 @@ class Rule:
 
     def covers(self, demand: Demand) -> bool:
         """Whether the rule is about this demand, whatever its conditions say."""
-        if demand.action not in self.actions:
+        if demand.action not in self.actions or (self.analysed and not demand.functions):
             return False
         if demand.builtin:
             # What PostgreSQL brings along is touched only by rules that spell its schema out.
@@ -118,7 +119,7 @@ class Rule:
         """What the rule is about, such as `select, explain public.*`."""
         actions = ", ".join(a.value for a in Action if a in self.actions) if len(self.actions) < len(Action) else "*"
         objects = ", ".join(p.text for s in self.selectors for p in s.patterns) or "anything"
-        condition = str(self.when)
+        condition = " and ".join(filter(None, (str(self.when), "by what their bodies do" if self.analysed else "")))
         return f"{actions} {objects} ({condition})" if condition else f"{actions} {objects}"
 
 
@@ -147,6 +148,7 @@ class Policy:
     masks: tuple[Mask, ...]
     rows: tuple[tuple[RowFilter, Who | None], ...] = ()
     windows: tuple[Window, ...] = ()  # of all rules' conditions
+    thresholds: tuple[int, ...] = ()  # the numbers of rows that conditions name, in order
     limits: tuple[LimitEntry, ...] = ()
     auditors: tuple[Who, ...] = ()  # who may read the audit through the gateway
     operators: tuple[Who, ...] = ()  # who may see and end everybody's sessions
@@ -178,6 +180,19 @@ class Judgement:
     reasons: tuple[Reason, ...]
     terms: tuple[ApprovalTerms, ...]
     counts: bool = False  # a condition on the number of rows was asked
+    opened: tuple[Demand, ...] = ()  # calls that are allowed if all that their bodies demand is
+    trusts: bool = False  # whether a user function may run, whatever its body does
+
+    def joined(self, other: Judgement) -> Judgement:
+        """What the rules say to the demands of both; which calls are still to be opened is the other's to say."""
+        return Judgement(
+            max(self.effect, other.effect),
+            tuple(dict.fromkeys((*self.reasons, *other.reasons))),
+            tuple(sorted(dict.fromkeys((*self.terms, *other.terms)), key=lambda t: t.rule)),
+            self.counts,
+            other.opened,
+            self.trusts or other.trusts,
+        )
 
 
 def judge(
@@ -189,18 +204,22 @@ def judge(
 ) -> Judgement:
     """The strictest over all demands; none is an allow."""
     rules = [rule for rule in policy.rules if rule.concerns(principal, connection)]
-    effect, reasons, terms = Effect.ALLOW, [], []
+    effect, reasons, terms, opened, trusts = Effect.ALLOW, [], [], [], False
     counting = [rule for rule in rules if rule.when.counts_rows]
     for demand in demands:
         matching = [rule for rule in rules if rule.matches(demand, circumstances)]
         reason = _reason(principal, rules, matching, demand)
         reasons.append(reason)
         effect = max(effect, reason.effect)
+        if demand.functions and matching and reason.effect is not Effect.DENY:
+            by_body = reason.effect is Effect.ALLOW and all(rule.analysed for rule in matching)
+            opened += [demand] if by_body else []
+            trusts = trusts or not by_body
         if reason.effect is Effect.APPROVE:
             terms += [rule.terms for rule in matching if rule.terms is not None]
     unique = sorted(dict.fromkeys(terms), key=lambda t: t.rule)
     counts = any(rule.covers(demand) for rule in counting for demand in demands)
-    return Judgement(effect, tuple(reasons), tuple(unique), counts)
+    return Judgement(effect, tuple(reasons), tuple(unique), counts, tuple(opened), trusts)
 
 
 def _reason(principal: Principal, rules: list[Rule], matching: list[Rule], demand: Demand) -> Reason:
@@ -216,8 +235,9 @@ def _reason(principal: Principal, rules: list[Rule], matching: list[Rule], deman
             cure=_cure(rules, demand),
             location=demand.location or None,
         )
-    # The strictest; among equals the name decides, so that the order of the file does not show.
-    deciding = max(matching, key=lambda r: (r.effect, [-ord(c) for c in r.name]))
+    # The strictest; a rule that trusts a function before one that asks for its body; among equals the name
+    # decides, so that the order of the file does not show.
+    deciding = max(matching, key=lambda r: (r.effect, not r.analysed, [-ord(c) for c in r.name]))
     says = {Effect.ALLOW: "lets", Effect.APPROVE: "wants approval before", Effect.DENY: "does not let"}
     cure = {
         Effect.ALLOW: None,
@@ -226,10 +246,11 @@ def _reason(principal: Principal, rules: list[Rule], matching: list[Rule], deman
     }
     who = f"`{principal.subject}`"
     verb = _spoken(demand) if deciding.effect is not Effect.APPROVE else f"may {_spoken(demand)}"
+    how = " by what it does" if deciding.analysed else ""
     return Reason(
         deciding.effect,
         "rule.matched",
-        f"the rule `{deciding.name}` {says[deciding.effect]} {who} {verb}",
+        f"the rule `{deciding.name}` {says[deciding.effect]} {who} {verb}{how}",
         rule=deciding.label,
         demand=demand,
         cure=cure[deciding.effect],

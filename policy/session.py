@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from policy.model import Action, ObjectKind, ObjectName, Transaction
-from policy.names import is_system
+from policy.names import is_system, parts
 from policy.parse import Node, NotAnalysableError
 from policy.reading import Role
 from policy.settings import refusal_of_setting
@@ -23,7 +23,6 @@ _SERVER = "it administers the whole server"
 # Always refused, each with its reason.
 _REFUSED: Final[dict[str, str]] = {
     "DoStmt": _CODE,
-    "CallStmt": _CODE,
     "LoadStmt": _FILES,
     "AlterSystemStmt": _SERVER,
     "CheckPointStmt": _SERVER,
@@ -86,7 +85,6 @@ _ACCESS_SHARE: Final = 1  # lockdefs.h AccessShareLock
 
 _SPOKEN: Final = {
     "DoStmt": "DO",
-    "CallStmt": "CALL",
     "AlterSystemStmt": "ALTER SYSTEM",
     "CheckPointStmt": "CHECKPOINT",
     "RuleStmt": "CREATE RULE",
@@ -213,7 +211,7 @@ def call_of_set_config(walk: Analyser, name: str, location: int) -> None:
             "setting.refused", f"the setting `{name}` may not be changed here: {reason}", location=location
         )
     walk.effects["session"] = True
-    walk.effects["search_path"] = True
+    walk.effects["search_path"] = walk.effects["moves_names"] = True
 
 
 def setting_asked_for(walk: Analyser, select: Node) -> str | None:
@@ -329,6 +327,19 @@ def _set_constraints(walk: Analyser, body: Node) -> None:
     walk.children("ConstraintsSetStmt", body, ("constraints",))
 
 
+def _call(walk: Analyser, body: Node) -> None:
+    call = body["funccall"]
+    words = parts(call["funcname"])
+    if any(f.kind == "p" and f.body is None for f in walk.names.overloads(words)):
+        raise NotAnalysableError(
+            "statement.refused",
+            f"CALL is always refused for procedures in other languages than SQL, such as `{'.'.join(words)}`: {_CODE}",
+            location=call.get("location", 0),
+        )
+    walk.calls.call(words, call.get("location", 0))  # its OUT parameters count too: any number of arguments
+    walk.children("FuncCall", call)
+
+
 def _unlisten(walk: Analyser, body: Node) -> None:
     walk.effects["session"] = True
     walk.children("UnlistenStmt", body)
@@ -353,6 +364,7 @@ HANDLERS: Final[dict[str, Callable[[Analyser, Node], None]]] = {
     "DiscardStmt": _discard,
     "PrepareStmt": _prepare,
     "ExecuteStmt": _execute,
+    "CallStmt": _call,
     "DeallocateStmt": _deallocate,
     "DeclareCursorStmt": _declare,
     "ClosePortalStmt": _close,

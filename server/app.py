@@ -26,13 +26,16 @@ from gateway.identity import TokenVerifier
 from gateway.policies import PolicyBook
 from gateway.recorder import Recorder
 from gateway.retention import keeping
+from gateway.reviews import reminding
+from gateway.rolling import rolling
 from gateway.session_secrets import SessionSecrets
 from gateway.sessions import Sessions
+from server.announcements import announcing
 from server.asgi import serving
 from server.config import Config, McpFile, Signing
 from server.http import build_app
 from server.mcp_settings import McpSettings
-from server.webhooks import announcing
+from server.webhooks import channels
 from server.wire_config import OauthFile, TlsFile, WireFile, WireLimitsFile
 from wire.listener import WireDoor
 from wire.oauthbearer import OauthOffer
@@ -107,7 +110,10 @@ async def gateway_of(config: Config) -> AsyncIterator[Hall]:
             bounds=config.recordings,
         )
         await stack.enter_async_context(keeping(recorder, config.audit_path, config.retention))
-        await stack.enter_async_context(announcing(config.webhooks, recorder))
+        await stack.enter_async_context(rolling(config.audit_path, config.signing.key, config.segments))
+        hooks = await stack.enter_async_context(channels(config.webhooks))
+        await stack.enter_async_context(announcing([*hooks, *config.mail], recorder))
+        await stack.enter_async_context(reminding(gateway.approvals.reviews, config.remind))
         yield Hall(gateway, verifier, config, SessionSecrets())
         for session in gateway.sessions.list():
             await gateway.close_session(session, "the gateway was stopped")

@@ -44,11 +44,15 @@ def approvals() -> None:
 @CONFIG
 @URL
 @JSON
-def list_(config_path: Path, url: str | None, as_json: bool) -> None:
+@click.option("--unreviewed", is_flag=True, help="Instead: where somebody broke the glass and nobody has reviewed it.")
+def list_(config_path: Path, url: str | None, as_json: bool, unreviewed: bool) -> None:
     """What is open now, the oldest first."""
+    _print_list(config_path, url, as_json, unreviewed=unreviewed)
 
+
+def _print_list(config_path: Path, url: str | None, as_json: bool, *, unreviewed: bool) -> None:
     async def ask(call: Call) -> list[Approval]:
-        return _open_ones(await call("list_approvals"))
+        return _open_ones(await call("list_approvals", unreviewed=unreviewed))
 
     found = run(config_path, url, ask)
     if as_json:
@@ -57,7 +61,7 @@ def list_(config_path: Path, url: str | None, as_json: bool) -> None:
     elif found:
         view.console().print(view.table_of(found, datetime.now(UTC)))
     else:
-        click.echo("no approvals are open")
+        click.echo("no broken glass waits for a review" if unreviewed else "no approvals are open")
 
 
 @approvals.command()
@@ -119,6 +123,23 @@ def approve(
 def reject(approval_id: str, config_path: Path, url: str | None, comment: str, as_json: bool) -> None:
     """Vote no: one rejection ends the request."""
     print_approval(run(config_path, url, lambda call: call("reject", id=approval_id, comment=comment)), as_json)
+
+
+@approvals.command()
+@click.argument("approval_id", metavar="[ID]", required=False)
+@CONFIG
+@URL
+@COMMENT
+@JSON
+def review(approval_id: str | None, config_path: Path, url: str | None, comment: str, as_json: bool) -> None:
+    """Say what you found about a glass that somebody broke; without an ID: what waits for a review."""
+    if approval_id is None:
+        _print_list(config_path, url, as_json, unreviewed=True)
+        return
+    if not comment:
+        raise ConfigurationError("a review needs a comment", cure="Say with --comment what you found.")
+    done = run(config_path, url, lambda call: call("review_approval", id=approval_id, comment=comment))
+    print_approval(done, as_json)
 
 
 @approvals.command()

@@ -52,6 +52,8 @@ def page_of(approval: Approval, now: datetime) -> RenderableType:
         facts.add_row("vote", _plain(_vote(vote)))
     for warning in approval["warnings"]:
         facts.add_row("warning", Text(visible(warning), style="bold red"))
+    if approval["review"]:
+        facts.add_row("review", Text(visible(approval["review"]), style="bold red" * (approval["review"] == "open")))
     for line in evidence.sentences(approval["evidence"]):
         facts.add_row("measured", _plain(line))
     for line in evidence.samples(approval["evidence"]):

@@ -1,4 +1,4 @@
-"""`countersign audit`: verify the chain, search and export it. Reading is itself recorded."""
+"""`countersign audit`: verify the chain, search it, shred a recording. Reading is itself recorded."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import csv
 import getpass
 import io
 import json
-import threading
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, fields
 from datetime import UTC, datetime
@@ -19,21 +18,19 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from audit import export as exporter
 from audit import search as finder
+from audit import segments as sealed
 from audit import verify as verifier
 from audit.approvals import Conflict
 from audit.retention import shredding
 from audit.search import Found, Query, SearchError
 from audit.store import AuditUnavailable, Store
 from gateway.errors import AuditUnavailableError, ConfigurationError
-from server import signing_commands
+from server import export_command, signing_commands
 from server.arguments import CONFIG, STORE
 from server.reading import record_reading, store_path
+from server.timestamp_roots import time_stamps
 from server.visible import visible
-
-# How often a followed export looks for what is new.
-_FOLLOW_SECONDS = 0.5
 
 
 @click.group()
@@ -41,14 +38,37 @@ def audit() -> None:
     """Verify, search and sign the audit."""
 
 
+audit.add_command(export_command.export)
 audit.add_command(signing_commands.checkpoint)
 audit.add_command(signing_commands.key)
 audit.add_command(signing_commands.prove)
 audit.add_command(signing_commands.consistency)
+audit.add_command(signing_commands.roll)
+audit.add_command(signing_commands.witnessed)
 
 
 @audit.command()
 @STORE
+@CONFIG
+@click.option("--json", "as_json", is_flag=True, help="JSON lines.")
+def segments(store: Path | None, config_path: Path, as_json: bool) -> None:
+    """List the segments that were sealed, the oldest first, and which of them are elsewhere."""
+    try:
+        found = sealed.sealed(store_path(store, config_path))
+    except AuditUnavailable as error:
+        raise AuditUnavailableError(str(error)) from None
+    for one in found:
+        size = one.path.stat().st_size if one.path.is_file() else None
+        if as_json:
+            told = {"first": one.first, "last": one.last, "path": str(one.path), "bytes": size}
+            click.echo(json.dumps(told))
+        else:
+            where = f"{one.path}  {size / 1e6:,.1f} MB" if size is not None else "elsewhere"
+            click.echo(f"{one.first:>12} to {one.last:>12}  {where}")
+
+
+@audit.command()
+@click.argument("store", required=False, type=click.Path(path_type=Path))
 @CONFIG
 @click.option(
     "--checkpoint",
@@ -58,6 +78,14 @@ audit.add_command(signing_commands.consistency)
     help="A file of signed notes from elsewhere, such as a witness; may be repeated.",
 )
 @click.option("--public-key", "public_keys", multiple=True, help="A key that you know from elsewhere (a vkey).")
+@click.option("--witness-key", "witness_keys", multiple=True, help="The vkey of a witness that cosigns.")
+@click.option(
+    "--timestamp-root",
+    "root_files",
+    multiple=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A PEM file: also hold every time-stamp of a checkpoint to these authorities.",
+)
 @click.option("--since", type=click.IntRange(min=1), default=1, help="Start at the last checkpoint before this seq.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.pass_context
@@ -67,14 +95,18 @@ def verify(
     config_path: Path,
     checkpoints: Sequence[Path],
     public_keys: Sequence[str],
+    witness_keys: Sequence[str],
+    root_files: Sequence[Path],
     since: int,
     as_json: bool,
 ) -> None:
     """Check the hash chain, its tree and its signed checkpoints, from the first entry to the last.
 
+    STORE may also be one segment, or a folder of them. What segments are elsewhere is said.
+
     Exit status 0: intact. 1: not intact, and the first bad entry is named. 2: unreadable.
     """
-    path = store_path(store, config_path)
+    path = store if store is not None and store.is_dir() else store_path(store, config_path)
     try:
         console = Console(stderr=True)
         with Progress(console=console, transient=True, disable=as_json or not console.is_terminal) as progress:
@@ -84,12 +116,22 @@ def verify(
                 lambda count: progress.update(task, completed=count),
                 public_keys=public_keys,
                 checkpoints=verifier.read_notes(checkpoints),
+                witness_keys=witness_keys,
                 since=since,
+                jobs=verifier.processors(),
             )
     except verifier.Unreadable as error:
         raise ConfigurationError(str(error)) from None
-    click.echo(json.dumps({**asdict(report), "ok": report.ok}) if as_json else verifier.sentence(report))
-    context.exit(0 if report.ok else 1)
+    stamped = time_stamps(path, root_files) if root_files and report.ok else None
+    ok = report.ok and (stamped is None or stamped.problem is None)
+    if as_json:
+        more = {} if stamped is None else {"timestamps": asdict(stamped)}
+        click.echo(json.dumps({**asdict(report), **more, "ok": ok}))
+    else:
+        click.echo(verifier.sentence(report))
+        if stamped is not None:
+            click.echo(stamped.sentence)
+    context.exit(0 if ok else 1)
 
 
 @audit.command()
@@ -151,24 +193,6 @@ def search(
 
 
 @audit.command()
-@STORE
-@CONFIG
-@click.option("--after", type=click.IntRange(min=0), default=0, help="Go on after this seq.")
-@click.option("--follow", is_flag=True, help="Stay, and print what is written, until interrupted.")
-def export(store: Path | None, config_path: Path, after: int, follow: bool) -> None:
-    """Print the entries as JSON lines, in order: with the last line's seq, the next export goes on."""
-    path = store_path(store, config_path)
-    draft = exporter.reading(getpass.getuser(), after, follow=follow)
-    record_reading(path, draft)
-    stopped = threading.Event()  # set by nobody: an interrupt ends the wait
-    try:
-        for _, line in exporter.follow(path, after, lambda: follow and not stopped.wait(_FOLLOW_SECONDS)):
-            click.echo(line)
-    except AuditUnavailable as error:
-        raise AuditUnavailableError(str(error)) from None
-
-
-@audit.command()
 @click.argument("statement")
 @STORE
 @CONFIG
@@ -185,6 +209,7 @@ def shred(statement: str, store: Path | None, config_path: Path, why: str) -> No
             [result] = opened.append([[shredding(getpass.getuser(), seq, why)]])
             if isinstance(result, Conflict):
                 raise ConfigurationError(str(result))
+            sealed.shred(path, seq, seq)
             settled = opened.settle_log()
     except AuditUnavailable as error:
         raise AuditUnavailableError(str(error)) from None
@@ -241,6 +266,8 @@ def _what(entry: Found) -> str:
             return f"{span['first']} to {span['last']}: {body['why']}"
         case "checkpoint.failed":
             return str(body["reason"])
+        case "checkpoint.witnessed":
+            return f"{body['size']} entries, by {body['witness']}"
         case kind if kind.startswith("approval."):
             voter = body.get("voter", {}).get("subject", "")
             return " ".join(str(p) for p in (body["approval"], voter, body.get("choice", "")) if p)

@@ -6,17 +6,17 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel, Field, model_validator
 
-from audit import keys
+from audit import keys, rolling
 from audit.notary import Rhythm
 from audit.note import NoteError, PublicKey, Signer, check_name
 from audit.retention import Limits
-from audit.witness import FileWitness
+from audit.witness import Witness
 from gateway.errors import ConfigurationError
 from gateway.identity import Issuer
 from gateway.model import Connection
@@ -24,13 +24,15 @@ from gateway.transcript import RecordingBounds
 from policy.document import DocumentError, parse_document, validate
 from policy.pseudonyms import MaskKey
 from server.config_model import STRICT, Port
-from server.connection_config import ConnectionFile, as_connection
+from server.connection_config import ConnectionFile, as_connection, password_of
+from server.mail import Mail, Security
 from server.webhooks import Webhook
 from server.wire_config import WireFile, issuers_named, with_absolute_paths
+from server.witnesses import LOOPBACK, WitnessFile, is_private, witness_of
 
 _MAKE_KEY = "`openssl rand -hex 32`"
 _SECRET_BYTES = 24  # the least that the Standard Webhooks specification lets a secret have
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_ADDRESS = r"^[^\s,<>]+@[^\s,<>]+$"
 
 
 class _Model(BaseModel):
@@ -53,31 +55,34 @@ class RecordingsFile(_Model):
     megabytes: Annotated[int, Field(ge=1)] | None = None
 
 
-class WitnessFile(_Model):
-    """A witness: an append-only file elsewhere. Nothing runs while a required one does not take checkpoints."""
+class SegmentsFile(_Model):
+    """When the audit is rolled into a segment: at so many megabytes, or when its oldest entry is so many days old."""
 
-    path: Path
-    required: bool = False
+    megabytes: Annotated[int, Field(ge=1)] | None = 1024
+    days: Annotated[float, Field(gt=0, le=36_500)] | None = 30
 
 
 class AuditFile(_Model):
     """Where the audit lies, with which key it is signed, and who sees the signatures elsewhere.
 
-    The key is in a file (made where there is none; without a name, beside the store) or in an environment variable.
+    The key is in a file (made where there is none; without a name, beside the store), in an environment variable, or
+    printed by a command.
     """
 
     path: Path
     key_file: Path | None = None
     key_env: str | None = None
+    key_command: Annotated[list[str], Field(min_length=1)] | None = None
     origin: str | None = None
     checkpoints: CheckpointsFile = CheckpointsFile()
-    witnesses: list[Path | WitnessFile] = []
+    witnesses: list[WitnessFile] = []
     recordings: RecordingsFile = RecordingsFile()
+    segments: SegmentsFile | None = None
 
     @model_validator(mode="after")
     def _one_key(self) -> AuditFile:
-        if self.key_file is not None and self.key_env is not None:
-            raise ValueError("give at most one of `key_file` and `key_env`")
+        if sum(given is not None for given in (self.key_file, self.key_env, self.key_command)) > 1:
+            raise ValueError("give at most one of `key_file`, `key_env` and `key_command`")
         return self
 
 
@@ -105,24 +110,56 @@ class McpFile(_Model):
     row_limit: Annotated[int, Field(ge=1, le=100_000)] = 200
 
 
+Event = Literal[
+    "requested", "voted", "broken_glass", "owner_approved", "review_opened", "review_due", "reviewed", "approved",
+    "denied", "expired", "withdrawn", "consumed", "void",
+]  # fmt: skip
+_LOUD: list[Event] = ["requested", "broken_glass", "owner_approved", "review_due", "approved", "denied", "expired"]
+
+
 class WebhookFile(_Model):
     """Who is told what happens to approvals. The secret comes from a file or an environment variable."""
 
     url: str
     secret_file: Path | None = None
     secret_env: str | None = None
-    events: list[
-        Literal["requested", "voted", "broken_glass", "approved", "denied", "expired", "withdrawn", "consumed", "void"]
-    ] = ["requested", "broken_glass", "approved", "denied", "expired"]
+    events: list[Event] = _LOUD
     statement: bool = False
+    link: str | None = None
 
     @model_validator(mode="after")
     def _one_secret(self) -> WebhookFile:
         if (self.secret_file is None) == (self.secret_env is None):
             raise ValueError("give exactly one of `secret_file` and `secret_env`")
-        host = urlsplit(self.url).hostname
-        if not self.url.startswith("https://") and not (self.url.startswith("http://") and host in _LOOPBACK):
+        if not is_private(self.url):
             raise ValueError("`url` must be an https address, or http on this machine")
+        return self
+
+
+class MailFile(_Model):
+    """Who is told by e-mail. The password comes from a file or an environment variable, never from this file."""
+
+    host: str
+    port: Annotated[int, Field(ge=1, le=65535)] = 587
+    security: Security = "starttls"
+    ca: Path | None = None
+    user: str | None = None
+    password_file: Path | None = None
+    password_env: str | None = None
+    sender: Annotated[str, Field(pattern=_ADDRESS)]
+    to: Annotated[list[Annotated[str, Field(pattern=_ADDRESS)]], Field(min_length=1)]
+    events: list[Event] = _LOUD
+    statement: bool = False
+    link: str | None = None
+
+    @model_validator(mode="after")
+    def _is_safe(self) -> MailFile:
+        if self.password_file is not None and self.password_env is not None:
+            raise ValueError("give at most one of `password_file` and `password_env`")
+        if (self.user is not None) != (self.password_file is not None or self.password_env is not None):
+            raise ValueError("a `user` and its password go together; give both, or neither")
+        if self.security == "none" and self.host not in LOOPBACK:
+            raise ValueError("`security: none` is for a server on this machine only; use starttls or tls")
         return self
 
 
@@ -141,6 +178,9 @@ class ConfigFile(_Model):
     mask_key_file: Path | None = None
     mask_key_env: str | None = None
     webhooks: list[WebhookFile] = []
+    mail: list[MailFile] = []
+    # How long the review of a broken glass may wait before it is announced again, and again.
+    review_reminder_hours: Annotated[float, Field(gt=0, le=8760)] = 24
 
     @model_validator(mode="after")
     def _one_mask_key(self) -> ConfigFile:
@@ -160,26 +200,39 @@ class ConfigFile(_Model):
         return self
 
 
+_key_printed_by = cache(keys.from_command)  # a vault is not asked for every checkpoint, on the writer's thread
+
+
 @dataclass(frozen=True, slots=True)
 class Signing:
-    """How the audit is signed: see AuditFile. Without `key_env`, the key is in `key_file`."""
+    """How the audit is signed: see AuditFile. Without `key_env` and `key_command`, the key is in `key_file`."""
 
     key_file: Path
     key_env: str | None = None
+    key_command: tuple[str, ...] | None = None
     origin: str | None = None
     rhythm: Rhythm = field(default_factory=Rhythm)
-    witnesses: tuple[FileWitness, ...] = ()
+    witnesses: tuple[Witness, ...] = ()
 
     def key(self) -> Signer:
-        """The key as it is now. Raises audit.errors.AuditUnavailable."""
+        """The key as it is now; a command is asked once in a process's life. Raises audit.errors.AuditUnavailable."""
+        if self.key_command is not None:
+            return _key_printed_by(self.key_command)
         return keys.load(self.key_file) if self.key_env is None else keys.from_environment(self.key_env)
+
+    @property
+    def elsewhere(self) -> str | None:
+        """Where the key is, if it is in no file of ours."""
+        if self.key_command is not None:
+            return f"printed by the command `{self.key_command[0]}`"
+        return None if self.key_env is None else f"in the environment variable `{self.key_env}`"
 
     def prepare(self, known: Sequence[PublicKey]) -> None:
         """See to it that there is a key: made for an audit that names none yet, never for one that does.
 
         Also ends a rotation that was cut off. Raises audit.errors.AuditUnavailable.
         """
-        if self.key_env is None:
+        if self.elsewhere is None:
             if not known:
                 keys.load_or_make(self.key_file, self.origin)
             keys.settle(self.key_file, known)
@@ -201,7 +254,10 @@ class Config:
     mask_key: MaskKey | None = None
     recordings: RecordingBounds = field(default_factory=RecordingBounds)
     retention: Limits = field(default_factory=Limits)
+    segments: rolling.Limits = field(default_factory=rolling.Limits)
     webhooks: tuple[Webhook, ...] = ()
+    mail: tuple[Mail, ...] = ()
+    remind: timedelta = timedelta(hours=24)
 
 
 def load_config(path: Path) -> Config:
@@ -237,7 +293,10 @@ def load_config(path: Path) -> Config:
         mask_key=_mask_key(file, base),
         recordings=RecordingBounds(file.audit.recordings.statement_bytes, file.audit.recordings.session_bytes),
         retention=_retention(file.audit.recordings),
+        segments=_segments(file.audit.segments),
         webhooks=tuple(_webhook(hook, base) for hook in file.webhooks),
+        mail=tuple(_mail(mail, base) for mail in file.mail),
+        remind=timedelta(hours=file.review_reminder_hours),
     )
 
 
@@ -255,21 +314,26 @@ def _signing(file: AuditFile, base: Path) -> Signing:
     return Signing(
         key_file=base / file.key_file if file.key_file is not None else key_beside(base / file.path),
         key_env=file.key_env,
+        key_command=None if file.key_command is None else tuple(file.key_command),
         origin=file.origin,
         rhythm=Rhythm(file.checkpoints.seconds, file.checkpoints.entries),
-        witnesses=tuple(_witness(witness, base) for witness in file.witnesses),
+        witnesses=tuple(witness_of(witness, base) for witness in file.witnesses),
     )
-
-
-def _witness(file: Path | WitnessFile, base: Path) -> FileWitness:
-    named = WitnessFile(path=file) if isinstance(file, Path) else file
-    return FileWitness(base / named.path, required=named.required)
 
 
 def _retention(file: RecordingsFile) -> Limits:
     return Limits(
         age=None if file.days is None else timedelta(days=file.days),
         size=None if file.megabytes is None else file.megabytes * 1_000_000,
+    )
+
+
+def _segments(file: SegmentsFile | None) -> rolling.Limits:
+    if file is None:
+        return rolling.Limits()
+    return rolling.Limits(
+        size=None if file.megabytes is None else file.megabytes * 1_000_000,
+        age=None if file.days is None else timedelta(days=file.days),
     )
 
 
@@ -322,4 +386,20 @@ def _webhook(file: WebhookFile, base: Path) -> Webhook:
         secret = os.environ.get(file.secret_env or "", "").strip().encode()
     if len(secret) < _SECRET_BYTES:
         raise ConfigurationError(f"{what} has fewer than {_SECRET_BYTES} bytes", cure=f"Make one: {_MAKE_KEY}.")
-    return Webhook(file.url, secret, frozenset(file.events), file.statement)
+    return Webhook(file.url, secret, frozenset(file.events), file.statement, file.link)
+
+
+def _mail(file: MailFile, base: Path) -> Mail:
+    return Mail(
+        host=file.host,
+        port=file.port,
+        sender=file.sender,
+        to=tuple(file.to),
+        security=file.security,
+        ca=base / file.ca if file.ca is not None else None,
+        user=file.user,
+        password=password_of(f"mail server `{file.host}`", file, base) if file.user is not None else None,
+        events=frozenset(file.events),
+        statement=file.statement,
+        link=file.link,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,9 @@ def sentences(evidence: Evidence | None) -> list[str]:
         return []
     if "migration" in evidence:
         return _migration(evidence["migration"])
+    if "reads" in evidence:
+        reads = evidence["reads"]
+        return [f"the planner expects {_rows(reads['rows'])}; the result stops after {reads['at_most']}"]
     if not evidence["measured"]:
         lines = [f"not measured: {evidence['why']}"]
     else:
@@ -33,7 +37,8 @@ def samples(evidence: Evidence | None) -> list[str]:
 
 
 def _migration(seen: Evidence) -> list[str]:
-    lines = [f"migration: {seen['title']}", f"runs {seen['how']}"]
+    lines = [f"migration: {seen['title']}", f"rehearsed {seen['where']}", f"runs {seen['how']}"]
+    lines += [f"step {number}: {step}" for number, step in enumerate(seen["steps"], 1) if len(seen["steps"]) > 1]
     if not seen["rehearsed"]:
         lines.append(f"not measured: {seen['why_not']}")
     for number, step in enumerate(seen["statements"], 1):
@@ -43,14 +48,20 @@ def _migration(seen: Evidence) -> list[str]:
         lines += [f"  rewrites {relation}" for relation in step.get("rewrites", ())]
         lines += [f"  lint {found['rule']}: {found['message']}" for found in step["lint"]]
         lines += [f"  {step['note']}"] if "note" in step else []
-    return lines + [_change(change) for change in seen["changes"]]
+    lines += [line for change in seen["changes"] for line in _change(change)]
+    lines += [f"read by the view {view}" for view in seen["read_by"]]
+    return lines + [f"undo: {line}" for line in seen["undo"] or ["nothing that could be measured"]]
 
 
-def _change(change: Mapping[str, str | None]) -> str:
-    said = {"created": change["after"], "dropped": change["before"]}.get(change["what"] or "")
-    if change["what"] == "changed":
-        said = f"{change['before']} -> {change['after']}"
-    return f"{change['what']} {change['kind']} {change['name']}" + (f": {said}" if said else "")
+def _change(change: Mapping[str, str | None]) -> list[str]:
+    """One line; of a definition of several lines only those that differ."""
+    before, after = change["before"] or "", change["after"] or ""
+    head = f"{change['what']} {change['kind']} {change['name']}"
+    if "\n" not in before + after:
+        said = f"{before} -> {after}" if change["what"] == "changed" else before or after
+        return [head + (f": {said}" if said else "")]
+    different = difflib.ndiff(before.splitlines(), after.splitlines())
+    return [head, *(f"  {line}" for line in different if line.startswith(("+ ", "- ")))]
 
 
 def _rows(count: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import itertools
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -14,8 +14,9 @@ from audit.approvals import ApprovalRecord, State
 from gateway.admission import Gateway, Grant
 from gateway.approvals import Pending, rejection
 from gateway.errors import ApprovalRejectedError
+from gateway.migration_run import Progress
 from gateway.migrations import Migrations, is_migration
-from gateway.voting import BREAK_GLASS
+from gateway.voting import BREAK_GLASS, Login, approvers_of, is_requester
 from policy.model import Principal, PrincipalKind
 from server import evidence
 from server.mcp_query import ConnectionName, OptionalText, QueryTool, waiting
@@ -59,6 +60,9 @@ class ApprovalInfo(Answer):
     created: datetime
     expires: datetime
     votes: list[VoteInfo]
+    review: Annotated[
+        str | None, Field(description="where the glass was broken: `open`, or who reviewed it and what they found")
+    ] = None
     evidence: Annotated[
         dict[str, Any] | None,
         Field(
@@ -99,18 +103,28 @@ class ApprovalTools:
         result = QueryResult(status="pending", pending=waiting(pending, self._settings.poll_seconds))
         return completed(result, as_text(result))
 
-    async def list_approvals(self, context: ToolContext) -> Annotated[CallToolResult, ApprovalList]:
+    async def list_approvals(
+        self,
+        context: ToolContext,
+        unreviewed: Annotated[
+            bool, Field(description="instead those whose broken glass nobody has reviewed (for people)")
+        ] = False,
+    ) -> Annotated[CallToolResult, ApprovalList]:
         """Open approvals: all of them for people, only its own for an agent."""
         async with self._sessions.of(context) as session:
-            records = await self._gateway.approvals.list(session)
-        infos = [info_of(record) for record in records]
-        text = "\n\n".join(_text(info) for info in infos) or "No approvals are open."
+            if unreviewed:
+                records = [r for r in self._gateway.approvals.reviews.open_ones() if _may_see(r, session.principal)]
+            else:
+                records = list(await self._gateway.approvals.list(session))
+        infos = [self._info(record) for record in records]
+        nothing = "No broken glass waits for a review." if unreviewed else "No approvals are open."
+        text = "\n\n".join(_text(info) for info in infos) or nothing
         return completed(ApprovalList(approvals=infos), text)
 
     async def approval_status(self, context: ToolContext, id: ApprovalId) -> Annotated[CallToolResult, ApprovalInfo]:
         """One approval with its exact statement, its digest and the votes so far."""
         verified = await self._sessions.identity()
-        return _answer(await self._seen(id, verified.principal))
+        return self._answer(await self._seen(id, verified.principal))
 
     async def approve(
         self,
@@ -123,11 +137,24 @@ class ApprovalTools:
         ] = False,
     ) -> Annotated[CallToolResult, ApprovalInfo]:
         """Vote yes. The statement then runs once, when the requester fetches it."""
+        verified = await self._sessions.identity()
         async with self._sessions.of(context) as session:
             await self._seen(id, session.principal)
-            choice = BREAK_GLASS if break_glass else "approve"
-            record = await self._gateway.approvals.vote(id, session, choice, digest, comment or None)
-        return _answer(record)
+            choice, login = BREAK_GLASS if break_glass else "approve", Login(verified.auth_time, verified.acr)
+            record = await self._gateway.approvals.vote(id, session, choice, digest, comment or None, login)
+        return self._answer(record)
+
+    async def review_approval(
+        self,
+        context: ToolContext,
+        id: ApprovalId,
+        comment: Annotated[str, Field(description="what you found, in a sentence", min_length=1)],
+    ) -> Annotated[CallToolResult, ApprovalInfo]:
+        """Close the review of a broken glass."""
+        async with self._sessions.of(context) as session:
+            record = await self._seen(id, session.principal)
+            await self._gateway.approvals.reviews.close(record, session, comment)
+        return self._answer(record)
 
     async def reject(
         self, context: ToolContext, id: ApprovalId, comment: Comment = ""
@@ -136,20 +163,20 @@ class ApprovalTools:
         async with self._sessions.of(context) as session:
             await self._seen(id, session.principal)
             record = await self._gateway.approvals.vote(id, session, "reject", None, comment or None)
-        return _answer(record)
+        return self._answer(record)
 
     async def withdraw(self, context: ToolContext, id: ApprovalId) -> Annotated[CallToolResult, ApprovalInfo]:
         """Take a request back."""
         async with self._sessions.of(context) as session:
             await self._seen(id, session.principal)
             record = await self._gateway.approvals.withdraw(id, session)
-        return _answer(record)
+        return self._answer(record)
 
     async def await_approval(self, context: ToolContext, id: ApprovalId) -> Annotated[CallToolResult, QueryResult]:
         """Wait for people; run the stored statement once they have said yes."""
         verified = await self._sessions.identity()
         record = await self._seen(id, verified.principal)
-        if not _is_requester(record, verified.principal):
+        if not is_requester(record, verified.principal):
             raise ApprovalRejectedError(
                 f"approval `{id}` was asked for by `{record.requester_subject}`, who alone can run it",
                 cure="Use `approval_status` to follow it.",
@@ -165,7 +192,7 @@ class ApprovalTools:
             raise rejection(record)
         async with self._sessions.of(context, record.connection) as session:
             if is_migration(record):
-                return _ran(await self._migrations.run(record, session))
+                return _ran(await self._migrations.run(record, session, _reporting(context)))
             return await self._queries.run(
                 session, lambda: self._gateway.admit_approved(id, session), self._queries.limit()
             )
@@ -181,11 +208,28 @@ class ApprovalTools:
     async def _seen(self, approval_id: str, principal: Principal) -> ApprovalRecord:
         """The record, for those who may know of it. To an agent, others' approvals do not exist."""
         record = await self._gateway.approvals.get(approval_id)
-        if principal.kind is PrincipalKind.AGENT and not _is_requester(record, principal):
+        if not _may_see(record, principal):
             raise ApprovalRejectedError(
                 f"there is no approval `{approval_id}`", cure="See `list_approvals` for the open ones."
             )
         return record
+
+    def _info(self, record: ApprovalRecord) -> ApprovalInfo:
+        return info_of(record, self._gateway.approvals.reviews.said(record))
+
+    def _answer(self, record: ApprovalRecord) -> CallToolResult:
+        info = self._info(record)
+        return completed(info, _text(info))
+
+
+def _reporting(context: ToolContext) -> Progress:
+    """Progress as the protocol wants it: each report is higher than the one before."""
+    reports = itertools.count(1)
+
+    async def report(done: int, total: int, text: str) -> None:
+        await context.report_progress(done + next(reports) / 1000, total, text)
+
+    return report
 
 
 def _ran(grant: Grant) -> CallToolResult:
@@ -200,8 +244,8 @@ def _ran(grant: Grant) -> CallToolResult:
     return completed(result, as_text(result))
 
 
-def info_of(record: ApprovalRecord) -> ApprovalInfo:
-    """A stored approval as its readers see it."""
+def info_of(record: ApprovalRecord, review: str | None = None) -> ApprovalInfo:
+    """A stored approval as its readers see it, with what came of its review."""
     return ApprovalInfo(
         id=record.id,
         state=record.state.value,
@@ -222,13 +266,9 @@ def info_of(record: ApprovalRecord) -> ApprovalInfo:
             VoteInfo(voter=vote.subject, choice=vote.choice, comment=vote.comment, time=vote.time)
             for vote in record.votes
         ],
+        review=review,
         evidence=None if record.evidence is None else dict(record.evidence),
     )
-
-
-def _answer(record: ApprovalRecord) -> CallToolResult:
-    info = info_of(record)
-    return completed(info, _text(info))
 
 
 def _text(info: ApprovalInfo) -> str:
@@ -240,6 +280,7 @@ def _text(info: ApprovalInfo) -> str:
         f"who can approve: {'; '.join(info.who)}; until {info.expires:%Y-%m-%d %H:%M:%S} UTC",
         f"digest: {info.digest}",
         *(f"warning: {warning}" for warning in info.warnings),
+        *([f"review of the broken glass: {visible(info.review)}"] if info.review else []),
         *(f"measured: {visible(line)}" for line in evidence.sentences(info.evidence)),
         *(f"row: {visible(line)}" for line in evidence.samples(info.evidence)),
         *(f"{vote.voter}: {vote.choice}{f' ({vote.comment})' if vote.comment else ''}" for vote in info.votes),
@@ -251,8 +292,8 @@ def _text(info: ApprovalInfo) -> str:
     return "\n".join(lines)
 
 
-def _is_requester(record: ApprovalRecord, principal: Principal) -> bool:
-    return (record.requester_issuer, record.requester_subject) == (principal.issuer, principal.subject)
+def _may_see(record: ApprovalRecord, principal: Principal) -> bool:
+    return principal.kind is not PrincipalKind.AGENT or is_requester(record, principal)
 
 
 def _why(record: ApprovalRecord) -> list[str]:
@@ -262,13 +303,10 @@ def _why(record: ApprovalRecord) -> list[str]:
 def _who(record: ApprovalRecord) -> list[str]:
     lines = []
     for terms in record.terms:
-        names = [*_names(terms.get("groups")), *_names(terms.get("users"))]
-        lines.append(f"{terms.get('quorum', 1)} of {' or '.join(names)}")
+        groups = terms.get("groups")
+        names = [*(groups if isinstance(groups, list) else ()), *approvers_of(terms)]
+        lines.append(f"{terms.get('quorum', 1)} of {' or '.join(f'`{name}`' for name in names)}")
     return lines
-
-
-def _names(value: object) -> Sequence[str]:
-    return [f"`{name}`" for name in value] if isinstance(value, list) else []
 
 
 def _optional(value: object) -> str | None:

@@ -16,7 +16,7 @@ from audit import search as finder
 from audit.entry import Draft
 from audit.search import Found, Query, SearchError
 from gateway.admission import Gateway
-from gateway.approvals import principal_body
+from gateway.model import principal_body
 from policy.model import Principal
 from server.mcp_failures import CallError
 from server.mcp_query import OptionalText

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gateway.admission import Grant
-from gateway.errors import CountersignError, LimitExceededError
+from gateway.errors import CountersignError
 from gateway.model import Outcome, Status
 from gateway.upstream import Page, ResultColumn, Upstream
 from server import mcp_messages
@@ -79,9 +79,9 @@ class Portal:
                 break
             size += row_size
             rows.append(self._buffer.popleft())
-        why = self._limits.exceeded_by(self._rows + len(rows), self._size + size)
-        if why is not None and not self._writes:
-            raise LimitExceededError(why, cure="Ask for less: a narrower condition, an aggregate or a LIMIT.")
+        error = self._grant.too_large(self._rows + len(rows), self._size + size)
+        if error is not None and not self._writes:
+            raise error
         self._count(rows, size)
         return rows
 

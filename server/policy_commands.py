@@ -205,7 +205,7 @@ def _show(decision: Decision) -> None:
         if reason.effect is verdict.effect and reason.cure:
             console.print(f"cure     {reason.cure}", markup=False)
     for terms in verdict.terms:
-        who = ", ".join(sorted(terms.groups | terms.users))
+        who = ", ".join(terms.names)
         console.print(f"approval {terms.quorum} of {who}, within {terms.expires}", markup=False)
     for entry in verdict.rewrite.filtered if verdict.rewrite is not None else ():
         console.print(f"only some rows of {entry}", markup=False)

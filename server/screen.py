@@ -14,9 +14,9 @@ from rich.cells import cell_len
 
 from audit.playback import Moment
 from audit.recording import Chunk
-from server.binary import as_text
 from server.visible import visible
 from wire import backend
+from wire.binary import as_text
 from wire.codec import Frame
 from wire.fields import ProtocolError
 

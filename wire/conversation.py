@@ -61,11 +61,11 @@ class Conversation:
         self._upstream = upstream
         self._session = session
         self._gateway = gateway
-        self._replies = Replies(wire, self._settle)
+        self._replies = Replies(wire, self._settle, self._transaction_ended)
         self._progress = asyncio.Event()
         self._over: EndedError | None = None
         self._batch = Batch()
-        self._parking = Parking(client, gateway)
+        self._parking = Parking(client, gateway, upstream)
         self._counted = CountedRuns(client, upstream, self._replies, gateway, self._forward, self._until_idle)
         self._limiter = Limiter(wire, self._replies, self.cancel)
         self._cancelling: asyncio.Task[None] | None = None
@@ -150,9 +150,10 @@ class Conversation:
             self._cancelling = asyncio.create_task(self._upstream.cancel())
 
     def end(self, report: Report | None) -> None:
-        """End it from outside: the report goes to the client as its last message."""
+        """End it from outside: the client's last message is this report, or the FATAL that the server has sent."""
         if self._over is None:
-            self._over = EndedError(report)
+            fatal = self._replies.fatal
+            self._over = EndedError(report) if fatal is None else EndedError(None, fatal["M"])
         self._parking.abandon()
         self._progress.set()
         self._client.data_received(b"")  # wakes whoever waits for the client
@@ -293,7 +294,8 @@ class Conversation:
         await self._freshen()
         prepared = await self._renewed(self._wire.prepared(message.statement))
         formats, search_path = message.results, self._session.search_path
-        portal = Portal(message.portal, prepared, message.readable(), search_path, formats=formats)
+        parameters = message.readable(prepared.parameter_types)
+        portal = Portal(message.portal, prepared, parameters, search_path, formats=formats)
         await self._send(Owed(Owes.BIND, text=prepared.text, undo=self._wire.bind(portal)), raw)
 
     async def _renewed(self, prepared: Prepared) -> Prepared:
@@ -509,6 +511,11 @@ class Conversation:
             self._gateway.invariant_violated(error.grant, error.detail)
         self._replies.abandon(Status.FAILED, sqlstate.DATA_CORRUPTED, error.detail)
         self.end(reports.NOT_MASKED)
+
+    def _transaction_ended(self) -> None:
+        if self._session.schema_changed:
+            # What it changed is everybody's only now: others may have looked since, and seen nothing.
+            self._gateway.connections.changed(self._session)
 
     def _settle(self, grant: Grant, outcome: Outcome) -> None:
         self._gateway.settle(grant, outcome)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from gateway.admission import Grant
 from gateway.errors import LimitExceededError
 from wire.codec import Rows
+from wire.cursors import read_by
 from wire.replies import Delivery, Replies
 from wire.session import Portal, WireSession
 
@@ -22,8 +23,7 @@ class Limiter:
 
     def delivery(self, grant: Grant, portal: Portal | None = None) -> Delivery:
         """The books of a statement's result; of a portal or cursor that is read in parts all parts count together."""
-        analysis = grant.decision.analysis
-        used = self._session.used(analysis.kind if analysis else "", portal)
+        used = self._session.used(read_by(grant.decision), portal)
         if portal is None:
             return Delivery(grant, used)
         return Delivery(grant, used, portal.prepared.description, portal.formats)

@@ -156,7 +156,7 @@ class WireDoor:
         assert task is not None
         task.set_name("wire conversation")
         conversation = Conversation(client, wire, upstream, session, self._gateway, self._limits)
-        pid = secrets.randbelow(2**31 - 1) + 1
+        pid = self._pid(upstream)
         key = cancel_key(arrival)
         self._conversations[pid] = (key, conversation)
         reason = "the client disconnected"
@@ -164,7 +164,7 @@ class WireDoor:
             self._greet(client, wire, upstream, arrival, pid, key)
             await conversation.run()
         except EndedError as ended:
-            reason = ended.report["M"] if ended.report else reason
+            reason = str(ended)
             if conversation.mid_row:
                 raise EndedError(None) from None
             raise
@@ -251,6 +251,16 @@ class WireDoor:
         messages += [backend.ParameterStatus(name, value).encode() for name, value in told.items()]
         messages += [backend.BackendKeyData(pid, key).encode(), backend.ReadyForQuery("I").encode()]
         client.send(b"".join(messages))
+
+    def _pid(self, upstream: UpstreamSession) -> int:
+        """The server's own process id, which notifications and pg_backend_pid() tell; another where it is taken.
+
+        Servers do not agree on theirs. It is no secret: what a CancelRequest proves is the key.
+        """
+        pid = upstream.pid
+        while pid is None or pid in self._conversations:
+            pid = secrets.randbelow(2**31 - 1) + 1
+        return pid
 
     async def _cancel(self, request: frontend.CancelRequest) -> None:
         """Cancel what runs under this key. A wrong key is answered like a right one: not at all."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gateway.drafts import denial
 from policy.model import Decision
-from wire.session import Portal, Prepared
+from wire.session import Description, Portal, Prepared
 from wire.texts import forward_one
 
 
@@ -17,7 +17,8 @@ def renewed(prepared: Prepared, decision: Decision) -> Prepared | None:
     rewrite, before = decision.verdict.rewrite, prepared.decision
     if rewrite is None or decision.catalog != before.catalog or rewrite.sql == prepared.text.sql:
         return None
-    return Prepared(prepared.name, forward_one(prepared.text.client, rewrite), decision, prepared.types)
+    types = Description(parameters=prepared.description.parameters)
+    return Prepared(prepared.name, forward_one(prepared.text.client, rewrite), decision, prepared.types, types)
 
 
 def recheck(decision: Decision, portal: Portal, search_path: tuple[str, ...], *, in_parts: bool) -> Decision:

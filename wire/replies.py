@@ -14,11 +14,18 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from gateway.errors import LimitExceededError
 from gateway.model import Outcome, Status
 from policy.model import Decision, Effects, Transaction
 from wire import sqlstate
-from wire.backend import CommandComplete, ErrorResponse, NoticeResponse, ParameterStatus, ReadyForQuery, RowDescription
+from wire.backend import (
+    CommandComplete,
+    ErrorResponse,
+    NoticeResponse,
+    ParameterDescription,
+    ParameterStatus,
+    ReadyForQuery,
+    RowDescription,
+)
 from wire.codec import Frame, Rows
 from wire.fields import ProtocolError
 from wire.reports import Report, as_client_sees, is_log_line, of_error
@@ -31,6 +38,8 @@ if TYPE_CHECKING:
 Origins = frozenset[tuple[int, int]]
 
 _NO_EFFECTS = Effects()
+# Severities of an error that ends the connection.
+_LAST_WORDS = ("FATAL", "PANIC")
 
 
 class Owes(StrEnum):
@@ -70,7 +79,7 @@ ANSWERS: Mapping[Owes, Mapping[bytes, Step]] = {
 _STEPS = {owes: {ord(tag): step for tag, step in of.items()} for owes, of in ANSWERS.items()}
 
 _ERROR, _NOTICE, _PARAMETER, _NOTIFICATION = b"ENSA"
-_DESCRIPTION, _NO_DATA, _COPY_IN, _COMPLETE, _READY = b"TnGCZ"
+_DESCRIPTION, _NO_DATA, _COPY_IN, _COMPLETE, _READY, _PARAMETERS = b"TnGCZt"
 # What belongs to a statement's recording, besides rows, notices and errors.
 _SAID = b"TGHCIs"
 
@@ -194,15 +203,18 @@ class Replies:
     """The queue of one session, and the outcomes that wait for their transaction.
 
     `settle` writes an outcome. Outside an explicit transaction a statement's success is only final with
-    the ReadyForQuery that follows: until then it is held, and an error turns it into a failure.
+    the ReadyForQuery that follows: until then it is held, and an error turns it into a failure. `ended` hears
+    of each transaction's end.
     """
 
     session: WireSession
     settle: Callable[[Grant, Outcome], None]
+    ended: Callable[[], None] = lambda: None
     status: str = "I"  # of the last ReadyForQuery
     dirty: bool = False  # something was sent since: the server may have an implicit transaction open
     copying: bool = False  # the server waits for COPY data
     unheard: bool = False  # nothing reaches the client any more: nothing is delivered
+    fatal: Report | None = None  # with which the server has ended the connection
     _withheld: Withheld | None = None
     _queue: deque[Owed] = field(default_factory=deque)
     _held: list[tuple[Delivery, Outcome]] = field(default_factory=list)
@@ -245,9 +257,8 @@ class Replies:
             raise ProtocolError("the server sent rows that nobody asked for")
         if owed.cut:
             return False
-        why = current.grant.limits.exceeded_by(current.used.rows + piece.messages, current.used.size + piece.size)
-        if why is not None and not current.effects.writes and not self.copying:
-            error = LimitExceededError(why, cure="Ask for less: a narrower condition, an aggregate or a LIMIT.")
+        error = current.grant.too_large(current.used.rows + piece.messages, current.used.size + piece.size)
+        if error is not None and not current.effects.writes and not self.copying:
             owed.cut, owed.substitute = True, of_error(error)
             raise error
         if not self.unheard:
@@ -286,6 +297,8 @@ class Replies:
             self._said(owed, frame.raw)
         if tag == _DESCRIPTION and owed.description is not None:
             owed.description.raw, owed.description.formats = frame.raw, owed.formats
+        if tag == _PARAMETERS and owed.description is not None:
+            owed.description.parameters = ParameterDescription.decode(frame.body).types
         if step in (Step.RESULT, Step.LAST_RESULT):
             self._completed(owed, frame)
         if step in (Step.DONE, Step.LAST_RESULT):
@@ -369,6 +382,8 @@ class Replies:
         self.status = ReadyForQuery.decode(frame.body).status
         self._transaction_ran = False
         self._release()
+        if self.status == "I":
+            self.ended()
         if self.status == "I" and not self.dirty:
             self.session.transaction_over()
 
@@ -386,8 +401,10 @@ class Replies:
 
     def _failed(self, frame: Frame) -> bytes:
         fields = ErrorResponse.decode(frame.body).fields
+        if fields.get("V", fields.get("S")) in _LAST_WORDS:
+            self.fatal = fields
         if not self._queue:
-            return frame.raw  # a FATAL out of the blue: the connection ends with it
+            return frame.raw  # out of the blue
         owed = self._queue[0]
         fields = owed.substitute or as_client_sees(fields, owed.text)
         code, message, raw = fields.get("C"), fields.get("M"), ErrorResponse(fields).encode()

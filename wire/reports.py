@@ -74,7 +74,7 @@ def of_refusal(error: RefusedError, client: bytes, start: int) -> dict[str, str]
     fields = of_error(error)
     fields["C"] = sqlstate.of_reason(reason.code)
     if reason.code == "statement.several":
-        fields["M"] = _MULTIPLE_COMMANDS
+        return report(fields["C"], _MULTIPLE_COMMANDS)
     if reason.location is not None:
         fields["P"] = str(position_at(client, start + reason.location))
     return fields

@@ -236,6 +236,11 @@ class UpstreamSession(asyncio.Protocol):
             self._send(frontend.Close(b"P", ""), frontend.Sync())
             await self._page(frozenset((backend.ReadyForQuery,)))
 
+    @property
+    def pid(self) -> int | None:
+        """The process that serves this session; None where the server has not said."""
+        return self._key.pid if self._key is not None else None
+
     async def cancel(self) -> None:
         """Send a CancelRequest on a connection of its own. A server that is gone needs none."""
         if self._key is None or self._over is not None:

@@ -150,9 +150,10 @@ def test_the_index_is_private_derived_and_follows_the_store(tmp_path: Path) -> N
 
 
 def test_an_export_goes_on_where_it_stopped_and_keeps_the_stored_bytes(path: Path) -> None:
-    whole, rest = list(export.lines(path)), list(export.lines(path, after=10))
+    whole, rest = list(export.entries(path)), list(export.entries(path, after=10))
     assert rest == whole[10:]
-    entry = json.loads(rest[0][1])
+    assert export.line(rest[0]).endswith(f',"body":{rest[0].body}}}')
+    entry = json.loads(export.line(rest[0]))
     assert (entry["seq"], entry["body"]["statement"]) == (11, "st-4")
 
 
@@ -165,5 +166,5 @@ def test_a_followed_export_gives_what_is_written_meanwhile(tmp_path: Path) -> No
             yield from (store.append([[outcome(1)]]) != [], True)
 
         going = pauses()
-        seen = [seq for seq, _ in export.follow(path, 0, lambda: next(going, False))]
-    assert seen == [1, 2]
+        seen = [one and one.seq for one in export.follow(path, 0, lambda: next(going, False))]
+    assert seen == [1, None, 2, None, None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -16,13 +17,16 @@ from tests.stack import Stack
 # The modern era (2026-07-28, stateless) and the handshake era (2025-11-25).
 ERAS = ("2026-07-28", "legacy")
 
+# Made once: reading the machine's certificates takes longer than a call.
+_TLS = ssl.create_default_context()
+
 
 @asynccontextmanager
 async def client(stack: Stack, who: str, mode: str = "auto", token: str | None = None) -> AsyncIterator[Client]:
     """A connected client, as this person."""
     headers = {"Authorization": f"Bearer {token or stack.tokens[who]}"}
     async with (
-        httpx2.AsyncClient(headers=headers, timeout=30) as http,
+        httpx2.AsyncClient(headers=headers, timeout=30, verify=_TLS) as http,
         Client(
             streamable_http_client(stack.url, http_client=http),
             mode=mode,

@@ -26,6 +26,8 @@ CREATE FUNCTION f_instead() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NU
 CREATE TABLE plain (id serial PRIMARY KEY, n int);
 CREATE TABLE defaults (id int, n int DEFAULT f_default());
 CREATE TABLE generated (id int, n int GENERATED ALWAYS AS (f_generated(id)) STORED);
+CREATE TABLE computed (id int, secret text, other text, tail text GENERATED ALWAYS AS (right(secret, 4) || other) STORED,
+    twice int GENERATED ALWAYS AS (id * 2) STORED, plain text DEFAULT 'x');
 CREATE TABLE checked (id int CHECK (f_check(id)));
 CREATE TABLE indexed (id int);
 CREATE INDEX ON indexed (f_index(id)) WHERE f_predicate(id);

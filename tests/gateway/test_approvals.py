@@ -14,19 +14,23 @@ import pytest
 
 from audit.approvals import ApprovalRecord, Conflict, Reader, State
 from audit.entry import Draft, Kind
+from audit.instances import Instance, close_dangling
 from audit.store import Store
 from audit.verify import verify
 from audit.writer import Writer
 from gateway.approvals import Approvals, Pending
+from gateway.asking import Asking
 from gateway.certificates import CertificateRule
 from gateway.errors import ApprovalRejectedError
 from gateway.model import ClientInfo, Connection, Door, Session, Statement
 from gateway.recorder import Recorder
+from gateway.voting import BREAK_GLASS, UNKNOWN, Login
 from policy.catalog import Catalog, Column, Function, Relation, RelationKind, Volatility
 from policy.model import (
     Action,
     Analysis,
     ApprovalTerms,
+    Approver,
     Decision,
     Demand,
     Effect,
@@ -82,12 +86,20 @@ class Desk:
 
     async def ask(self, *terms: ApprovalTerms, who: Principal = DEVIN) -> Pending:
         statement = Statement(session_of(who), SQL)
-        item, pending = self.approvals.request_item(statement, decision_of(*(terms or (TERMS,))), CATALOG, "st-1")
+        item, pending = self.approvals.request_item(
+            statement, decision_of(*(terms or (TERMS,))), CATALOG, "st-1", {"parameters": []}
+        )
         await self.recorder.record(item)
         return pending
 
-    async def vote(self, pending: Pending, who: Principal, choice: str = "approve") -> ApprovalRecord:
-        return await self.approvals.vote(pending.id, session_of(who), choice, pending.digest, None)
+    async def vote(
+        self, pending: Pending, who: Principal, choice: str = "approve", login: Login = UNKNOWN, comment: str = ""
+    ) -> ApprovalRecord:
+        return await self.approvals.vote(pending.id, session_of(who), choice, pending.digest, comment or None, login)
+
+    def entries(self, kind: str) -> list[tuple[str | None, str]]:
+        with contextlib.closing(sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)) as db:
+            return db.execute("SELECT subject, body FROM entries WHERE kind = ? ORDER BY seq", (kind,)).fetchall()
 
 
 @pytest.fixture
@@ -159,6 +171,8 @@ async def test_all_terms_of_a_statement_must_be_met(desk: Desk) -> None:
 async def test_a_team_of_one_may_approve_its_agent_where_the_rule_says_so(desk: Desk) -> None:
     pending = await desk.ask(replace(TERMS, owner_may_approve=True))
     assert (await desk.vote(pending, ADA)).state is State.APPROVED
+    [(subject, _)] = desk.entries("approval.owner_approved")  # as loud as a broken glass
+    assert subject == "ada"
 
 
 async def test_one_rejection_ends_it(desk: Desk) -> None:
@@ -216,13 +230,121 @@ async def test_in_an_emergency_one_person_of_the_rules_choice_decides_alone_and_
         await vote(pending.id, session_of(SAM), "break_glass", "0" * 32, "the shop is down")
     record = await vote(pending.id, session_of(SAM), "break_glass", pending.digest, "the shop is down")
     assert record.state is State.APPROVED
-    with contextlib.closing(sqlite3.connect(f"file:{desk.path}?mode=ro", uri=True)) as db:
-        found = db.execute("SELECT subject, body FROM entries WHERE kind = 'approval.broken_glass'").fetchall()
-    [(subject, body)] = found
+    [(subject, body)] = desk.entries("approval.broken_glass")
     assert subject == "sam"
     assert "the shop is down" in body
     report = verify(desk.path)
     assert report.ok, report.problem
+
+
+async def broken(desk: Desk) -> Pending:
+    pending = await desk.ask(GLASS)
+    await desk.vote(pending, SAM, BREAK_GLASS, comment="the shop is down")
+    return pending
+
+
+async def test_a_broken_glass_waits_for_a_review_by_an_approver_who_had_no_part_in_it(desk: Desk) -> None:
+    pending, reviews = await broken(desk), desk.approvals.reviews
+    assert [record.id for record in reviews.open_ones()] == [pending.id]
+    assert await desk.approvals.list() != []
+    assert await desk.approvals.open_requests(SAM) == 0
+    record = await desk.approvals.get(pending.id)
+    refused = [
+        (person("sam", "on-call", "dba"), "looked at it", "broke themselves"),
+        (ADA, "looked at it", "on behalf of `ada`"),
+        (person("olga", "developers"), "looked at it", "not among the approvers"),
+        (person("bot", "dba", kind=PrincipalKind.AGENT), "looked at it", "agents cannot vote"),
+        (GRACE, "", "needs a comment"),
+    ]
+    for who, comment, sentence in refused:
+        with pytest.raises(ApprovalRejectedError, match=sentence):
+            await reviews.close(record, session_of(who), comment)
+    assert reviews.said(record) == "open"
+    await reviews.close(record, session_of(GRACE), "it was down indeed")
+    assert reviews.said(record) == "grace: it was down indeed"
+    assert list(reviews.open_ones()) == []
+    with pytest.raises(ApprovalRejectedError, match="is reviewed: grace"):
+        await reviews.close(record, session_of(HANS), "again")
+    [(subject, body)] = desk.entries("approval.reviewed")
+    assert subject == "grace"
+    assert "it was down indeed" in body
+    report = verify(desk.path)
+    assert report.ok, report.problem
+
+
+async def test_nobody_gets_rid_of_a_review_by_the_ways_of_an_approval(desk: Desk) -> None:
+    pending = await broken(desk)
+    for way in (desk.approvals.withdraw(f"rev-{pending.id}", session_of(SAM)), desk.approvals.get(f"rev-{pending.id}")):
+        with pytest.raises(ApprovalRejectedError, match="there is no approval"):
+            await way
+    assert len(desk.approvals.reviews.open_ones()) == 1
+
+
+async def test_an_open_review_is_announced_again_once_by_all_processes_together(desk: Desk) -> None:
+    now = datetime.now(UTC)
+    with contextlib.closing(Reader.open(desk.path)) as reader:
+        earlier = Approvals(desk.recorder, reader, clock=lambda: now - timedelta(hours=2))
+        pending = await replace(desk, approvals=earlier).ask(GLASS)
+        await earlier.vote(pending.id, session_of(SAM), BREAK_GLASS, pending.digest, "the shop is down")
+        reviews, others = desk.approvals.reviews, Approvals(desk.recorder, reader).reviews
+        assert await reviews.remind(timedelta(hours=3)) == 0  # it is not so old
+        assert await reviews.remind(timedelta(hours=1)) == 1
+        assert await others.remind(timedelta(hours=1)) == 0
+    [(_, body)] = desk.entries("approval.review_due")
+    assert "the shop is down" in body
+
+
+FRESH = replace(TERMS, fresh=timedelta(minutes=5), acr=frozenset({"mfa"}))
+
+
+@pytest.mark.parametrize(
+    ("minutes", "acr", "sentence"),
+    [
+        (None, "mfa", "does not say when you logged in"),
+        (6, "mfa", "a login of the last 5 min, and yours is 6 min old"),
+        (4, "pwd", "stronger login than yours .its class is `pwd`"),
+        (4, None, "its class is `not said`"),
+    ],
+)
+async def test_a_yes_needs_a_login_as_fresh_and_strong_as_the_rule_says(
+    desk: Desk, minutes: int | None, acr: str | None, sentence: str
+) -> None:
+    pending = await desk.ask(FRESH)
+    then = None if minutes is None else datetime.now(UTC) - timedelta(minutes=minutes)
+    with pytest.raises(ApprovalRejectedError, match=sentence) as refused:
+        await desk.vote(pending, GRACE, login=Login(then, acr))
+    assert "Log in at `https://issuer.example` again (max_age=300, acr_values=mfa)" in str(refused.value)
+    assert (await desk.approvals.get(pending.id)).state is State.REQUESTED
+
+
+async def test_a_fresh_login_counts_and_the_audit_has_it_and_a_no_needs_none(desk: Desk) -> None:
+    now = datetime.now(UTC)
+    assert (await desk.vote(await desk.ask(FRESH), GRACE, login=Login(now, "mfa"))).state is State.APPROVED
+    [(_, body)] = desk.entries("approval.voted")
+    assert now.isoformat() in body
+    assert (await desk.vote(await desk.ask(FRESH), GRACE, "reject")).state is State.DENIED
+    glass = replace(GLASS, fresh=timedelta(minutes=5))
+    with pytest.raises(ApprovalRejectedError, match="login of the last 5 min"):
+        await desk.vote(await desk.ask(glass), SAM, BREAK_GLASS, comment="the shop is down")
+
+
+ELSEWHERE = Principal("grace", "https://other.example", PrincipalKind.HUMAN)
+
+
+async def test_a_named_approver_is_a_subject_of_one_issuer(desk: Desk) -> None:
+    plain = replace(TERMS, groups=frozenset(), users=frozenset({Approver("grace")}))
+    there = replace(plain, users=frozenset({Approver("grace", "https://other.example")}))
+    for terms, who, other in ((plain, person("grace"), ELSEWHERE), (there, ELSEWHERE, person("grace"))):
+        pending = await desk.ask(terms)
+        with pytest.raises(ApprovalRejectedError, match="not among the approvers"):
+            await desk.vote(pending, other)
+        assert (await desk.vote(pending, who)).state is State.APPROVED
+    glass = replace(GLASS, break_glass=frozenset(), break_glass_users=frozenset({Approver("sam")}))
+    stranger = replace(SAM, issuer="https://other.example")
+    pending = await desk.ask(glass)
+    with pytest.raises(ApprovalRejectedError, match="no rule lets `sam`"):
+        await desk.vote(pending, stranger, BREAK_GLASS, comment="x")
+    assert (await desk.vote(pending, SAM, BREAK_GLASS, comment="x")).state is State.APPROVED
 
 
 @pytest.mark.parametrize(
@@ -310,6 +432,35 @@ async def test_an_approval_is_used_once_though_many_try_and_the_chain_says_so(de
     assert report.open_statements == 1
 
 
+@pytest.mark.parametrize("voted", [False, True], ids=["requested", "approved"])
+async def test_what_waited_on_a_connection_of_a_process_that_died_is_over_at_the_next_start(
+    desk: Desk, voted: bool
+) -> None:
+    instance = Instance.start(desk.path)
+    session = replace(session_of(DEVIN), door=Door.WIRE)
+    opened = {"session": session.id, "instance": instance.id}
+    await desk.recorder.record(Draft(Kind.SESSION_OPENED, session.id, "devin", "shop", opened))
+    waits, stays = [], await desk.ask(who=person("cursor", kind=PrincipalKind.AGENT))  # at the MCP door
+    for _ in range(2):
+        item, pending = desk.approvals.request_item(Statement(session, SQL), decision_of(TERMS), CATALOG, "st-1")
+        await desk.recorder.record(item)
+        waits.append(pending)
+    if voted:
+        await desk.vote(waits[0], GRACE)
+    for alive in (True, False):
+        if not alive:
+            instance.stop()  # its lock is gone, and it has not closed its session
+        with contextlib.closing(Store.open(desk.path)) as beside:
+            close_dangling(beside)
+        states = [(await desk.approvals.get(pending.id)).state for pending in (*waits, stays)]
+        first = State.APPROVED if voted else State.REQUESTED
+        ended = State.VOID if voted else State.CANCELLED
+        expected = [first, State.REQUESTED] if alive else [ended, State.CANCELLED]
+        assert states == [*expected, State.REQUESTED]
+    report = verify(desk.path)
+    assert report.ok, report.problem
+
+
 OTHERS = [
     person("devin", "ai-agents", kind=PrincipalKind.AGENT, of="grace"),
     person("devin", "ai-agents", "on-call", kind=PrincipalKind.AGENT, of="ada"),
@@ -338,3 +489,15 @@ async def test_requests_that_wait_are_counted_for_each_principal(desk: Desk) -> 
     await desk.ask(who=GRACE)
     await desk.vote(pending, GRACE, "reject")
     assert await desk.approvals.open_requests(DEVIN) == 1
+
+
+async def test_who_has_asked_too_much_asks_nobody_further(desk: Desk) -> None:
+    asking, statement = Asking(desk.approvals), Statement(session_of(DEVIN), SQL)
+    for _ in range(20):
+        await desk.ask()
+    asking.begun(DEVIN)
+    refused = await asking.unfit(statement, decision_of(TERMS))
+    assert refused is not None
+    assert refused.verdict.reasons[0].text == "you have 20 requests for approval open"
+    asking.over(DEVIN)
+    assert await asking.unfit(statement, decision_of(TERMS)) is None

@@ -109,6 +109,14 @@ def test_what_a_statement_runs_unseen_is_demanded(catalog: Catalog, sql: str, ex
     assert _calls(catalog, sql) == expected
 
 
+def test_the_columns_that_a_generated_column_reads_are_known(catalog: Catalog) -> None:
+    relation = catalog.relation("app", "computed")
+    assert relation is not None
+    names = {column.number: column.name for column in relation.columns}
+    read = {c.name: {names[number] for number in c.computed_from} for c in relation.columns if c.computed_from}
+    assert read == {"tail": {"secret", "other"}, "twice": {"id"}}
+
+
 def test_a_view_over_a_function_that_is_never_called_is_never_read(catalog: Catalog) -> None:
     with pytest.raises(NotAnalysableError) as caught:
         _demands(catalog, "SELECT text FROM reads_files")

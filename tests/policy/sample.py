@@ -7,10 +7,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
-from policy.catalog import Catalog, Column, Function, Relation, RelationKind, Volatility
+from policy.catalog import Body, Catalog, Column, Function, Relation, RelationKind, Volatility
 from policy.model import Facts, Principal, PrincipalKind
 from policy.pseudonyms import MaskKey
 
@@ -38,9 +39,15 @@ def dump(catalog: Catalog) -> str:
         for r in catalog.relations.values()
     ]  # fmt: skip
     functions = [
-        [schema, name, [[f.oid, f.kind, f.volatility.value, f.language, f.arguments] for f in overloads]]
+        [
+            schema, name,
+            [
+                [f.oid, f.kind, f.volatility.value, f.language, f.arguments] + ([astuple(f.body)] if f.body else [])
+                for f in overloads
+            ],
+        ]
         for (schema, name), overloads in sorted(catalog.functions.items())
-    ]
+    ]  # fmt: skip
     lines = [
         f'"server_version": {catalog.server_version}',
         f'"schemas": {json.dumps(sorted(catalog.schemas))}',
@@ -71,8 +78,8 @@ def read(text: str) -> Catalog:
         )
     functions = {
         (schema, name): tuple(
-            Function(oid, schema, name, kind, Volatility(volatility), language, arguments)
-            for oid, kind, volatility, language, arguments in overloads
+            Function(oid, schema, name, kind, Volatility(volatility), language, arguments, body=_body(*body))
+            for oid, kind, volatility, language, arguments, *body in overloads
         )
         for schema, name, overloads in data["functions"]
     }
@@ -83,6 +90,10 @@ def read(text: str) -> Catalog:
         functions=functions,
         schemas=frozenset(data["schemas"]),
     )
+
+
+def _body(fields: list[Any] | None = None) -> Body | None:
+    return Body(*(tuple(f) if isinstance(f, list) else f for f in fields)) if fields else None
 
 
 MASK_KEY = MaskKey(b"a key of the tests, and of nobody else")

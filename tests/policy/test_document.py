@@ -27,8 +27,8 @@ WRONG: list[tuple[str, str]] = [
         "p.yaml:5:57: `Mars/Olympus` is no time zone; write one like Europe/Berlin or UTC",
     ),
     (
-        RULE + "    when: {any_of: [{bounded: true}, {rows_at_most: 1}]}",
-        "p.yaml:2:5: `rows_at_most` and `rows_over` count the rows that a write changes; give them to rules",
+        RULE.replace("[select]", "[drop]") + "    when: {any_of: [{bounded: true}, {rows_at_most: 1}]}",
+        "p.yaml:2:5: `rows_at_most` and `rows_over` count the rows that a write changes or a read returns; give them",
     ),
     (RULE + "    when: {any_of: [{bound: true}]}", "p.yaml:5:22: unknown key `bound`; did you mean `bounded`?"),
     (RULE.replace("allow", "alow"), "p.yaml:3:13: `alow`: input should be 'allow', 'approve' or 'deny'"),

@@ -86,6 +86,30 @@ def test_derived_columns_over_a_masked_relation_are_null_unless_cleared() -> Non
     assert _masked(EXAMPLE, "grace", "public", "customer_orders") == {}
 
 
+def _with_generated() -> Catalog:
+    """`customers.tail` is computed from `ssn`, and `customers.size` from `name`."""
+    customers = CATALOG.relation("public", "customers")
+    assert customers is not None
+    numbers = {column.name: column.number for column in customers.columns}
+    computed = (
+        Column(90, "tail", "text", 25, computed_from=frozenset((numbers["ssn"],))),
+        Column(91, "size", "integer", 23, computed_from=frozenset((numbers["name"],))),
+    )
+    grown = replace(customers, columns=(*customers.columns, *computed))
+    return replace(CATALOG, relations={**CATALOG.relations, customers.oid: grown})
+
+
+def test_a_generated_column_that_is_computed_from_a_masked_one_is_null_unless_cleared() -> None:
+    catalog = _with_generated()
+    assert _masked(EXAMPLE, "devin", "public", "customers", catalog) == {"ssn": "redact", "tail": "null"}
+    assert _masked(EXAMPLE, "grace", "public", "customers", catalog) == {}
+    cleared = EXAMPLE + "  - {columns: [public.customers.tail], with: clear}\n"
+    assert _masked(cleared, "devin", "public", "customers", catalog) == {"ssn": "redact"}
+    masked = EXAMPLE + "  - {columns: [public.customers.tail], with: redact}\n"
+    assert _masked(masked, "devin", "public", "customers", catalog) == {"ssn": "redact", "tail": "redact"}
+    assert check(load_policy(cleared, "p"), catalog) == []
+
+
 def test_clear_never_lifts_a_mask() -> None:
     text = EXAMPLE + "  - {columns: [public.customers.ssn], with: clear}\n"
     assert _masked(text, "devin", "public", "customers") == {"ssn": "redact"}

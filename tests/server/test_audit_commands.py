@@ -70,7 +70,7 @@ def test_an_export_contains_the_entry_that_tells_of_it(path: Path) -> None:
     done = run("export", path, "--after", 10)
     entries = [json.loads(line) for line in done.stdout.splitlines()]
     assert [entry["seq"] for entry in entries] == [11, 12, 13]
-    assert entries[-1]["body"] == {"how": "export", "query": {"after": 10, "follow": False}}
+    assert entries[-1]["body"] == {"how": "export", "query": {"after": 10, "follow": False, "format": "jsonl"}}
 
 
 def test_a_search_that_makes_no_sense_is_one_sentence(path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from audit import rolling
 from audit.recording import Mode
 from audit.retention import Limits
 from gateway.errors import ConfigurationError
@@ -109,6 +110,18 @@ def test_the_only_issuer_is_told_to_clients_without_a_token(tmp_path: Path) -> N
 def test_client_certificates_say_whole_what_they_are_good_for(tmp_path: Path, more: str, says: str) -> None:
     with pytest.raises(ConfigurationError, match=re.escape(says)):
         config(tmp_path, wire=f"wire: {{tls: {{certificate: c.pem, key: k.pem, {more}}}}}\n")
+
+
+def test_segments_are_rolled_as_configured_and_not_at_all_by_default(tmp_path: Path) -> None:
+    assert config(tmp_path).segments == rolling.Limits()
+    assert config(tmp_path, "  segments: {}\n").segments == rolling.Limits(1_024_000_000, timedelta(days=30))
+    assert config(tmp_path, "  segments: {megabytes: 1, days: null}\n").segments == rolling.Limits(1_000_000, None)
+
+
+def test_a_key_comes_from_one_place(tmp_path: Path) -> None:
+    assert config(tmp_path, "  key_command: [vault, read]\n").signing.key_command == ("vault", "read")
+    with pytest.raises(ConfigurationError, match="at most one of `key_file`, `key_env` and `key_command`"):
+        config(tmp_path, "  key_command: [vault]\n  key_env: KEY\n")
 
 
 def upstream(folder: Path, text: str) -> Connection:
