@@ -46,7 +46,8 @@ class Query:
     (ASCII); `words` in what was said, through an index (see `audit.words`). The newest `limit` are found.
 
     The others are a statement's, and both its entries are found: `action` and `relation` of one and the same
-    demand (`delete`, `public.orders`; `*` stands for anything), `column` a column that was masked, `verdict`,
+    demand (`delete`, `public.orders`; `*` stands for anything), `column` a column that was masked,
+    `detected` the kind of something that was found in a result and hidden (`card`; `*` for anything), `verdict`,
     `rule`, `door`, `status`, `sqlstate` (or how it begins), at least so many milliseconds and rows.
     """
 
@@ -64,6 +65,7 @@ class Query:
     action: str | None = None
     relation: str | None = None
     column: str | None = None
+    detected: str | None = None
     verdict: str | None = None
     rule: str | None = None
     door: str | None = None
@@ -152,6 +154,11 @@ _FACETS = (
     ("door", "intent", "p.body ->> '$.door' = ?"),
     ("status", "outcome", "p.body ->> '$.status' = ?"),
     ("column", "outcome", "EXISTS (SELECT 1 FROM json_each(p.body, '$.masked') m WHERE m.value GLOB ?)"),
+    (
+        "detected",
+        "outcome",
+        "EXISTS (SELECT 1 FROM json_each(p.body, '$.detected') d WHERE d.value ->> '$.kind' GLOB ?)",
+    ),
     ("sqlstate", "outcome", "p.body ->> '$.sqlstate' GLOB ? || '*'"),
     ("duration_ms", "outcome", "p.body ->> '$.duration_ms' >= ?"),
     ("rows", "outcome", "p.body ->> '$.rows' >= ?"),

@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -22,6 +23,7 @@ from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
 from gateway.session_secrets import IssuedSecret
+from policy.detectors import Kind
 from server.postgres import binaries
 from tests.doors.wire_calls import RawClient
 from tests.stack import Stack, running_stack
@@ -102,7 +104,12 @@ def measure_all(seconds: float, rows: int, tell: Tell) -> Iterator[Figure]:
             tell("200 masked rows")
             yield from asyncio.run(_masked_rows(direct, stack))
             tell(f"{rows:,} rows")
-            yield _bulk(direct, ours, rows)
+            yield _bulk(direct, ours, f"{rows:,} rows through psql", _NUMBERED.format(rows))
+            tell(f"{rows:,} rows, searched")
+            with _looking_for_everything(stack):
+                yield _bulk(direct, ours, f"{rows:,} rows, all searched, nothing found", _NUMBERED.format(rows))
+                addressed, some = _ADDRESSED.format(rows // 10), f"{rows // 10:,}"
+                yield _bulk(direct, ours, f"{some} rows with an address to hide in each", addressed)
             tell("connects")
             yield from _connects(direct, _by_secret(stack, "devin"), stack, seconds)
             tell("MCP")
@@ -177,9 +184,26 @@ async def _masked_rows(direct: Target, stack: Stack) -> list[Figure]:
         await masked.close()
 
 
-def _bulk(direct: Target, ours: Target, rows: int) -> Figure:
+_NUMBERED = "SELECT g, g * 2, 'row ' || g FROM generate_series(1, {}) g"
+_ADDRESSED = "SELECT g, g * 2, 'write to row' || g || '@example.com' FROM generate_series(1, {}) g"
+
+
+@contextmanager
+def _looking_for_everything(stack: Stack) -> Iterator[None]:
+    """The demo's policy, with content detection of all kinds for everybody."""
+    path, policies = stack.demo.config.policy_path, stack.app.hall.gateway.policies
+    before = path.read_text(encoding="utf-8")
+    path.write_text(f"{before}\ndetect:\n  - kinds: [{', '.join(Kind)}]\n", encoding="utf-8")
+    stack.call(policies.reload)
+    try:
+        yield
+    finally:
+        path.write_text(before, encoding="utf-8")
+        stack.call(policies.reload)
+
+
+def _bulk(direct: Target, ours: Target, name: str, sql: str) -> Figure:
     """Seconds for psql to read many rows."""
-    sql = f"SELECT g, g * 2, 'row ' || g FROM generate_series(1, {rows}) g"
 
     def run(target: Target) -> float:
         start = time.perf_counter()
@@ -192,7 +216,7 @@ def _bulk(direct: Target, ours: Target, rows: int) -> Figure:
 
     pairs = [(run(direct), run(ours)) for _ in range(3)]
     return Figure(
-        f"{rows:,} rows through psql",
+        name,
         "s",
         statistics.median(a for a, _ in pairs),
         statistics.median(b for _, b in pairs),

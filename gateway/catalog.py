@@ -15,6 +15,7 @@ from gateway import stored_code
 from gateway.stored_code import Row, StoredCode
 from gateway.upstream import Upstream, UpstreamError
 from policy.catalog import Catalog, Column, Domain, Function, Relation, RelationKind, Volatility
+from policy.forms import form_of
 
 # FirstNormalObjectId (access/transam.h): objects below it come with the server and do not change.
 _FIRST_USER_OID = 16384
@@ -123,6 +124,13 @@ SELECT p.oid, n.nspname, p.proname, p.prokind, p.provolatile, l.lanname,
 
 _SCHEMAS = "SELECT n.nspname FROM pg_catalog.pg_namespace n WHERE n.nspname !~ '^pg_(toast|temp)' ORDER BY 1"
 
+# Which function sends each type's values; one text for each function, since every table has two types.
+_FORMS = """
+SELECT p.prosrc, pg_catalog.string_agg(t.oid::pg_catalog.text, ' ' ORDER BY t.oid)
+  FROM pg_catalog.pg_type t JOIN pg_catalog.pg_proc p ON p.oid = t.typsend
+ WHERE t.typisdefined GROUP BY 1 ORDER BY 1"""
+
+_SUBTYPES = "SELECT rngtypid, rngmultitypid, rngsubtype FROM pg_catalog.pg_range ORDER BY 1"
 
 # What a snapshot is made of: the name of the sheet, its number of columns, its query.
 _SHEETS: Final = (
@@ -148,6 +156,8 @@ _SHEETS: Final = (
     ("foreign keys", 5, stored_code.FOREIGN_KEYS),
     ("support", 2, stored_code.SUPPORT),
     ("bodies", 7, stored_code.BODIES),
+    ("forms", 2, _FORMS),
+    ("subtypes", 3, _SUBTYPES),
 )
 
 
@@ -184,6 +194,8 @@ async def load(upstream: Upstream) -> Catalog:
         casts=code.casts,
         types=code.types(sheets["types"]),
         printed_under=tuple(json.loads(sheets["version"][0][1] or "[]")),
+        forms={int(oid): form_of(send or "") for send, oids in sheets["forms"] for oid in (oids or "").split()},
+        subtypes={int(of or 0): int(subtype or 0) for *ranges, subtype in sheets["subtypes"] for of in ranges},
     )
 
 

@@ -102,6 +102,7 @@ def outcome_entry(author: Author, grant: Grant, outcome: Outcome) -> Item:
         message=message,
         masked=[str(m) for m in grant.rewrite.masked],
         filtered=list(grant.rewrite.filtered),
+        detected=[{"column": one.column, "kind": one.kind.value, "count": one.count} for one in outcome.detected],
         digest=outcome.digest,
         instance=author.instance,
     )

@@ -10,6 +10,7 @@ from typing import Literal
 
 from audit.recording import Mode
 from policy.catalog import Catalog
+from policy.detection import Found
 from policy.model import Decision, Principal
 
 __all__ = [
@@ -192,3 +193,4 @@ class Outcome:
     sqlstate: str | None = None
     message: str | None = None
     digest: str | None = None  # SHA-256 of what was delivered, hex
+    detected: tuple[Found, ...] = ()  # what was found in it, and hidden

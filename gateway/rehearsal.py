@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from gateway.connections import Connections
-from gateway.errors import UpstreamUnavailableError
+from gateway.errors import LimitExceededError, UpstreamUnavailableError
 from gateway.model import Connection, Outcome, Status
+from gateway.screening import TextScreen
 from gateway.upstream import Page, Upstream, UpstreamError, UpstreamLostError
 from policy.catalog import Catalog, Relation, RelationKind
 from policy.model import Action, Decision, Rewrite
@@ -249,18 +250,20 @@ async def _sample(
             rewrite = await masked(f"SELECT * FROM {name} WHERE {where}")  # noqa: S608 - decided as the requester's
             if rewrite is None:
                 return []
-            before = _row(await witness.open(rewrite.sql, (), 0))
+            screen = TextScreen(rewrite.detection)
+            before = _row(await witness.open(rewrite.sql, (), 0), screen)
             if before is not None:
-                sample.append({"before": before, "after": _row(await upstream.open(rewrite.sql, (), 0))})
+                sample.append({"before": before, "after": _row(await upstream.open(rewrite.sql, (), 0), screen)})
         return sample
-    except UpstreamError:
-        return []  # a key that is masked, a table too large to look through: the count stands without it
+    except (UpstreamError, LimitExceededError):
+        return []  # a key that is masked, a table or row too large to look through: the count stands without it
 
 
-def _row(page: Page) -> dict[str, str | None] | None:
+def _row(page: Page, screen: TextScreen) -> dict[str, str | None] | None:
     if not page.rows:
         return None
-    values = zip(page.columns, page.rows[0], strict=True)
+    [row] = screen.rows(page.columns, page.rows[:1])
+    values = zip(page.columns, row, strict=True)
     return {c.name: None if v is None else v.decode("utf-8", "replace")[:_SAMPLE_CHARACTERS] for c, v in values}
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Flag, StrEnum, auto
 
+from policy.forms import Form
+
 
 class RelationKind(StrEnum):
     """`pg_class.relkind`."""
@@ -205,7 +207,10 @@ class Type:
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Catalog:
-    """A snapshot. `epoch` is a digest of its contents: equal epochs mean equal snapshots."""
+    """A snapshot. `epoch` is a digest of its contents: equal epochs mean equal snapshots.
+
+    `forms` are the binary forms of all types, by OID, and `subtypes` those that ranges and multiranges are of.
+    """
 
     epoch: str
     server_version: int  # server_version_num, such as 180006
@@ -217,6 +222,8 @@ class Catalog:
     casts: tuple[Cast, ...] = ()
     types: dict[tuple[str, str], Type] = field(default_factory=dict)  # user-defined, by (schema, name)
     printed_under: tuple[str, ...] = ("pg_catalog",)  # the search path of the session that read it
+    forms: dict[int, Form] = field(default_factory=dict, repr=False)
+    subtypes: dict[int, int] = field(default_factory=dict, repr=False)
     _names: dict[tuple[str, str], Relation] = field(init=False, repr=False)
     _functions: dict[int, Function] = field(init=False, repr=False)
     _types: dict[int, Type] = field(init=False, repr=False)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from policy.analyse import analyse
 from policy.bodies import Bodies, moved_names
+from policy.copying import copy_out
 from policy.filtering import Filtering
 from policy.masking import Masking
 from policy.model import (
@@ -105,10 +106,9 @@ def _verdict(policy: Policy, principal: Principal, facts: Facts, reading: Readin
         return Verdict(Effect.DENY, (judged.refusal, *judgement.reasons)), analysis, judgement.counts
     if judgement.effect is Effect.DENY:
         return Verdict(Effect.DENY, judgement.reasons), analysis, judgement.counts
-    if not policy.masks and not policy.rows:
-        return _allowed(judgement, Rewrite(analysis.text)), analysis, judgement.counts
     try:
         rewritten = _rewritten(policy, principal, facts, reading)
+        rewritten = _searched(policy, principal, facts, reading, rewritten)
     except NotAnalysableError as error:
         return Verdict(Effect.DENY, (error.reason, *judgement.reasons)), analysis, judgement.counts
     return _allowed(judgement, rewritten), analysis, judgement.counts
@@ -169,8 +169,23 @@ def _merged(outer: Analysis, inner: Sequence[Analysis], demands: Sequence[Demand
 
 
 def _rewritten(policy: Policy, principal: Principal, facts: Facts, reading: Reading) -> Rewrite:
+    if not policy.masks and not policy.rows:
+        return Rewrite(reading.analysis.text)
     masking, anyone = Masking(policy, principal, facts.catalog), Masking(policy, None, facts.catalog)
     return rewrite(reading, masking, Filtering(policy, principal, facts), anyone, facts.mask_key)
+
+
+def _searched(policy: Policy, principal: Principal, facts: Facts, reading: Reading, rewritten: Rewrite) -> Rewrite:
+    """The same with what is looked for in what it delivers. Raises NotAnalysableError `detect.copy`."""
+    if (detection := policy.detection(principal, facts.connection)) is None:
+        return rewritten
+    detection = replace(
+        detection,
+        forms=facts.catalog.forms,
+        subtypes=facts.catalog.subtypes,
+        copy=copy_out(reading, rewritten.sql),
+    )
+    return replace(rewritten, detection=detection)
 
 
 def _allowed(judgement: Judgement, rewritten: Rewrite) -> Verdict:
@@ -228,6 +243,7 @@ def _decide_execute(policy: Policy, principal: Principal, facts: Facts, reading:
         filtered=tuple(dict.fromkeys((*outer.filtered, *then.filtered))),
         secrets=outer.secrets | then.secrets,
     )
+    combined = _searched(policy, principal, facts, reading, combined)
     terms = _unique((*again.verdict.terms, *own.terms))
     return _decision(policy, facts, Verdict(effect, reasons, combined, terms), merged)
 

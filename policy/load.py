@@ -16,13 +16,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from policy.buckets import Unit
 from policy.conditions import ALWAYS, When, Window
+from policy.detectors import Kind
 from policy.document import Document, parse_document, validate
 from policy.filters import FilterError, RowFilter, read_condition
 from policy.limits import Limits
 from policy.masks import Mask, MaskKind
 from policy.model import Action, ApprovalTerms, Approver, Effect, PrincipalKind
 from policy.patterns import Pattern, PatternError, parse_path_pattern, parse_pattern
-from policy.rules import LimitEntry, Policy, Rule, Selector, Who
+from policy.rules import DetectEntry, LimitEntry, Policy, Rule, Selector, Who
 
 __all__ = ["Policy", "load_policy", "policy_schema"]
 
@@ -258,6 +259,15 @@ class LimitsFile(_Model):
         return self
 
 
+class DetectFile(_Model):
+    """What to look for in everything that is delivered, and to hide where it is found: a second net behind masks."""
+
+    kinds: Annotated[list[Kind], Field(min_length=1)]
+    connections: Names | None = Field(None, description="patterns of connection names; left out: all")
+    who: WhoFile | None = None
+    unless: ExemptFile | None = None
+
+
 class PolicyFile(_Model):
     """A policy."""
 
@@ -272,6 +282,7 @@ class PolicyFile(_Model):
     operators: Annotated[
         list[WhoFile], Field(description="who may see and end sessions of others; each entry as `who` of a rule")
     ] = []
+    detect: list[DetectFile] = []
 
 
 def load_policy(text: str, source: str) -> Policy:
@@ -315,6 +326,7 @@ def load_policy(text: str, source: str) -> Policy:
         limits=_as_limits(document, file),
         auditors=tuple(who for who in map(_as_who, file.auditors) if who is not None),
         operators=tuple(who for who in map(_as_who, file.operators) if who is not None),
+        detect=_as_detect(document, file),
     )
 
 
@@ -485,6 +497,27 @@ def _as_limits(document: Document, file: PolicyFile) -> tuple[LimitEntry, ...]:
         )
         for index, entry in enumerate(file.limits)
     )
+
+
+def _as_detect(document: Document, file: PolicyFile) -> tuple[DetectEntry, ...]:
+    entries = []
+    for index, entry in enumerate(file.detect):
+        place = document.locate(("detect", index))
+        exempt = entry.unless or ExemptFile(groups=None, users=None)
+        entries.append(
+            DetectEntry(
+                kinds=frozenset(entry.kinds),
+                who=_as_who(entry.who),
+                connections=_reader(document, ("detect", index))(
+                    "connections", entry.connections or (), 1, "connection"
+                ),
+                exempt_groups=frozenset(exempt.groups or ()),
+                exempt_users=frozenset(exempt.users or ()),
+                label=f"detect ({PurePath(document.source).name}:{place[0]})",
+                place=place,
+            )
+        )
+    return tuple(entries)
 
 
 def _how(entry: MaskFile) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from enum import IntEnum, StrEnum
 
 from policy.catalog import Catalog
+from policy.detection import Detection
 from policy.pseudonyms import MaskKey
 
 
@@ -258,6 +259,7 @@ class Rewrite:
     them, or a whole row (attribute 0) of their relations, in a RowDescription means that it failed.
     `filtered` names the relations of which only some rows are read, with the policy's entry.
     `secrets` are the bytes of `sql` that only the server may see: whoever shows the text shows `shown`.
+    `detection` is what is looked for in what the text delivers; None for nothing.
     """
 
     sql: bytes
@@ -266,6 +268,7 @@ class Rewrite:
     origins: frozenset[tuple[int, int]] = frozenset()
     filtered: tuple[str, ...] = ()
     secrets: frozenset[bytes] = field(default=frozenset(), repr=False)
+    detection: Detection | None = None
 
     @property
     def shown(self) -> str:

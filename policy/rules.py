@@ -9,6 +9,8 @@ from datetime import datetime
 from typing import Final, Literal
 
 from policy.conditions import When, Window
+from policy.detection import NOTHING, Detection
+from policy.detectors import Kinds
 from policy.filters import RowFilter
 from policy.limits import Limits, strictest
 from policy.masks import Mask
@@ -138,6 +140,39 @@ class LimitEntry:
         return not self.connections or any(p.matches((connection,)) for p in self.connections)
 
 
+@dataclass(frozen=True, slots=True)
+class DetectEntry:
+    """One entry of the file: what to look for in what is delivered, for whom, on which connections.
+
+    `unless` is whoever is excused from it: members of any of the groups, or any of the users.
+    """
+
+    kinds: Kinds
+    who: Who | None
+    connections: tuple[Pattern, ...]
+    exempt_groups: frozenset[str]
+    exempt_users: frozenset[str]
+    label: str
+    place: tuple[int, int] = (1, 1)
+
+    def concerns(self, principal: Principal, connection: str) -> bool:
+        """Whether it looks at what this principal gets on this connection."""
+        if self.who is not None and not self.who.includes(principal):
+            return False
+        if self.connections and not any(p.matches((connection,)) for p in self.connections):
+            return False
+        return not is_exempt(principal, self.exempt_groups, self.exempt_users)
+
+
+def is_exempt(principal: Principal, groups: frozenset[str], users: frozenset[str]) -> bool:
+    """Whether an `unless` of these groups and users excuses the principal."""
+    return (
+        not groups.isdisjoint(principal.groups)
+        or principal.subject in users
+        or (principal.email is not None and principal.email in users)
+    )
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Policy:
     """A loaded policy. `hash` is the SHA-256 of what it says."""
@@ -152,6 +187,7 @@ class Policy:
     limits: tuple[LimitEntry, ...] = ()
     auditors: tuple[Who, ...] = ()  # who may read the audit through the gateway
     operators: tuple[Who, ...] = ()  # who may see and end everybody's sessions
+    detect: tuple[DetectEntry, ...] = ()
 
     def limits_of(self, principal: Principal, connection: str) -> Limits:
         """The strictest of all limits that are about this principal on this connection."""
@@ -166,6 +202,16 @@ class Policy:
             rule.effect is not Effect.DENY and not rule.actions <= _READING and rule.concerns(principal, connection)
             for rule in self.rules
         )
+
+    def detection(self, principal: Principal, connection: str) -> Detection | None:
+        """All that any entry looks for in what this principal gets on this connection; None for nothing."""
+        if not self.detect:
+            return None
+        entries = [entry for entry in self.detect if entry.concerns(principal, connection)]
+        if not entries:
+            return None
+        kinds = NOTHING.union(*(entry.kinds for entry in entries))
+        return Detection(kinds, tuple(sorted(entry.label for entry in entries)))
 
     def moment(self, now: datetime) -> tuple[bool, ...]:
         """What of a moment this policy's verdicts depend on: decisions of equal ones are equal."""

@@ -150,6 +150,7 @@ def verify(
 @click.option("--action", help="What a statement demands: select, delete, drop, call …")
 @click.option("--relation", help="Of what: public.orders; sales.* for all of a schema.")
 @click.option("--column", help="A column that was masked: public.customers.ssn, or *.ssn.")
+@click.option("--detected", help="What was found in the result and hidden: card, ssn, iban, email, key; * for any.")
 @click.option("--verdict", type=click.Choice(["allow", "approve", "deny"]), help="The policy's word.")
 @click.option("--rule", help="A rule that decided, by its name.")
 @click.option("--door", type=click.Choice(["mcp", "wire"]), help="Where the statement came in.")

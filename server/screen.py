@@ -126,6 +126,8 @@ def _outcome(moment: Moment) -> Iterator[tuple[Style, str]]:
     parts = [status, body.get("tag"), body.get("sqlstate"), *([] if status == "completed" else [body.get("message")])]
     parts += [f"{body['duration_ms']:g} ms"] if body.get("duration_ms") is not None else []
     parts += [f"masked: {', '.join(body['masked'])}"] if body.get("masked") else []
+    hidden = ", ".join(f"{one['count']} {one['kind']}" for one in body.get("detected", ()))
+    parts += [f"hidden: {hidden}"] if hidden else []
     style = {"completed": Style.ASIDE, "pending": Style.WAIT, "rehearsed": Style.WAIT}.get(status, Style.BAD)
     yield style, f"{_line(' · '.join(str(part) for part in parts if part))}\n"
 

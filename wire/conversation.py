@@ -16,12 +16,14 @@ from gateway.admission import Gateway, Grant
 from gateway.errors import CountersignError
 from gateway.model import Outcome, Session, Statement, Status
 from gateway.upstream import UpstreamError, UpstreamLostError
+from policy.detection import NOTHING
+from policy.detectors import Kinds
 from policy.model import Decision, Effect
-from wire import backend, copy, cursors, frontend, reports, sqlstate
+from wire import backend, copy, cursors, frontend, reports, searching, sqlstate
 from wire.batch import Batch
+from wire.batched import POISON, BatchedRuns
 from wire.client import ClientConnection, ClientGoneError
 from wire.codec import Received
-from wire.counted import POISON, CountedRuns
 from wire.fields import ProtocolError
 from wire.idling import IdleClock, Waiting
 from wire.limiting import Limiter
@@ -61,12 +63,12 @@ class Conversation:
         self._upstream = upstream
         self._session = session
         self._gateway = gateway
-        self._replies = Replies(wire, self._settle, self._transaction_ended)
+        self._replies = Replies(wire, self._settle, self._transaction_ended, looks_for=self._looks_for)
         self._progress = asyncio.Event()
         self._over: EndedError | None = None
         self._batch = Batch()
         self._parking = Parking(client, gateway, upstream)
-        self._counted = CountedRuns(client, upstream, self._replies, gateway, self._forward, self._until_idle)
+        self._batched = BatchedRuns(client, upstream, self._replies, gateway, self._forward, self._until_idle)
         self._limiter = Limiter(wire, self._replies, self.cancel)
         self._cancelling: asyncio.Task[None] | None = None
         self._refreshed_in_batch = False
@@ -257,13 +259,17 @@ class Conversation:
         )
         self._wire.simple_query()
         if len(grants) == 1 and grants[0].counted:
-            await self._counted.simple(grants[0], forwarded)
+            await self._batched.counted(grants[0], forwarded)
+            return
+        deliveries = tuple(self._limiter.delivery(grant) for grant in grants)
+        if len(grants) == 1 and searching.copies(decisions[0]):
+            await self._batched.searched(deliveries[0], forwarded)
             return
         self._replies.expect(
             Owed(
                 Owes.QUERY,
                 text=forwarded,
-                deliveries=tuple(self._limiter.delivery(grant) for grant in grants),
+                deliveries=deliveries,
                 origins=frozenset().union(*(grant.rewrite.origins for grant in grants)),
             )
         )
@@ -342,18 +348,21 @@ class Conversation:
             # The approval took its time, and the policy changed meanwhile: what was approved is not what runs.
             self._settle(grant, Outcome(Status.FAILED, message="the rewrite changed while it waited"))
             raise RefusalError(reports.CHANGED)
+        delivery = self._limiter.delivery(grant, portal)
+        for described, asking in searching.describing(delivery, message.portal, prepared.text):
+            await self._send(described, asking)
         await self._send(
             Owed(
                 Owes.EXECUTE,
                 text=prepared.text,
-                deliveries=(self._limiter.delivery(grant, portal),),
+                deliveries=(delivery,),
                 origins=grant.rewrite.origins,
                 withhold=grant.counted,
             ),
             raw,
         )
         if grant.counted:
-            await self._counted.settle(grant)
+            await self._batched.settle(grant)
         if decision.analysis is not None and decision.analysis.effects.copy_in:
             # Only the server's word says whether the client's next messages are COPY data.
             self._forward(frontend.Flush().encode())
@@ -516,6 +525,10 @@ class Conversation:
         if self._session.schema_changed:
             # What it changed is everybody's only now: others may have looked since, and seen nothing.
             self._gateway.connections.changed(self._session)
+
+    def _looks_for(self) -> Kinds:
+        detection = self._gateway.policies.current.detection(self._session.principal, self._session.connection.name)
+        return detection.kinds if detection is not None else NOTHING
 
     def _settle(self, grant: Grant, outcome: Outcome) -> None:
         self._gateway.settle(grant, outcome)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from gateway.admission import Grant
-from gateway.errors import LimitExceededError
+from gateway.errors import LimitExceededError, UnsearchableError
 from wire.codec import Rows
 from wire.cursors import read_by
 from wire.replies import Delivery, Replies
@@ -28,13 +28,13 @@ class Limiter:
             return Delivery(grant, used)
         return Delivery(grant, used, portal.prepared.description, portal.formats)
 
-    def passes(self, piece: Rows) -> bool:
-        """Whether rows may go to the client."""
+    def rows(self, piece: Rows) -> bytes:
+        """What of these rows may go to the client; where it may get no more, the server is asked to stop."""
         try:
             return self._replies.rows(piece)
-        except LimitExceededError:
+        except (LimitExceededError, UnsearchableError):
             self._cancel()
-            return False
+            return b""
 
     def time(self, grants: Sequence[Grant]) -> None:
         """Cancel the statements of these grants, each after the time that its principal may have."""

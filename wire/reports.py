@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gateway.errors import CountersignError, RefusedError
+from policy.detection import Findings
 from wire import sqlstate
 from wire.texts import Forwarded, position_at
 
@@ -97,6 +98,16 @@ def as_client_sees(fields: Report, text: Forwarded | None) -> Report:
         else:
             mapped["P"] = str(position)
     return mapped
+
+
+def found_notice(findings: Findings) -> Report:
+    """Says what was hidden in a result."""
+    return report(
+        sqlstate.NOTICE,
+        f"the policy hid in this result: {'; '.join(map(str, findings))}",
+        severity="NOTICE",
+        hint="They were replaced by stars, in numbers by zeros.",
+    )
 
 
 def _is_number(text: str) -> bool:

@@ -9,7 +9,7 @@ from gateway.drafts import denial
 from gateway.model import Session, Statement
 from policy.engine import NotAnalysableError, split
 from policy.model import Decision
-from wire import cursors
+from wire import cursors, searching
 from wire.replies import depends_on_context, moves_context
 from wire.session import Portal
 
@@ -61,6 +61,7 @@ async def decide_each(
             )
         if decision.streams and decision.analysis is not None and decision.analysis.effects.declares is not None:
             declared.add(decision.analysis.effects.declares)
+        decision = searching.checked(decision, alone=len(ranges) == 1)
         moved = moved or moves_context(decision)
         statements.append(statement)
         decisions.append(decision)

@@ -55,7 +55,10 @@ STATEMENTS: list[tuple[Item, Item]] = [
         ),
         outcome(4, "grace", status="refused", sqlstate="42501", duration_ms=None, rows=None),
     ),
-    (intent(5, "grace"), outcome(5, "grace", duration_ms=1500.0)),
+    (
+        intent(5, "grace"),
+        outcome(5, "grace", duration_ms=1500.0, detected=[{"column": "body", "kind": "card", "count": 2}]),
+    ),
 ]
 
 
@@ -83,6 +86,9 @@ FACETS = [
     (Query(relation="sales.*", action="delete"), ()),  # of one and the same demand
     (Query(column="public.customers.ssn"), (3,)),
     (Query(column="*.ssn"), (3,)),
+    (Query(detected="card"), (5,)),
+    (Query(detected="*"), (5,)),
+    (Query(detected="ssn"), ()),
     (Query(verdict="deny"), (4,)),
     (Query(rule="no-drops"), (4,)),
     (Query(door="wire"), (3,)),

@@ -89,5 +89,6 @@ def test_rules_name_their_file_and_line_without_its_folder() -> None:
 
 def test_the_schema_knows_every_key() -> None:
     schema = policy_schema()
-    assert set(schema["properties"]) == {"version", "rules", "masks", "rows", "limits", "auditors"}
+    known = {"version", "rules", "masks", "rows", "limits", "auditors", "operators", "detect"}
+    assert set(schema["properties"]) == known
     assert "with" in schema["$defs"]["MaskFile"]["properties"]
