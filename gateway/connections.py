@@ -178,9 +178,9 @@ class Connections:
         except (UpstreamError, UpstreamLostError) as error:
             raise _unavailable(session.connection, error) from None
 
-    async def give_back(self, session: Session, upstream: Upstream) -> None:
+    async def give_back(self, upstream: Upstream) -> None:
         """Done with it: it is used again only if it can be verified clean. Nothing of a client's may run on it."""
-        await self._shelves[session.connection.name].pool.give_back(session.connection, upstream)
+        await self._shelves[upstream.connection.name].pool.give_back(upstream)
 
     @asynccontextmanager
     async def lease(self, session: Session) -> AsyncIterator[Upstream]:
@@ -197,7 +197,7 @@ class Connections:
             # Whatever state it is in, nobody else will meet it.
             await upstream.disconnect()
             raise
-        await self.give_back(session, upstream)
+        await self.give_back(upstream)
 
     @asynccontextmanager
     async def aside(self, session: Session) -> AsyncIterator[Upstream]:
@@ -237,7 +237,7 @@ class Connections:
         except BaseException:
             await upstream.disconnect()
             raise
-        await self.give_back(session, upstream)
+        await self.give_back(upstream)
 
     def snapshots(self) -> list[Catalog]:
         """The shared snapshots of the connections that were used so far, as they were last seen."""

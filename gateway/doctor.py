@@ -48,15 +48,15 @@ class Examination:
     lacks: frozenset[tuple[Action, str]]
 
 
-async def examine(connection: Connection, upstream: Upstream, policy: Policy) -> Examination:
-    """Look at everything. Raises UpstreamError, UpstreamLostError."""
+async def examine(connection: Connection, upstream: Upstream, policy: Policy, clients: int) -> Examination:
+    """Look at everything; `clients` is how many the wire door lets in. Raises UpstreamError, UpstreamLostError."""
     user = connection.user
     findings = [
         *_attributes(user, (await upstream.probe(_ATTRIBUTES))[0]),
         *_memberships(user, await upstream.probe(_MEMBERSHIPS)),
         *_belongings(user, (await upstream.probe(_BELONGINGS))[0]),
         *_transport(connection, (await upstream.probe(_TRANSPORT))[0][0] == "t"),
-        *_server((await upstream.probe(_SERVER))[0]),
+        *_server((await upstream.probe(_SERVER))[0], clients),
         *_logging({str(k): str(v) for k, v in await upstream.probe(_SETTINGS)}, policy),
         *_languages((await upstream.probe(_LANGUAGES))[0][0]),
     ]
@@ -187,11 +187,13 @@ def _transport(connection: Connection, encrypted: bool) -> Iterator[Finding]:
 
 _SERVER = """
 SELECT pg_catalog.current_setting('server_version_num')::int / 10000, pg_catalog.pg_is_in_recovery(),
-       pg_catalog.current_setting('default_transaction_read_only'), pg_catalog.current_setting('server_encoding')"""
+       pg_catalog.current_setting('default_transaction_read_only'), pg_catalog.current_setting('server_encoding'),
+       pg_catalog.current_setting('max_connections')::int
+       - pg_catalog.current_setting('superuser_reserved_connections')::int"""
 
 
-def _server(row: Row) -> Iterator[Finding]:
-    version, recovering, read_only, encoding = row
+def _server(row: Row, clients: int) -> Iterator[Finding]:
+    version, recovering, read_only, encoding, connections = row
     if not _OLDEST <= int(version or 0) <= _NEWEST:
         yield Finding(
             Severity.WARNING,
@@ -209,6 +211,12 @@ def _server(row: Row) -> Iterator[Finding]:
             Severity.WARNING,
             f"the database's encoding is {encoding}: characters that it does not have fail, and SQL_ASCII checks none",
             "Use a database in UTF8.",
+        )
+    if int(connections or 0) < clients:
+        yield Finding(
+            Severity.NOTE,
+            f"the server takes {connections} connections, and the wire door lets in {clients} clients: the last fail",
+            "Lower `wire.limits.connections`, or raise `max_connections`.",
         )
 
 

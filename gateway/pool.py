@@ -49,9 +49,9 @@ class Pool:
                 return upstream
         return None
 
-    async def give_back(self, connection: Connection, upstream: Upstream) -> None:
+    async def give_back(self, upstream: Upstream) -> None:
         """Keep a session for its next use if it is verified clean, else end it. No client's statement may run on it."""
-        idle = self._idle[_role(connection)]
+        idle = self._idle[_role(upstream.connection)]
         # Looked at again: many may come back at the same time.
         if len(idle) < _MOST_IDLE and await _clean(upstream) and len(idle) < _MOST_IDLE and not self._closed:
             idle.append((upstream, time.monotonic()))

@@ -32,10 +32,11 @@ from gateway.session_secrets import SessionSecrets
 from gateway.sessions import Sessions
 from server.announcements import announcing
 from server.asgi import serving
-from server.config import Config, McpFile, OauthFile, Signing, TlsFile, WireFile, WireLimitsFile
+from server.config import Config, McpFile, Signing
 from server.http import build_app
 from server.mcp_settings import McpSettings
 from server.webhooks import channels
+from server.wire_config import OauthFile, TlsFile, WireFile, WireLimitsFile
 from wire.listener import WireDoor
 from wire.oauthbearer import OauthOffer
 from wire.occupancy import DoorLimits

@@ -3,47 +3,40 @@
 from __future__ import annotations
 
 import os
-import ssl
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from audit import keys, rolling
 from audit.notary import Rhythm
 from audit.note import NoteError, PublicKey, Signer, check_name
-from audit.recording import Mode
 from audit.retention import Limits
 from audit.witness import Witness
-from gateway.certificates import NameKind
 from gateway.errors import ConfigurationError
 from gateway.identity import Issuer
-from gateway.model import ChannelBinding, Connection, Rehearse, SslMode, TargetSession, UpstreamRole
+from gateway.model import Connection
 from gateway.transcript import RecordingBounds
 from policy.document import DocumentError, parse_document, validate
 from policy.pseudonyms import MaskKey
+from server.config_model import STRICT, Port
+from server.connection_config import ConnectionFile, as_connection, password_of
 from server.mail import Mail, Security
 from server.webhooks import Webhook
+from server.wire_config import WireFile, issuers_named, with_absolute_paths
 from server.witnesses import LOOPBACK, WitnessFile, is_private, witness_of
 
 _MAKE_KEY = "`openssl rand -hex 32`"
 _SECRET_BYTES = 24  # the least that the Standard Webhooks specification lets a secret have
 _ADDRESS = r"^[^\s,<>]+@[^\s,<>]+$"
 
-Port = Annotated[int, Field(ge=0, le=65535)]
-
-
-def _off(value: object) -> object:
-    """YAML 1.1 reads a bare `off` as false."""
-    return "off" if value is False else value
-
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = STRICT
 
 
 class CheckpointsFile(_Model):
@@ -103,172 +96,6 @@ class IssuerFile(_Model):
     groups_claim: str = "groups"
     kind_claim: str = "principal_kind"
     on_behalf_of_claim: str = "on_behalf_of"
-
-
-class ShadowFile(_Model):
-    """Where shadow databases are made: a server and a role with CREATEDB. What is left out is the connection's own."""
-
-    database: str = "postgres"
-    host: str | None = None
-    port: Port | None = None
-    user: str | None = None
-    password_file: Path | None = None
-    password_env: str | None = None
-
-    @model_validator(mode="after")
-    def _password_of_user(self) -> ShadowFile:
-        if self.password_file is not None and self.password_env is not None:
-            raise ValueError("give at most one of `password_file` and `password_env`")
-        if (self.user is not None) != (self.password_file is not None or self.password_env is not None):
-            raise ValueError("a `user` and its password go together; give both, or neither")
-        return self
-
-
-class _Credential(_Model):
-    """An upstream user. The password comes from a file or an environment variable, never from this file."""
-
-    user: str
-    password_file: Path | None = None
-    password_env: str | None = None
-
-    @model_validator(mode="after")
-    def _one_password(self) -> Self:
-        if (self.password_file is None) == (self.password_env is None):
-            raise ValueError("give exactly one of `password_file` and `password_env`")
-        return self
-
-
-class RoleFile(_Credential):
-    """The upstream user of principals in one of these groups; see gateway.model.UpstreamRole."""
-
-    groups: Annotated[list[str], Field(min_length=1)]
-
-
-class HostFile(_Model):
-    """One server of several that hold the same database."""
-
-    host: str
-    port: Port = 5432
-
-
-class ConnectionFile(_Credential):
-    """An upstream."""
-
-    host: str | None = None
-    port: Port = 5432
-    hosts: list[HostFile] = []
-    target_session_attrs: TargetSession = "any"
-    database: str
-    sslmode: SslMode = "prefer"
-    sslrootcert: Path | None = None
-    channel_binding: ChannelBinding = "prefer"
-    connect_timeout: Annotated[float, Field(gt=0, le=600)] = 10
-    warm: Annotated[int, Field(ge=0, le=50)] = 0
-    roles: list[RoleFile] = []
-    description: str = ""
-    recording: Annotated[Mode, BeforeValidator(_off)] = Mode.METADATA
-    rehearse: Annotated[Rehearse, BeforeValidator(_off)] = "live"
-    shadow: ShadowFile | None = None
-
-    @property
-    def servers(self) -> list[HostFile]:
-        """All hosts, the first to be asked first."""
-        return self.hosts or [HostFile(host=self.host or "", port=self.port)]
-
-    @model_validator(mode="after")
-    def _reachable(self) -> ConnectionFile:
-        if (self.host is None) == (not self.hosts):
-            raise ValueError("give exactly one of `host` and `hosts`")
-        if self.channel_binding == "require" and self.sslmode in ("disable", "prefer"):
-            raise ValueError("`channel_binding: require` needs TLS: set `sslmode` to `require` or better")
-        if (self.rehearse == "shadow") != (self.shadow is not None):
-            raise ValueError("`rehearse: shadow` and `shadow` go together; give both, or neither")
-        return self
-
-
-class ClientPrincipalFile(_Model):
-    """Certificates with a name that fits stand for this program; see gateway.certificates.CertificateRule."""
-
-    common_name: Annotated[str, Field(min_length=1)] | None = None
-    dns: Annotated[str, Field(min_length=1)] | None = None
-    uri: Annotated[str, Field(min_length=1)] | None = None
-    email: Annotated[str, Field(min_length=1)] | None = None
-    subject: Annotated[str, Field(min_length=1)]
-    groups: list[str] = []
-    on_behalf_of: Annotated[str, Field(min_length=1)] | None = None
-    on_behalf_of_issuer: str | None = None
-
-    @property
-    def names(self) -> dict[NameKind, str]:
-        """What is given of a certificate's names."""
-        kinds: tuple[NameKind, ...] = ("common_name", "dns", "uri", "email")
-        return {kind: pattern for kind in kinds if (pattern := getattr(self, kind)) is not None}
-
-    @model_validator(mode="after")
-    def _one_name(self) -> ClientPrincipalFile:
-        if len(self.names) != 1:
-            raise ValueError("give exactly one of `common_name`, `dns`, `uri` and `email`")
-        return self
-
-
-class TlsFile(_Model):
-    """The wire door's server certificate, and what clients' certificates are good for; PEM files.
-
-    `both`: each client needs a certificate and a login besides. `required`: each needs a certificate, and a login where
-    the certificate stands for nobody. `optional`: a certificate that stands for a program, or a login.
-    """
-
-    certificate: Path
-    key: Path
-    client_ca: Path | None = None
-    client_crl: Path | None = None
-    client_certificates: Literal["both", "required", "optional"] = "both"
-    client_principals: list[ClientPrincipalFile] = []
-
-    @model_validator(mode="after")
-    def _clients(self) -> TlsFile:
-        asked = self.client_crl or self.client_principals or self.client_certificates != "both"
-        if asked and self.client_ca is None:
-            raise ValueError("clients' certificates need a `client_ca` that signed them")
-        if self.client_principals and self.client_certificates == "both":
-            raise ValueError(
-                "with `client_certificates: both` no certificate stands for anybody: "
-                "say `required` or `optional` for `client_principals`"
-            )
-        return self
-
-
-class WireLimitsFile(_Model):
-    """What the wire door gives to its clients; see wire.occupancy.DoorLimits. Times are seconds, null is no limit."""
-
-    connections: Annotated[int, Field(ge=1, le=100_000)] = 500
-    per_principal: Annotated[int, Field(ge=1, le=100_000)] = 100
-    per_address: Annotated[int, Field(ge=1, le=100_000)] = 500
-    failures: Annotated[int, Field(ge=1, le=100_000)] = 60
-    start: Annotated[float, Field(gt=0, le=600)] = 30
-    idle: Annotated[float, Field(gt=0)] | None = None
-    idle_in_transaction: Annotated[float, Field(gt=0)] | None = None
-
-
-class OauthFile(_Model):
-    """Users whom the wire door asks for SASL OAUTHBEARER; `*` in a name is any run of characters.
-
-    A client without a token is told the issuer (one of `issuers`; may be left out where there is but one) and scope.
-    """
-
-    users: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
-    issuer: str | None = None
-    scope: str = "openid"
-
-
-class WireFile(_Model):
-    """The wire door. Port 0 takes a free one."""
-
-    host: str = "127.0.0.1"
-    port: Port = 6432
-    tls: TlsFile | None = None
-    oauth: OauthFile | None = None
-    limits: WireLimitsFile = WireLimitsFile()
 
 
 class McpFile(_Model):
@@ -365,26 +192,12 @@ class ConfigFile(_Model):
     def _issuers_named(self) -> ConfigFile:
         """What the wire door says of an issuer is said of one that is trusted, and of which one it is."""
         trusted = [issuer.issuer for issuer in self.issuers]
-        for key, issuer in _issuers_named(self.wire):
+        for key, issuer in issuers_named(self.wire):
             if issuer is None and len(trusted) > 1:
                 raise ValueError(f"`{key}` must say which of the `issuers` is meant")
             if issuer is not None and issuer not in trusted:
                 raise ValueError(f"`{key}` `{issuer}` is none of the `issuers`")
         return self
-
-
-def _issuers_named(wire: WireFile | None) -> list[tuple[str, str | None]]:
-    """The wire door's keys that name an issuer, with what they say; None means the only one."""
-    named: list[tuple[str, str | None]] = []
-    if wire is not None and wire.oauth is not None:
-        named.append(("wire.oauth.issuer", wire.oauth.issuer))
-    if wire is not None and wire.tls is not None:
-        named += [
-            ("on_behalf_of_issuer", entry.on_behalf_of_issuer)
-            for entry in wire.tls.client_principals
-            if entry.on_behalf_of is not None
-        ]
-    return named
 
 
 _key_printed_by = cache(keys.from_command)  # a vault is not asked for every checkpoint, on the writer's thread
@@ -472,8 +285,8 @@ def load_config(path: Path) -> Config:
         signing=_signing(file.audit, base),
         policy_path=base / file.policy,
         issuers=tuple(_issuer(issuer) for issuer in file.issuers),
-        connections=tuple(_connection(name, c, base) for name, c in file.connections.items()),
-        wire=_absolute_tls(file.wire, base),
+        connections=tuple(as_connection(name, c, base) for name, c in file.connections.items()),
+        wire=with_absolute_paths(file.wire, base),
         mcp=file.mcp,
         longest_session=timedelta(seconds=file.longest_session),
         drain=file.drain,
@@ -536,77 +349,6 @@ def _issuer(file: IssuerFile) -> Issuer:
     )
 
 
-def _connection(name: str, file: ConnectionFile, base: Path) -> Connection:
-    first, *others = file.servers
-    of = f"connection `{name}`"
-    connection = Connection(
-        name=name,
-        host=first.host,
-        port=first.port,
-        database=file.database,
-        user=file.user,
-        password=_password(of, file, base),
-        sslmode=file.sslmode,
-        sslrootcert=_root_certificate(name, base / file.sslrootcert) if file.sslrootcert else None,
-        description=file.description,
-        recording=file.recording,
-        rehearse=file.rehearse,
-        channel_binding=file.channel_binding,
-        fallbacks=tuple((other.host, other.port) for other in others),
-        target=file.target_session_attrs,
-        connect_timeout=file.connect_timeout,
-        roles=tuple(UpstreamRole(frozenset(r.groups), r.user, _password(of, r, base)) for r in file.roles),
-        warm=file.warm,
-    )
-    return connection if file.shadow is None else replace(connection, shadow=_shadow(connection, file.shadow, base))
-
-
-def _shadow(connection: Connection, file: ShadowFile, base: Path) -> Connection:
-    own = replace(connection, roles=(), warm=0)
-    if file.user is not None:
-        password = _password(f"the shadow of connection `{connection.name}`", file, base)
-        own = replace(own, user=file.user, password=password)
-    if file.host is not None:
-        own = replace(own, host=file.host, fallbacks=())
-    return replace(own, name=f"{own.name}/shadow", port=file.port or own.port, database=file.database)
-
-
-def _password(of: str, file: _Credential | ShadowFile | MailFile, base: Path) -> str:
-    if file.password_file is not None:
-        try:
-            return (base / file.password_file).read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise ConfigurationError(
-                f"the password file `{file.password_file}` of {of} cannot be read: {error.strerror}",
-                cure="Write the password into it, mode 600.",
-            ) from None
-        except UnicodeDecodeError:
-            raise ConfigurationError(
-                f"the password file `{file.password_file}` of {of} is not UTF-8",
-                cure="Write the password into it as plain text.",
-            ) from None
-    variable = file.password_env or ""
-    if variable not in os.environ:
-        raise ConfigurationError(
-            f"the environment variable `{variable}` with the password of {of} is not set",
-            cure=f"Set `{variable}`, or use `password_file`.",
-        )
-    return os.environ[variable]
-
-
-def _root_certificate(name: str, path: Path) -> str:
-    """The path of a file that TLS can trust: a wrong one is found at start, not at the first statement."""
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=path)
-    except (OSError, ssl.SSLError) as error:
-        why = "it holds no PEM certificate" if isinstance(error, ssl.SSLError) else error.strerror
-        raise ConfigurationError(
-            f"the root certificate `{path}` of connection `{name}` cannot be used: {why}",
-            cure="Name a PEM file with the certificate that signed the server's.",
-        ) from None
-    return str(path)
-
-
 def _mask_key(file: ConfigFile, base: Path) -> MaskKey | None:
     """The secret behind the pseudonyms of `hash` masks: the bytes of the text, without white space at its ends."""
     if file.mask_key_file is not None:
@@ -656,16 +398,8 @@ def _mail(file: MailFile, base: Path) -> Mail:
         security=file.security,
         ca=base / file.ca if file.ca is not None else None,
         user=file.user,
-        password=_password(f"mail server `{file.host}`", file, base) if file.user is not None else None,
+        password=password_of(f"mail server `{file.host}`", file, base) if file.user is not None else None,
         events=frozenset(file.events),
         statement=file.statement,
         link=file.link,
     )
-
-
-def _absolute_tls(wire: WireFile | None, base: Path) -> WireFile | None:
-    if wire is None or wire.tls is None:
-        return wire
-    given = ((name, getattr(wire.tls, name)) for name in ("certificate", "key", "client_ca", "client_crl"))
-    tls = wire.tls.model_copy(update={name: base / path for name, path in given if path is not None})
-    return wire.model_copy(update={"tls": tls})

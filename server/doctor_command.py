@@ -48,7 +48,7 @@ def doctor(context: click.Context, config_path: Path, connection: str | None, as
     if not chosen:
         known = ", ".join(f"`{c.name}`" for c in config.connections)
         raise ConfigurationError(f"there is no connection `{connection}`", cure=f"The configured connections: {known}.")
-    found = asyncio.run(_examined(chosen, policy))
+    found = asyncio.run(_examined(chosen, policy, config.wire.limits.connections if config.wire else 0))
     for one in found:
         click.echo(_as_json(one) if as_json else _as_text(one))
     serious = sum(one.finding.severity is not Severity.NOTE for one in found)
@@ -57,14 +57,14 @@ def doctor(context: click.Context, config_path: Path, connection: str | None, as
     context.exit(1 if serious else 0)
 
 
-async def _examined(connections: Sequence[Connection], policy: Policy) -> list[_Found]:
+async def _examined(connections: Sequence[Connection], policy: Policy, clients: int) -> list[_Found]:
     found: list[_Found] = []
     for connection in connections:
         examinations: list[Examination] = []
         users = [connection, *(replace(connection, user=r.user, password=r.password) for r in connection.roles)]
         for as_user in users:
             try:
-                examination = await _examine(as_user, policy)
+                examination = await _examine(as_user, policy, clients)
             except (UpstreamError, UpstreamLostError) as error:
                 cure = "Check that the server is up, and that user, password and `sslmode` are right."
                 failure = Finding(Severity.ERROR, f"`{as_user.user}` cannot connect: {error}", cure)
@@ -77,14 +77,14 @@ async def _examined(connections: Sequence[Connection], policy: Policy) -> list[_
     return found
 
 
-async def _examine(connection: Connection, policy: Policy) -> Examination:
+async def _examine(connection: Connection, policy: Policy, clients: int) -> Examination:
     from wire.upstream import Factory
 
     upstream = await Factory().connect(
         connection, application_name="countersign/doctor", settings={"search_path": "pg_catalog"}
     )
     try:
-        return await examine(connection, upstream, policy)
+        return await examine(connection, upstream, policy, clients)
     finally:
         await upstream.disconnect()
 

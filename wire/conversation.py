@@ -140,7 +140,7 @@ class Conversation:
         if reusable and not self._upstream.cancelled and not self._upstream.congested:
             self._upstream.detach()
             self._upstream.transaction_status = "I"
-            await self._gateway.connections.give_back(self._session, self._upstream)
+            await self._gateway.connections.give_back(self._upstream)
         else:
             await self._upstream.disconnect()
 

@@ -166,6 +166,11 @@ class UpstreamSession(asyncio.Protocol):
     # -- the port's side ------------------------------------------------------------------------------
 
     @property
+    def connection(self) -> Connection:
+        """What it was made for."""
+        return self._connection
+
+    @property
     def parameters(self) -> Mapping[str, str]:
         """The server's ParameterStatus values."""
         return self._parameters

@@ -57,6 +57,7 @@ def doctor(
 def test_the_demos_user_is_as_it_should_be(stack: Stack, tmp_path: Path) -> None:
     status, found = doctor(stack, tmp_path, None)
     assert [f for f in found if f["severity"] != "note"] == []
+    assert any("the wire door lets in 500 clients" in f["text"] for f in found)
     assert status == 0
 
 

@@ -17,8 +17,8 @@ from gateway.model import Connection, UpstreamRole
 from gateway.pool import NAME, Pool
 from gateway.upstream import Upstream, UpstreamError, UpstreamLostError
 from server.app import App, serve
-from server.config import WireFile
 from server.postgres import SUPERUSER
+from server.wire_config import WireFile
 from tests.stack import Stack
 from tests.waiting import until
 from wire.upstream import Factory, connect
@@ -69,7 +69,7 @@ async def test_a_session_that_is_used_again_holds_nothing_of_who_had_it(shop: Co
         used = await pid(first)
         with contextlib.suppress(UpstreamError):  # the last one fails, and leaves nothing but that
             await first.probe(left)
-        await pool.give_back(shop, first)
+        await pool.give_back(first)
         again = pool.idle(shop)
         assert again is first
         assert await pid(again) == used
@@ -90,14 +90,14 @@ async def test_a_session_that_cannot_be_clean_is_ended(stack: Stack, shop: Conne
     pool = Pool(Factory())
     temporary = await pool.fresh(admin)
     await temporary.probe("CREATE TEMPORARY TABLE mine ()")  # its schema outlives DISCARD
-    await pool.give_back(admin, temporary)
+    await pool.give_back(temporary)
     assert pool.idle(admin) is None
     assert not temporary.connected
     # Interpreters of other languages keep variables for the whole session: not seen by any query.
     other = await pool.fresh(admin)
     stack.direct("CREATE LANGUAGE plother HANDLER plpgsql_call_handler")
     try:
-        await pool.give_back(admin, other)
+        await pool.give_back(other)
         assert not other.connected
     finally:
         stack.direct("DROP LANGUAGE plother")
@@ -106,12 +106,12 @@ async def test_a_session_that_cannot_be_clean_is_ended(stack: Stack, shop: Conne
 async def test_roles_do_not_share_sessions_and_what_comes_back_late_ends(stack: Stack, shop: Connection) -> None:
     pool = Pool(Factory())
     first = await pool.fresh(shop)
-    await pool.give_back(shop, first)
+    await pool.give_back(first)
     assert pool.idle(dataclasses.replace(shop, user=SUPERUSER)) is None
     assert pool.idle(dataclasses.replace(shop, read_only=True)) is None
     late = await pool.fresh(shop)
     await pool.close()
-    await pool.give_back(shop, late)
+    await pool.give_back(late)
     assert not first.connected
     assert not late.connected
 
@@ -126,7 +126,7 @@ async def test_as_many_are_kept_ready_as_the_connection_wants(shop: Connection) 
         assert all(ready)
         assert pool.idle(wanted) is None
         for upstream in filter(None, ready):
-            await pool.give_back(wanted, upstream)
+            await pool.give_back(upstream)
     finally:
         await pool.close()
 
