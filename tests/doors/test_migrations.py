@@ -253,7 +253,7 @@ async def test_the_command_line_proposes_shows_and_runs(shop: Stack, tmp_path: P
     assert (status, said) == (0, "")
     for shown in ("migration: add.sql", "created column", "undo: ALTER TABLE", "digest"):
         assert shown in out
-    assert re.search(r"^locks +statement +lock +relation\n +1 +AccessExclusiveLock +public\.customers *$", out, re.M)
+    assert re.search(r"^locks +statement +lock +relation *\n +1 +AccessExclusiveLock +public\.customers *$", out, re.M)
     approval = next(word for word in out.split() if word.startswith("apr-"))
     status, _, said = await migrate("run", approval)
     assert status == 1
