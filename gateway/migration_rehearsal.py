@@ -25,6 +25,7 @@ from policy.model import Action, Analysis, Decision, Demand, Effect, Effects, Ob
 
 _OF_SESSIONS = ("VariableSetStmt", "VariableShowStmt", "DiscardStmt", "DeclareCursorStmt", "ListenStmt")
 _EVENT_TRIGGERS = "SELECT evtname FROM pg_catalog.pg_event_trigger WHERE evtenabled IN ('O', 'A') LIMIT 1"
+_UNCOMMITTED_VALUE = "55P04"  # a new value of an enum
 # What lies in one database, and goes with it.
 _IN_A_DATABASE = (ObjectKind.RELATION, ObjectKind.FUNCTION, ObjectKind.SCHEMA, ObjectKind.TYPE)
 
@@ -125,24 +126,21 @@ class _Trial:
             await self.upstream.probe("COMMIT")
             if not plan.outside:
                 await _begin(self.upstream)
-        elif self.walk.skipped is not None:
+        elif not self.in_shadow and plan is not self.walk.plan[0]:
             await self.upstream.probe("SAVEPOINT step")
         try:
             said |= await self._measured(Statement(self.session, text), decision, number)
         except MigrationError as error:
-            if self.walk.skipped is None or self.in_shadow:
+            awaited = self.walk.skipped or (plan.first - 1 if error.reported == _UNCOMMITTED_VALUE else None)
+            if awaited is None or self.in_shadow:
                 error.cure = "Nothing of it lasts: it was a rehearsal."
                 raise
             await self.upstream.probe("ROLLBACK TO SAVEPOINT step")
-            return said | {
-                "note": f"not rehearsed: PostgreSQL refuses it ({error.reported}) before statement {self.walk.skipped} "
-                "is done"
-            }
+            why = f"PostgreSQL refuses it here ({error.reported}), where statement {awaited} is not done for good"
+            return said | {"note": f"not rehearsed: {why}"}
         finally:
             if self.in_shadow and plan.outside and self.upstream.connected:
                 await _begin(self.upstream)
-        if not self.in_shadow and number == plan.last and plan is not self.walk.plan[-1]:
-            self.walk.skipped = self.walk.skipped or number  # the run commits here, the rehearsal does not
         return said
 
     async def _unfit(self, decision: Decision, plan: Step, number: int) -> str | None:

@@ -44,6 +44,13 @@ async def unheard(done: int, total: int, text: str) -> None:
     """Progress that nobody asked for."""
 
 
+async def look(gateway: Gateway, session: Session) -> Inventory:
+    """The schema as it is now."""
+    async with gateway.connections.aside(session) as upstream:
+        await upstream.probe("BEGIN READ ONLY")
+        return await inventory.inventory(upstream)
+
+
 @dataclass(slots=True)
 class Run:
     """One run under the grant of the whole."""
@@ -65,12 +72,6 @@ class Run:
             except MigrationError as error:
                 raise self._explained(error) from None
             self.done.append(step)
-
-    async def look(self) -> Inventory:
-        """The schema as it is now."""
-        async with self.gateway.connections.aside(self.whole.statement.session) as upstream:
-            await upstream.probe("BEGIN READ ONLY")
-            return await inventory.inventory(upstream)
 
     async def _step(self, step: Step) -> None:
         before = await self._remains() if step.outside else {}

@@ -20,7 +20,7 @@ from gateway.drafts import draft
 from gateway.errors import ApprovalPendingError, CountersignError, MigrationError
 from gateway.inventory import Inventory, changes
 from gateway.migration_rehearsal import Walk, rehearse
-from gateway.migration_run import ATTEMPTS, LOCK_TIMEOUT, Progress, Run, unheard
+from gateway.migration_run import ATTEMPTS, LOCK_TIMEOUT, Progress, Run, look, unheard
 from gateway.model import Outcome, Session, Statement, Status
 from gateway.undo import as_script, undo
 from gateway.upstream import UpstreamError, UpstreamLostError
@@ -69,9 +69,9 @@ class Migrations:
         walk = await rehearse(self._gateway, session, texts, base)
         decision = _combined(text, walk.decisions, base)
         statement = Statement(replace(session, search_path=walk.search_path), text, request={"approval": record.id})
+        before = await look(self._gateway, session)
         async with self._gateway.admit_decided(record, statement, decision) as whole:
             run = Run(self._gateway, whole, texts, walk.plan, progress)
-            before = await run.look()
             try:
                 await run.steps()
             finally:
@@ -86,7 +86,7 @@ class Migrations:
         body: dict[str, object] = {"statement": run.whole.id, "approval": record.id, "steps": len(run.plan)}
         body |= {"done": len(run.done), "left": dict(run.left)}
         try:
-            after = await run.look()
+            after = await look(self._gateway, run.whole.statement.session)
             body |= {"changes": changes(before, after), "undo": as_script(undo(before, after, kinds))}
         except (CountersignError, UpstreamError, UpstreamLostError) as error:
             body["unknown"] = str(error)

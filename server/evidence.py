@@ -9,12 +9,12 @@ from typing import Any
 Evidence = Mapping[str, Any]
 
 
-def sentences(evidence: Evidence | None) -> list[str]:
+def sentences(evidence: Evidence | None, *, with_locks: bool = True) -> list[str]:
     """What was measured, or why nothing was. Empty for a statement that is not measured at all."""
     if evidence is None:
         return []
     if "migration" in evidence:
-        return _migration(evidence["migration"])
+        return _migration(evidence["migration"], with_locks)
     if "reads" in evidence:
         reads = evidence["reads"]
         return [f"the planner expects {_rows(reads['rows'])}; the result stops after {reads['at_most']}"]
@@ -31,12 +31,25 @@ def sentences(evidence: Evidence | None) -> list[str]:
     return lines + [f"sets off {code}" for code in evidence.get("sets_off", ())]
 
 
+def locks(evidence: Evidence | None) -> list[tuple[str, str, str]]:
+    """What a migration locked in its rehearsal: statement, mode, relation, in this order; and what it wrote again."""
+    steps = (evidence or {}).get("migration", {}).get("statements", ())
+    return [
+        found
+        for number, step in enumerate(steps, 1)
+        for found in (
+            *((str(number), lock["mode"], lock["relation"]) for lock in step.get("locks", ())),
+            *((str(number), "rewrites all rows of", relation) for relation in step.get("rewrites", ())),
+        )
+    ]
+
+
 def samples(evidence: Evidence | None) -> list[str]:
     """Some rows before and after, one line a row: only what changes, and what names the row."""
     return [_sample(one["before"], one["after"]) for one in (evidence or {}).get("sample", ())]
 
 
-def _migration(seen: Evidence) -> list[str]:
+def _migration(seen: Evidence, with_locks: bool) -> list[str]:
     lines = [f"migration: {seen['title']}", f"rehearsed {seen['where']}", f"runs {seen['how']}"]
     lines += [f"step {number}: {step}" for number, step in enumerate(seen["steps"], 1) if len(seen["steps"]) > 1]
     if not seen["rehearsed"]:
@@ -44,8 +57,9 @@ def _migration(seen: Evidence) -> list[str]:
     for number, step in enumerate(seen["statements"], 1):
         time = f", {step['duration_ms']} ms" if "duration_ms" in step else ""
         lines.append(f"statement {number} ({step['kind']}{time})")
-        lines += [f"  lock {lock['mode']} on {lock['relation']}" for lock in step.get("locks", ())]
-        lines += [f"  rewrites {relation}" for relation in step.get("rewrites", ())]
+        if with_locks:
+            lines += [f"  lock {lock['mode']} on {lock['relation']}" for lock in step.get("locks", ())]
+            lines += [f"  rewrites {relation}" for relation in step.get("rewrites", ())]
         lines += [f"  lint {found['rule']}: {found['message']}" for found in step["lint"]]
         lines += [f"  {step['note']}"] if "note" in step else []
     lines += [line for change in seen["changes"] for line in _change(change)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from datetime import datetime
 from typing import Annotated, Any
@@ -227,7 +228,8 @@ def _reporting(context: ToolContext) -> Progress:
     reports = itertools.count(1)
 
     async def report(done: int, total: int, text: str) -> None:
-        await context.report_progress(done + next(reports) / 1000, total, text)
+        with contextlib.suppress(Exception):  # who does not listen any more must not stop what runs
+            await context.report_progress(done + next(reports) / 1000, total, text)
 
     return report
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -223,7 +224,7 @@ async def test_a_new_value_of_an_enum_is_there_for_the_statement_behind_it(shop:
     shown = await proposed(shop, f"ALTER TYPE public.mood ADD VALUE 'bad'; {use}")
     seen = shown["evidence"]["migration"]
     assert len(seen["steps"]) == 2
-    assert "PostgreSQL refuses it (55P04) before statement 1 is done" in seen["statements"][1]["note"]
+    assert "PostgreSQL refuses it here (55P04), where statement 1 is not done for good" in seen["statements"][1]["note"]
     assert "-- there is no way back for the type public.mood: it was good" in seen["undo"]
     await approve(shop, shown)
     assert answer(await call(shop, "devin", "await_approval", id=shown["id"]))["tag"] == "MIGRATION 2"
@@ -250,8 +251,9 @@ async def test_the_command_line_proposes_shows_and_runs(shop: Stack, tmp_path: P
 
     status, out, said = await migrate("propose", str(file), "--reason", "asked")
     assert (status, said) == (0, "")
-    for shown in ("migration: add.sql", "lock AccessExclusiveLock on public.customers", "created column", "digest"):
+    for shown in ("migration: add.sql", "created column", "undo: ALTER TABLE", "digest"):
         assert shown in out
+    assert re.search(r"^locks +statement +lock +relation *\n +1 +AccessExclusiveLock +public\.customers *$", out, re.M)
     approval = next(word for word in out.split() if word.startswith("apr-"))
     status, _, said = await migrate("run", approval)
     assert status == 1
