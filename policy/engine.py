@@ -90,12 +90,12 @@ def _verdict(policy: Policy, principal: Principal, facts: Facts, reading: Readin
     if judgement.effect is Effect.DENY:
         return Verdict(Effect.DENY, judgement.reasons), analysis, judgement.counts
     if not policy.masks and not policy.rows:
-        return _allowed(judgement, Rewrite(analysis.text)), analysis, judgement.counts
+        return _allowed(judgement, Rewrite(analysis.text, withheld=judgement.withheld)), analysis, judgement.counts
     try:
         rewritten = _rewritten(policy, principal, facts, reading)
     except NotAnalysableError as error:
         return Verdict(Effect.DENY, (error.reason, *judgement.reasons)), analysis, judgement.counts
-    return _allowed(judgement, rewritten), analysis, judgement.counts
+    return _allowed(judgement, replace(rewritten, withheld=judgement.withheld)), analysis, judgement.counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +212,7 @@ def _decide_execute(policy: Policy, principal: Principal, facts: Facts, reading:
         origins=outer.origins | then.origins,
         filtered=tuple(dict.fromkeys((*outer.filtered, *then.filtered))),
         secrets=outer.secrets | then.secrets,
+        withheld=own.withheld or then.withheld,
     )
     terms = _unique((*again.verdict.terms, *own.terms))
     return _decision(policy, facts, Verdict(effect, reasons, combined, terms), merged)

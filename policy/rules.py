@@ -118,9 +118,13 @@ class Rule:
         return not self.selectors or any(s.matches(demand.object) for s in self.selectors)
 
     def covers_columns(self, demand: Demand) -> bool:
+        """Whether the rule is about some columns of the relation that is demanded, and about what is done to it."""
+        return demand.action in self.actions and self.fits_relation(demand)
+
+    def fits_relation(self, demand: Demand) -> bool:
         """Whether the rule is about some columns of the relation that is demanded."""
         name = demand.object
-        if demand.action not in self.actions or name.kind is not ObjectKind.RELATION or name.schema is None:
+        if name.kind is not ObjectKind.RELATION or name.schema is None:
             return False
         # What PostgreSQL brings along is touched only by rules that spell its schema out.
         own = [p for p in self.columns if not demand.builtin or p.parts[0] == re.escape(name.schema)]
@@ -193,6 +197,7 @@ class Judgement:
     counts: bool = False  # a condition on the number of rows was asked
     opened: tuple[Demand, ...] = ()  # calls that are allowed if all that their bodies demand is
     trusts: bool = False  # whether a user function may run, whatever its body does
+    withheld: bool = False  # there are rules about columns of a relation that is demanded
 
     def joined(self, other: Judgement) -> Judgement:
         """What the rules say to the demands of both; which calls are still to be opened is the other's to say."""
@@ -203,6 +208,7 @@ class Judgement:
             self.counts,
             other.opened,
             self.trusts or other.trusts,
+            self.withheld or other.withheld,
         )
 
 
@@ -230,7 +236,8 @@ def judge(
             terms += [rule.terms for rule in matching if rule.terms is not None]
     unique = sorted(dict.fromkeys(terms), key=lambda t: t.rule)
     counts = any(rule.covers(demand) or rule.covers_columns(demand) for rule in counting for demand in demands)
-    return Judgement(effect, tuple(reasons), tuple(unique), counts, tuple(opened), trusts)
+    withheld = any(rule.fits_relation(demand) for rule in rules if rule.columns for demand in demands)
+    return Judgement(effect, tuple(reasons), tuple(unique), counts, tuple(opened), trusts, withheld)
 
 
 @lru_cache(maxsize=1024)
