@@ -95,7 +95,9 @@ def _verdict(policy: Policy, principal: Principal, facts: Facts, reading: Readin
         rewritten = _rewritten(policy, principal, facts, reading)
     except NotAnalysableError as error:
         return Verdict(Effect.DENY, (error.reason, *judgement.reasons)), analysis, judgement.counts
-    return _allowed(judgement, replace(rewritten, withheld=judgement.withheld)), analysis, judgement.counts
+    if judgement.withheld:
+        rewritten = replace(rewritten, withheld=True)
+    return _allowed(judgement, rewritten), analysis, judgement.counts
 
 
 @dataclass(frozen=True, slots=True)

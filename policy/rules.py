@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, Literal
 
-from policy.conditions import When
+from policy.conditions import ALWAYS, When
 from policy.filters import RowFilter
 from policy.limits import Limits, strictest
 from policy.masks import Mask
@@ -106,7 +106,11 @@ class Rule:
 
     def matches(self, demand: Demand, circumstances: Circumstances = NOTHING_KNOWN) -> bool:
         """Whether the rule is about this demand, and its conditions hold."""
-        return self.covers(demand) and self.when.holds(demand, circumstances, self.effect is not Effect.ALLOW)
+        return self.covers(demand) and self.applies(demand, circumstances)
+
+    def applies(self, demand: Demand, circumstances: Circumstances) -> bool:
+        """Whether the conditions hold; what is not known is answered by what is stricter."""
+        return self.when is ALWAYS or self.when.holds(demand, circumstances, self.effect is not Effect.ALLOW)
 
     def covers(self, demand: Demand) -> bool:
         """Whether the rule is about this demand as a whole, whatever its conditions say."""
@@ -138,9 +142,8 @@ class Rule:
     def describes(self) -> str:
         """What the rule is about, such as `select, explain public.*`."""
         actions = ", ".join(a.value for a in Action if a in self.actions) if len(self.actions) < len(Action) else "*"
-        objects = (
-            ", ".join(p.text for p in (*(p for s in self.selectors for p in s.patterns), *self.columns)) or "anything"
-        )
+        patterns = [*(p for s in self.selectors for p in s.patterns), *self.columns]
+        objects = ", ".join(p.text for p in patterns) or "anything"
         condition = " and ".join(filter(None, (str(self.when), "by what their bodies do" if self.analysed else "")))
         return f"{actions} {objects} ({condition})" if condition else f"{actions} {objects}"
 
@@ -220,11 +223,11 @@ def judge(
     circumstances: Circumstances = NOTHING_KNOWN,
 ) -> Judgement:
     """The strictest over all demands; none is an allow."""
-    rules, counting = _concerned(policy, principal, connection)
+    rules, counting, about_columns = _concerned(policy, principal, connection)
     effect, reasons, terms, opened, trusts = Effect.ALLOW, [], [], [], False
     for demand in demands:
         whole = [rule for rule in rules if rule.matches(demand, circumstances)]
-        ruled = _ruled(rules, whole, demand, circumstances)
+        ruled = _ruled(about_columns, whole, demand, circumstances)
         matching, reason = ruled.matching, _reason(principal, rules, ruled, demand)
         reasons.append(reason)
         effect = max(effect, reason.effect)
@@ -236,15 +239,15 @@ def judge(
             terms += [rule.terms for rule in matching if rule.terms is not None]
     unique = sorted(dict.fromkeys(terms), key=lambda t: t.rule)
     counts = any(rule.covers(demand) or rule.covers_columns(demand) for rule in counting for demand in demands)
-    withheld = any(rule.fits_relation(demand) for rule in rules if rule.columns for demand in demands)
+    withheld = any(rule.fits_relation(demand) for rule in about_columns for demand in demands)
     return Judgement(effect, tuple(reasons), tuple(unique), counts, tuple(opened), trusts, withheld)
 
 
 @lru_cache(maxsize=1024)
-def _concerned(policy: Policy, principal: Principal, connection: str) -> tuple[list[Rule], list[Rule]]:
-    """The rules about this principal on this connection, and those of them that ask how many rows change."""
+def _concerned(policy: Policy, principal: Principal, connection: str) -> tuple[list[Rule], list[Rule], list[Rule]]:
+    """The rules about this principal on this connection; of them those that count rows, and those about columns."""
     rules = [rule for rule in policy.rules if rule.concerns(principal, connection)]
-    return rules, [rule for rule in rules if rule.when.counts_rows]
+    return rules, [rule for rule in rules if rule.when.counts_rows], [rule for rule in rules if rule.columns]
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,13 +264,7 @@ def _ruled(rules: list[Rule], whole: list[Rule], demand: Demand, circumstances: 
 
     Of several columns the one with the strictest decides; what wants approval of any is there for all.
     """
-    narrow = [
-        rule
-        for rule in rules
-        if rule.columns
-        and rule.covers_columns(demand)
-        and rule.when.holds(demand, circumstances, rule.effect is not Effect.ALLOW)
-    ]
+    narrow = [rule for rule in rules if rule.covers_columns(demand) and rule.applies(demand, circumstances)]
     if not narrow:
         return _Ruled(whole)
     if demand.columns is None:
