@@ -99,6 +99,8 @@ def _verdict(policy: Policy, principal: Principal, facts: Facts, reading: Readin
         rewritten = _searched(policy, principal, facts, reading, rewritten)
     except NotAnalysableError as error:
         return Verdict(Effect.DENY, (error.reason, *judgement.reasons)), analysis, judgement.counts
+    if judgement.withheld:
+        rewritten = replace(rewritten, withheld=True)
     return _allowed(judgement, rewritten), analysis, judgement.counts
 
 
@@ -234,6 +236,7 @@ def _decide_execute(policy: Policy, principal: Principal, facts: Facts, reading:
         origins=outer.origins | then.origins,
         filtered=tuple(dict.fromkeys((*outer.filtered, *then.filtered))),
         secrets=outer.secrets | then.secrets,
+        withheld=own.withheld or then.withheld,
     )
     combined = _searched(policy, principal, facts, reading, combined)
     terms = _unique((*again.verdict.terms, *own.terms))

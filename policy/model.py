@@ -316,6 +316,12 @@ class Rewrite:
     filtered: tuple[str, ...] = ()
     secrets: frozenset[bytes] = field(default=frozenset(), repr=False)
     detection: Detection | None = None
+    withheld: bool = False  # rules about columns withhold some of a relation: errors must not show its rows either
+
+    @property
+    def hides(self) -> bool:
+        """Whether something is hidden: then texts of errors must not show values."""
+        return bool(self.masked or self.origins or self.filtered or self.withheld)
 
     @property
     def shown(self) -> str:

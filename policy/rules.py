@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, Literal
 
-from policy.conditions import When
+from policy.conditions import ALWAYS, When
 from policy.detection import NOTHING, Detection
 from policy.detectors import Kinds
 from policy.filters import RowFilter
@@ -113,7 +113,11 @@ class Rule:
 
     def matches(self, demand: Demand, circumstances: Circumstances = NOTHING_KNOWN) -> bool:
         """Whether the rule is about this demand, and its conditions hold."""
-        return self.covers(demand) and self.when.holds(demand, circumstances, self.effect is not Effect.ALLOW)
+        return self.covers(demand) and self.applies(demand, circumstances)
+
+    def applies(self, demand: Demand, circumstances: Circumstances) -> bool:
+        """Whether the conditions hold; what is not known is answered by what is stricter."""
+        return self.when is ALWAYS or self.when.holds(demand, circumstances, self.effect is not Effect.ALLOW)
 
     def covers(self, demand: Demand) -> bool:
         """Whether the rule is about this demand as a whole, whatever its conditions say."""
@@ -125,9 +129,13 @@ class Rule:
         return not self.selectors or any(s.matches(demand.object) for s in self.selectors)
 
     def covers_columns(self, demand: Demand) -> bool:
+        """Whether the rule is about some columns of the relation that is demanded, and about what is done to it."""
+        return demand.action in self.actions and self.fits_relation(demand)
+
+    def fits_relation(self, demand: Demand) -> bool:
         """Whether the rule is about some columns of the relation that is demanded."""
         name = demand.object
-        if demand.action not in self.actions or name.kind is not ObjectKind.RELATION or name.schema is None:
+        if name.kind is not ObjectKind.RELATION or name.schema is None:
             return False
         # What PostgreSQL brings along is touched only by rules that spell its schema out.
         own = [p for p in self.columns if not demand.builtin or p.parts[0] == re.escape(name.schema)]
@@ -141,9 +149,8 @@ class Rule:
     def describes(self) -> str:
         """What the rule is about, such as `select, explain public.*`."""
         actions = ", ".join(a.value for a in Action if a in self.actions) if len(self.actions) < len(Action) else "*"
-        objects = (
-            ", ".join(p.text for p in (*(p for s in self.selectors for p in s.patterns), *self.columns)) or "anything"
-        )
+        patterns = [*(p for s in self.selectors for p in s.patterns), *self.columns]
+        objects = ", ".join(p.text for p in patterns) or "anything"
         condition = " and ".join(filter(None, (str(self.when), "by what their bodies do" if self.analysed else "")))
         return f"{actions} {objects} ({condition})" if condition else f"{actions} {objects}"
 
@@ -267,6 +274,7 @@ class Judgement:
     counts: bool = False  # a condition on the number of rows was asked
     opened: tuple[Demand, ...] = ()  # calls that are allowed if all that their bodies demand is
     trusts: bool = False  # whether a user function may run, whatever its body does
+    withheld: bool = False  # there are rules about columns of a relation that is demanded
 
     def joined(self, other: Judgement) -> Judgement:
         """What the rules say to the demands of both; which calls are still to be opened is the other's to say."""
@@ -277,6 +285,7 @@ class Judgement:
             self.counts,
             other.opened,
             self.trusts or other.trusts,
+            self.withheld or other.withheld,
         )
 
 
@@ -288,11 +297,11 @@ def judge(
     circumstances: Circumstances = NOTHING_KNOWN,
 ) -> Judgement:
     """The strictest over all demands; none is an allow."""
-    rules, counting = _concerned(policy, principal, connection)
+    rules, counting, about_columns = _concerned(policy, principal, connection)
     effect, reasons, terms, opened, trusts = Effect.ALLOW, [], [], [], False
     for demand in demands:
         whole = [rule for rule in rules if rule.matches(demand, circumstances)]
-        ruled = _ruled(rules, whole, demand, circumstances)
+        ruled = _ruled(about_columns, whole, demand, circumstances)
         matching, reason = ruled.matching, _reason(principal, rules, ruled, demand)
         reasons.append(reason)
         effect = max(effect, reason.effect)
@@ -304,14 +313,15 @@ def judge(
             terms += [rule.terms for rule in matching if rule.terms is not None]
     unique = sorted(dict.fromkeys(terms), key=lambda t: t.rule)
     counts = any(rule.covers(demand) or rule.covers_columns(demand) for rule in counting for demand in demands)
-    return Judgement(effect, tuple(reasons), tuple(unique), counts, tuple(opened), trusts)
+    withheld = any(rule.fits_relation(demand) for rule in about_columns for demand in demands)
+    return Judgement(effect, tuple(reasons), tuple(unique), counts, tuple(opened), trusts, withheld)
 
 
 @lru_cache(maxsize=1024)
-def _concerned(policy: Policy, principal: Principal, connection: str) -> tuple[list[Rule], list[Rule]]:
-    """The rules about this principal on this connection, and those of them that ask how many rows change."""
+def _concerned(policy: Policy, principal: Principal, connection: str) -> tuple[list[Rule], list[Rule], list[Rule]]:
+    """The rules about this principal on this connection; of them those that count rows, and those about columns."""
     rules = [rule for rule in policy.rules if rule.concerns(principal, connection)]
-    return rules, [rule for rule in rules if rule.when.counts_rows]
+    return rules, [rule for rule in rules if rule.when.counts_rows], [rule for rule in rules if rule.columns]
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,13 +338,7 @@ def _ruled(rules: list[Rule], whole: list[Rule], demand: Demand, circumstances: 
 
     Of several columns the one with the strictest decides; what wants approval of any is there for all.
     """
-    narrow = [
-        rule
-        for rule in rules
-        if rule.columns
-        and rule.covers_columns(demand)
-        and rule.when.holds(demand, circumstances, rule.effect is not Effect.ALLOW)
-    ]
+    narrow = [rule for rule in rules if rule.covers_columns(demand) and rule.applies(demand, circumstances)]
     if not narrow:
         return _Ruled(whole)
     if demand.columns is None:

@@ -226,7 +226,7 @@ class Reading:
         constraint, the key that another row has. Asked of the policy, which knows best.
         """
         analysis = grant.decision.analysis
-        if analysis is None or grant.rewrite.masked or grant.rewrite.origins or grant.rewrite.filtered:
+        if analysis is None or grant.rewrite.hides:
             return True
         catalog = await self._gateway.catalog(self.session)
         for oid in analysis.relations:

@@ -32,7 +32,7 @@ class Forwarded:
     @cached_property
     def masked(self) -> bool:
         """Whether a rewrite hides something: then error texts must not show values."""
-        return any(part.rewrite.masked or part.rewrite.origins or part.rewrite.filtered for part in self.parts)
+        return any(part.rewrite.hides for part in self.parts)
 
     def without_secrets(self, text: str) -> str:
         """A text of the server's about this one, with the secrets of rewrites blacked out."""

@@ -113,3 +113,17 @@ def test_rules_about_the_session_hold_for_the_session_that_it_is(stack: Stack) -
         assert connection.execute("SELECT 1 FROM tickets LIMIT 1").fetchall() == [(1,)]
         with pytest.raises(psycopg.errors.InsufficientPrivilege, match="not-here"):
             connection.execute("SELECT id FROM orders LIMIT 1")
+
+
+def test_errors_do_not_show_columns_that_are_withheld(stack: Stack) -> None:
+    policy = (
+        "rules:\n"
+        "  - {name: some, effect: allow, actions: [select], columns: [public.tickets.id, public.tickets.status]}\n"
+        "  - {name: status, effect: allow, actions: [update], columns: [public.tickets.status]}\n"
+    )
+    change(stack, policy)
+    [(body,)] = stack.direct("SELECT body FROM tickets WHERE id = 1")
+    failed = stack.psql("devin", "UPDATE tickets SET status = NULL WHERE id = 1", "-v", "VERBOSITY=verbose")
+    assert 'null value in column "status"' in failed.stderr
+    assert "Failing row" not in failed.stderr
+    assert body not in failed.stderr
