@@ -74,8 +74,12 @@ _SHAPE: Final = bytes(
     ord("0") if chr(byte) in "0123456789" else ord("A") if 65 <= byte <= 90 else ord("-") if byte in b" .-" else 1
     for byte in range(256)
 )
-_SHAPED: Final = frozenset((Kind.CARD, Kind.SSN, Kind.IBAN))
+_SHAPED: Final = frozenset((Kind.SSN, Kind.IBAN))
 _CARD_RUN, _SSN_RUN = b"0" * 13, b"0" * 9
+# What may stand between groups of a card's digits: spaces, dashes of all widths, `.`, `/`, `_`. Byte by byte for the
+# quick look, which leaves them out.
+_BETWEEN: Final = rb"(?:[ ./_-]|\xc2\xa0|\xe2\x80[\x80-\x95\xaf]){1,3}"
+_BETWEEN_BYTES: Final = b" ./_-\xc2\xa0\xe2\xaf" + bytes(range(0x80, 0x96))
 # Keys are long words; the shortest that is known here has 15 characters.
 _WORD: Final = bytes(
     ord("A") if byte in b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_+/.-" else 1
@@ -97,7 +101,7 @@ def _has_key_mark(data: bytes) -> bool:
 
 
 _HINTS: Final[Mapping[Kind, Callable[[bytes, bytes], bool]]] = {
-    Kind.CARD: lambda _, shape: _CARD_RUN in shape or b"0000-0000-0000-0" in shape or b"0000-000000-0000" in shape,
+    Kind.CARD: lambda data, _: _CARD_RUN in data.translate(_SHAPE, _BETWEEN_BYTES),
     Kind.SSN: lambda _, shape: b"000-00-0000" in shape or _SSN_RUN in shape,
     Kind.IBAN: lambda _, shape: b"AA00" in shape,
     Kind.EMAIL: lambda data, _: b"@" in data,
@@ -123,9 +127,9 @@ _DOUBLED: Final = {ord(str(digit)): digit * 2 // 10 + digit * 2 % 10 for digit i
 # As people and systems write them: in one piece, by fours, or 4-6-5. A part after the decimal point is none.
 _CARD: Final = re.compile(
     rb"(?<![0-9A-Za-z])(?<![0-9]\.)"
-    rb"(?P<head>\d{13,19}|(?:\d{4}[ .-]){3}\d{1,4}|\d{4}[ .-]\d{6}[ .-]\d{4,5})(?P<tail>[ .-]\d{1,3})?(?![0-9A-Za-z])"
+    rb"(?P<head>\d{13,19}|(?:\d{4}%(between)s){3}\d{1,4}|\d{4}%(between)s\d{6}%(between)s\d{4,5})"
+    rb"(?P<tail>%(between)s\d{1,3})?(?![0-9A-Za-z])" % {b"between": _BETWEEN}
 )
-_SEPARATORS: Final = b" .-"
 
 
 def _cards(data: bytes) -> Iterator[tuple[int, int]]:
@@ -133,7 +137,7 @@ def _cards(data: bytes) -> Iterator[tuple[int, int]]:
     while (match := _CARD.search(data, at)) is not None:
         at = match.start() + 1  # the groups of a number that is none may be the first of one that is
         for end in {match.end(): None, match.end("head"): None}:
-            if is_card(data[match.start() : end].translate(None, _SEPARATORS)):
+            if is_card(data[match.start() : end].translate(None, _BETWEEN_BYTES)):
                 yield match.start(), end
                 at = end
                 break

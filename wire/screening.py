@@ -33,7 +33,7 @@ class _Plan:
     layout: Layout
     names: tuple[str, ...]
     hide: tuple[_Hide | None, ...]  # None: a column whose type can hold nothing
-    deep: bool
+    deep: frozenset[int]  # columns in which no quick look sees a card number
 
 
 class Screen:
@@ -71,18 +71,21 @@ class Screen:
             raise UnsearchableError(
                 f"the policy looks for {self.detection} in what is delivered, and here it cannot: {self._why_not}"
             )
-        data, kinds = piece.data, self.detection.kinds
-        if not plan.deep and not (kinds := likely(data, kinds)):
+        data = piece.data
+        kinds = likely(data, self.detection.kinds)
+        if not kinds and not plan.deep:
             return piece
         hidden: bytearray | None = None
         for start, end in layout.messages(data):
             message = data[start:end]
-            if not plan.deep and not likely(message, kinds):
+            here = likely(message, kinds) if kinds else kinds
+            if not here and not plan.deep:
                 continue
             for column, begin, stop in plan.layout(message, len(plan.names)):
-                if (hide_value := plan.hide[column]) is None:
+                hide_value = plan.hide[column]
+                if hide_value is None or not (here or column in plan.deep):
                     continue
-                value, spans = hide_value(message[begin:stop], kinds)
+                value, spans = hide_value(message[begin:stop], here)
                 if spans:
                     hidden = bytearray(data) if hidden is None else hidden
                     hidden[start + begin : start + stop] = value
@@ -109,8 +112,15 @@ class Screen:
                     for (column, format), form in zip(columns, forms, strict=True)
                 ]
             ),
-            Kind.CARD in self.detection.kinds
-            and any(format and form in _DEEP for (_, format), form in zip(columns, forms, strict=True)),
+            frozenset(
+                [
+                    at
+                    for at, ((_, format), form) in enumerate(zip(columns, forms, strict=True))
+                    if format and form in _DEEP
+                ]
+                if Kind.CARD in self.detection.kinds
+                else []
+            ),
         )
 
     def _hide(self, oid: int, *, binary: bool) -> _Hide:

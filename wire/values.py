@@ -21,6 +21,7 @@ _INT32: Final = Struct(">i").unpack_from
 _UINT32: Final = Struct(">I").unpack_from
 _WORD: Final = Struct(">H")
 _NUMERIC: Final = Struct(">HhHH").unpack_from
+_SHORTER: Final = 10**12 - 1  # no card number is
 # Ranges (rangetypes.h): flags, and which of the bounds follow.
 _RANGE_EMPTY, _LOWER_INFINITE, _UPPER_INFINITE = 0x01, 0x08, 0x10
 
@@ -59,7 +60,7 @@ def _versioned(value: bytes, oid: int, detection: Detection) -> Hidden:
 
 def _integer(value: bytes, oid: int, detection: Detection) -> Hidden:
     number = int.from_bytes(value, "big", signed=True)
-    digits = b"%d" % abs(number)
+    digits = b"%d" % abs(number) if abs(number) > _SHORTER else b""
     if Kind.CARD not in detection.kinds or not is_card(digits):
         return value, []
     smallest = 10 ** (len(digits) - 1)

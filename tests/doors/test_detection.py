@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -288,6 +289,19 @@ async def test_both_doors_deliver_the_same_bytes_and_record_the_same(leaky: Stac
     assert (wire["digest"], wire["detected"]) == (mcp["digest"], mcp["detected"])
     assert {"column": "prose", "kind": "card", "count": 1} in wire["detected"]
     assert leaked(json.dumps(wire)) == []
+
+
+def test_a_policy_that_begins_to_look_looks_at_what_was_prepared_before(leaky: Stack, tmp_path: Path) -> None:
+    blind = tmp_path / "blind.yaml"
+    blind.write_text("rules: [{name: everything, effect: allow, actions: ['*']}]\n", encoding="utf-8")
+    with psycopg.connect(leaky.wire_dsn("ada"), autocommit=True) as connection:
+        try:
+            use_policy(leaky, blind)
+            read = "SELECT prose FROM leaks WHERE id = %s"
+            assert connection.execute(read, (1,), prepare=True).fetchone() == (PROSE,)
+        finally:
+            use_policy(leaky, ROOT / "tests/policy/policies/detecting.yaml")
+        assert connection.execute(read, (1,), prepare=True).fetchone() == (HIDDEN,)
 
 
 async def test_approvers_see_samples_without_what_is_looked_for(leaky: Stack) -> None:
