@@ -219,3 +219,15 @@ def test_a_servers_garbage_never_crashes_the_relay(data: bytes, places: list[int
     except ProtocolError:
         return
     assert data.startswith(b"".join(i.data if isinstance(i, Rows) else i.raw for i in items))
+
+
+def test_copy_data_before_a_broken_length_is_given_out_however_it_was_cut() -> None:
+    whole, broken = CopyData.of(b"1\n").encode(), b"d\xff\xff\xff\xff"
+    for pieces in cuts(whole + broken):
+        decoder, found = FrontendDecoder(), []
+        with pytest.raises(ProtocolError, match="message length"):
+            for piece in pieces:
+                decoder.feed(piece)
+                while (received := decoder.next()) is not None:
+                    found.append(received.message)
+        assert found == [CopyData(whole)]
