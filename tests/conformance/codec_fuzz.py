@@ -195,7 +195,8 @@ def main(corpus: Path, runs: int) -> None:
     for target in (packets, client, server, relayed, as_text):
         atheris.instrument_func(target)
     atheris.instrument_all()
-    atheris.Setup([sys.argv[0], f"-runs={runs}", "-timeout=10", "-max_len=16384", str(corpus)], one_input)
+    options = (f"-runs={runs}", f"-artifact_prefix={corpus}/", "-timeout=10", "-max_len=16384")
+    atheris.Setup([sys.argv[0], *options, str(corpus)], one_input)
     atheris.Fuzz()
 
 
