@@ -117,6 +117,8 @@ class FrontendDecoder:
             if tag != _COPY:
                 break
             if not 4 <= length <= _LARGE:
+                if count:
+                    break  # what came before it is whole
                 raise ProtocolError(f"invalid message length {length} of message type `d`")
             if at + 1 + length > end:
                 break
