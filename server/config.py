@@ -101,23 +101,28 @@ class IssuerFile(_Model):
     on_behalf_of_claim: str = "on_behalf_of"
 
 
-class ShadowFile(_Model):
-    """Where shadow databases are made: a server and a role with CREATEDB. What is left out is the connection's own."""
+class _LoginFile(_Model):
+    """A user and its password, or neither. The password comes from a file or an environment variable."""
 
-    database: str = "postgres"
-    host: str | None = None
-    port: Port | None = None
     user: str | None = None
     password_file: Path | None = None
     password_env: str | None = None
 
     @model_validator(mode="after")
-    def _password_of_user(self) -> ShadowFile:
+    def _one_password_for_a_user(self) -> _LoginFile:
         if self.password_file is not None and self.password_env is not None:
             raise ValueError("give at most one of `password_file` and `password_env`")
         if (self.user is not None) != (self.password_file is not None or self.password_env is not None):
             raise ValueError("a `user` and its password go together; give both, or neither")
         return self
+
+
+class ShadowFile(_LoginFile):
+    """Where shadow databases are made: a server and a role with CREATEDB. What is left out is the connection's own."""
+
+    database: str = "postgres"
+    host: str | None = None
+    port: Port | None = None
 
 
 class ConnectionFile(_Model):
@@ -213,16 +218,13 @@ class WebhookFile(_Model):
         return self
 
 
-class MailFile(_Model):
-    """Who is told by e-mail. The password comes from a file or an environment variable, never from this file."""
+class MailFile(_LoginFile):
+    """Who is told by e-mail, through which server."""
 
     host: str
     port: Annotated[int, Field(ge=1, le=65535)] = 587
     security: Security = "starttls"
     ca: Path | None = None
-    user: str | None = None
-    password_file: Path | None = None
-    password_env: str | None = None
     sender: Annotated[str, Field(pattern=_ADDRESS)]
     to: Annotated[list[Annotated[str, Field(pattern=_ADDRESS)]], Field(min_length=1)]
     events: list[Event] = _LOUD
@@ -231,10 +233,6 @@ class MailFile(_Model):
 
     @model_validator(mode="after")
     def _is_safe(self) -> MailFile:
-        if self.password_file is not None and self.password_env is not None:
-            raise ValueError("give at most one of `password_file` and `password_env`")
-        if (self.user is not None) != (self.password_file is not None or self.password_env is not None):
-            raise ValueError("a `user` and its password go together; give both, or neither")
         if self.security == "none" and self.host not in _LOOPBACK:
             raise ValueError("`security: none` is for a server on this machine only; use starttls or tls")
         return self
@@ -392,7 +390,7 @@ def _issuer(file: IssuerFile) -> Issuer:
     )
 
 
-def _password(of: str, file: ConnectionFile | ShadowFile | MailFile, base: Path) -> str:
+def _password(of: str, file: ConnectionFile | _LoginFile, base: Path) -> str:
     if file.password_file is not None:
         try:
             return (base / file.password_file).read_text(encoding="utf-8").strip()

@@ -63,3 +63,17 @@ def test_witnesses_are_paths_or_say_that_they_are_required(tmp_path: Path) -> No
     assert told == [(tmp_path / "one", False), (tmp_path / "two", True), (tmp_path / "three", False)]
     with pytest.raises(ConfigurationError, match="unknown key `requird`"):
         config(tmp_path, "  witnesses: [{path: two, requird: true}]\n")
+
+
+def test_a_shadow_is_made_with_the_connections_own_login_or_one_of_its_own(tmp_path: Path) -> None:
+    [own] = config(tmp_path, connection=", rehearse: shadow, shadow: {}").connections
+    assert own.shadow is not None
+    assert (own.shadow.user, own.shadow.host, own.shadow.database) == ("u", "h", "postgres")
+    (tmp_path / "maker").write_text("other\n")
+    maker = "shadow: {host: elsewhere, port: 1, user: maker, password_file: maker}"
+    [other] = config(tmp_path, connection=f", rehearse: shadow, {maker}").connections
+    assert other.shadow is not None
+    assert (other.shadow.user, other.shadow.password, other.shadow.host) == ("maker", "other", "elsewhere")
+    for wrong in (", rehearse: shadow", ", shadow: {}", ", rehearse: shadow, shadow: {user: x}"):
+        with pytest.raises(ConfigurationError, match="go together"):
+            config(tmp_path, connection=wrong)
