@@ -24,7 +24,7 @@ from gateway.transcript import RecordingBounds
 from policy.document import DocumentError, parse_document, validate
 from policy.pseudonyms import MaskKey
 from server.config_model import STRICT, Port
-from server.connection_config import ConnectionFile, as_connection, password_of
+from server.connection_config import ConnectionFile, LoginFile, as_connection, password_of
 from server.mail import Mail, Security
 from server.webhooks import Webhook
 from server.wire_config import WireFile, issuers_named, with_absolute_paths
@@ -136,16 +136,13 @@ class WebhookFile(_Model):
         return self
 
 
-class MailFile(_Model):
-    """Who is told by e-mail. The password comes from a file or an environment variable, never from this file."""
+class MailFile(LoginFile):
+    """Who is told by e-mail, through which server."""
 
     host: str
     port: Annotated[int, Field(ge=1, le=65535)] = 587
     security: Security = "starttls"
     ca: Path | None = None
-    user: str | None = None
-    password_file: Path | None = None
-    password_env: str | None = None
     sender: Annotated[str, Field(pattern=_ADDRESS)]
     to: Annotated[list[Annotated[str, Field(pattern=_ADDRESS)]], Field(min_length=1)]
     events: list[Event] = _LOUD
@@ -154,10 +151,6 @@ class MailFile(_Model):
 
     @model_validator(mode="after")
     def _is_safe(self) -> MailFile:
-        if self.password_file is not None and self.password_env is not None:
-            raise ValueError("give at most one of `password_file` and `password_env`")
-        if (self.user is not None) != (self.password_file is not None or self.password_env is not None):
-            raise ValueError("a `user` and its password go together; give both, or neither")
         if self.security == "none" and self.host not in LOOPBACK:
             raise ValueError("`security: none` is for a server on this machine only; use starttls or tls")
         return self

@@ -39,23 +39,28 @@ class _Model(BaseModel):
     model_config = STRICT
 
 
-class ShadowFile(_Model):
-    """Where shadow databases are made: a server and a role with CREATEDB. What is left out is the connection's own."""
+class LoginFile(_Model):
+    """A user and its password, or neither. The password comes from a file or an environment variable."""
 
-    database: str = "postgres"
-    host: str | None = None
-    port: Port | None = None
     user: str | None = None
     password_file: Path | None = None
     password_env: str | None = None
 
     @model_validator(mode="after")
-    def _password_of_user(self) -> ShadowFile:
+    def _password_of_user(self) -> Self:
         if self.password_file is not None and self.password_env is not None:
             raise ValueError("give at most one of `password_file` and `password_env`")
         if (self.user is not None) != (self.password_file is not None or self.password_env is not None):
             raise ValueError("a `user` and its password go together; give both, or neither")
         return self
+
+
+class ShadowFile(LoginFile):
+    """Where shadow databases are made: a server and a role with CREATEDB. What is left out is the connection's own."""
+
+    database: str = "postgres"
+    host: str | None = None
+    port: Port | None = None
 
 
 class _Credential(_Model):

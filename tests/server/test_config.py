@@ -162,3 +162,17 @@ def test_an_upstream_may_have_several_hosts_and_a_user_for_each_group(tmp_path: 
 def test_an_upstream_that_cannot_be_is_told_at_the_start(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(ConfigurationError, match=re.escape(says)):
         upstream(tmp_path, text)
+
+
+def test_a_shadow_is_made_with_the_connections_own_login_or_one_of_its_own(tmp_path: Path) -> None:
+    [own] = config(tmp_path, connection=", rehearse: shadow, shadow: {}").connections
+    assert own.shadow is not None
+    assert (own.shadow.user, own.shadow.host, own.shadow.database) == ("u", "h", "postgres")
+    (tmp_path / "maker").write_text("other\n")
+    maker = "shadow: {host: elsewhere, port: 1, user: maker, password_file: maker}"
+    [other] = config(tmp_path, connection=f", rehearse: shadow, {maker}").connections
+    assert other.shadow is not None
+    assert (other.shadow.user, other.shadow.password, other.shadow.host) == ("maker", "other", "elsewhere")
+    for wrong in (", rehearse: shadow", ", shadow: {}", ", rehearse: shadow, shadow: {user: x}"):
+        with pytest.raises(ConfigurationError, match="go together"):
+            config(tmp_path, connection=wrong)
