@@ -2,9 +2,9 @@
 
 Fetches the suites that PyPI's source packages hold (asyncpg, psycopg2, pg8000) into a temporary folder, with an
 environment of their own, and runs each twice as the superuser of an empty PostgreSQL: once directly, once through a
-gateway whose policy allows everything. Prints what passed, how many passed only directly and for which of the `REASONS`,
-and by name those that have none, with the first line of their failure: then the exit status is 1. We keep no copy of any
-suite.
+gateway whose policy allows everything. Prints what passed, how many passed only directly and for which of the
+`REASONS`, and by name those that have none, with the first line of their failure: then the exit status is 1. We keep
+no copy of any suite.
 """
 
 from __future__ import annotations
