@@ -48,7 +48,7 @@ bench: $(STAMP)
 
 # Needs uv. No line of the result names a registry.
 constraints:
-	uv pip compile pyproject.toml --all-extras --group dev --universal --no-header --no-annotate \
+	uv pip compile pyproject.toml --all-extras --group dev --group fuzz --universal --no-header --no-annotate \
 	  --no-emit-index-url --quiet --upgrade -o constraints.txt
 
 clean:

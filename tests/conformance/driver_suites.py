@@ -1,10 +1,10 @@
 """Drivers' own test suites, direct and through the wire door: `python -m tests.conformance.driver_suites [NAME …]`.
 
-Fetches the suites that PyPI's source packages hold (asyncpg, psycopg2, pg8000, SQLAlchemy's dialect) into a temporary
-folder, with an environment of their own, and runs each twice as the superuser of an empty PostgreSQL: once directly,
-once through a gateway whose policy allows everything. Prints what passed, how many passed only
-directly and for which of the `REASONS`, and by name those that have none, with the first line of their failure: then
-the exit status is 1. We keep no copy of any suite.
+Fetches the suites that PyPI's source packages hold (asyncpg, psycopg2, pg8000) into a temporary folder, with an
+environment of their own, and runs each twice as the superuser of an empty PostgreSQL: once directly, once through a
+gateway whose policy allows everything. Prints what passed, how many passed only directly and for which of the
+`REASONS`, and by name those that have none, with the first line of their failure: then the exit status is 1. We keep
+no copy of any suite.
 """
 
 from __future__ import annotations
@@ -53,7 +53,6 @@ class Target:
         return {f"PG{name}": value for name, value in there.items()} | {
             "PGDATABASE": DATABASE,
             "PSYCOPG2_TESTDB": DATABASE,
-            "URI": f"postgresql+psycopg://{SUPERUSER}:{self.password}@{self.host}:{self.port}/{DATABASE}",
         }
 
 
@@ -64,8 +63,7 @@ class Suite:
     project: str
     version: str
     arguments: tuple[str, ...]
-    shadow: str | None = None
-    setup: str = ""  # SQL, on both servers
+    shadow: str
     without: str = "not nothing"  # pytest's -k
 
 
@@ -73,17 +71,9 @@ SUITES = (
     Suite("asyncpg", "0.32.0", ("tests",), shadow="asyncpg", without="not sourcecode and not SSL and not subinterp"),
     Suite("psycopg2", "2.9.13", ("tests",), shadow="lib"),
     Suite("pg8000", "1.31.6", ("test",), shadow="src", without="not readme and not auth and not ssl"),
-    Suite(
-        "sqlalchemy",
-        "2.1.9",
-        ("test/dialect/test_suite.py", "test/dialect/postgresql", "--dburi", "${URI}", "--backend-only"),
-        shadow="lib",
-        setup="CREATE SCHEMA test_schema; CREATE SCHEMA test_schema_2;CREATE EXTENSION hstore; CREATE EXTENSION citext",
-    ),
 )
-NEEDED = ("asyncpg==0.32.0", "psycopg2-binary==2.9.13", "pg8000==1.31.6", "sqlalchemy==2.1.9", "greenlet",
-          "psycopg[binary]", "pytest>=9.2,<10", "pytest-timeout", "pytest-mock",
-          "pytz", "distro", "uvloop")  # fmt: skip
+NEEDED = ("asyncpg==0.32.0", "psycopg2-binary==2.9.13", "pg8000==1.31.6", "pytest>=9.2,<10", "pytest-timeout",
+          "pytest-mock", "pytz", "distro", "uvloop")  # fmt: skip
 
 # Why a test that passes directly may fail through the door: the first expression that is found in its name or failure.
 REASONS = (
@@ -111,7 +101,7 @@ REASONS = (
 
 
 @asynccontextmanager
-async def _gateway(folder: Path) -> AsyncIterator[tuple[Postgres, Target]]:
+async def _gateway(folder: Path) -> AsyncIterator[Target]:
     async with prepare(folder, mcp_port=0, wire_port=0) as demo:
         (folder / "policy.yaml").write_text(POLICY, encoding="utf-8")
         (folder / "superuser").write_text(demo.postgres.password, encoding="utf-8")
@@ -123,14 +113,14 @@ async def _gateway(folder: Path) -> AsyncIterator[tuple[Postgres, Target]]:
         async with serve(load_config(demo.config_path)) as app:
             assert app.wire_host is not None
             assert app.wire_port is not None
-            yield demo.postgres, Target(app.wire_host, app.wire_port, demo.tokens["grace"])
+            yield Target(app.wire_host, app.wire_port, demo.tokens["grace"])
 
 
 @contextmanager
-def through_the_door(folder: Path) -> Iterator[tuple[Postgres, Target]]:
+def through_the_door(folder: Path) -> Iterator[Target]:
     """An empty PostgreSQL behind a gateway, which runs in a thread of its own."""
     loop, stop = asyncio.new_event_loop(), asyncio.Event()
-    opened: list[tuple[Postgres, Target]] = []
+    opened: list[Target] = []
     ready = threading.Event()
 
     async def run() -> None:
@@ -174,8 +164,7 @@ def fetched(python: Path, suite: Suite, folder: Path) -> Path:
     with tarfile.open(archive) as packed:
         packed.extractall(folder, filter="data")
     source = folder / archive.name.removesuffix(".tar.gz")
-    if suite.shadow:
-        (source / suite.shadow).rename(source / f"{suite.shadow}.away")
+    (source / suite.shadow).rename(source / f"{suite.shadow}.away")
     return source
 
 
@@ -183,14 +172,14 @@ def results(python: Path, suite: Suite, source: Path, target: Target) -> dict[st
     """Every test that ran, with the text of its failure, which is empty where it passed; skipped ones are left out."""
     report = source / "report.xml"
     report.unlink(missing_ok=True)
-    known = target.environment
-    arguments = [known["URI"] if a == "${URI}" else a for a in suite.arguments]
     command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", suite.without, "-o", "junit_family=xunit1"]
-    command += ["--timeout", "60", "--junitxml", report, "-W", "default", *arguments]
-    subprocess.run(
-        command, cwd=source, env={"PATH": os.environ["PATH"], "HOME": str(source), **known}, stdin=subprocess.DEVNULL,
-        stdout=(source / "output.txt").open("w"), stderr=subprocess.STDOUT, timeout=_MINUTES * 60, check=False,
-    )  # fmt: skip
+    command += ["--timeout", "60", "--junitxml", report, "-W", "default", *suite.arguments]
+    there = {"PATH": os.environ["PATH"], "HOME": str(source), **target.environment}
+    with (source / "output.txt").open("w") as output:
+        subprocess.run(
+            command, cwd=source, env=there, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            timeout=_MINUTES * 60, check=False,
+        )  # fmt: skip
     found: dict[str, str] = {}
     for case in ET.parse(report).getroot().iter("testcase"):
         if case.find("skipped") is not None:
@@ -237,10 +226,8 @@ def main(names: list[str]) -> int:
             place = folder / suite.project
             source, began = fetched(python, suite, place), time.monotonic()
             with Postgres(place / "postgres") as server:
-                server.run_script(suite.setup)
                 direct = results(python, suite, source, Target(server.host, server.port, server.password))
-            with through_the_door(place / "gateway") as (server, target):
-                server.run_script(suite.setup)
+            with through_the_door(place / "gateway") as target:
                 through = results(python, suite, source, target)
             unexplained += compare(suite, direct, through)
             print(f"       took {time.monotonic() - began:.0f} s", flush=True)
