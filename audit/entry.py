@@ -39,13 +39,16 @@ class Kind(StrEnum):
     APPROVAL_WITHDRAWN = "approval.withdrawn"
     APPROVAL_CONSUMED = "approval.consumed"
     APPROVAL_VOID = "approval.void"
+    SCHEMA_CHANGED = "schema.changed"
     RECORDING_SHREDDED = "recording.shredded"
     AUDIT_READ = "audit.read"
     KEY_CREATED = "key.created"
     KEY_ROTATED = "key.rotated"
     SEGMENT_SEALED = "segment.sealed"
     CHECKPOINT_FAILED = "checkpoint.failed"
+    CHECKPOINT_WITNESSED = "checkpoint.witnessed"
     WEBHOOK_FAILED = "webhook.failed"
+    MAIL_FAILED = "mail.failed"
     INVARIANT_VIOLATED = "invariant.violated"
 
 
@@ -72,6 +75,17 @@ class Entry(NamedTuple):
     body: str
     prev: bytes  # 32
     hash: bytes  # 32
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Something begun that has no end in the chain yet: a `statement`, or (None) a session."""
+
+    statement: str | None
+    session: str | None
+    subject: str | None
+    connection: str | None
+    instance: str
 
 
 class BodyError(ValueError):

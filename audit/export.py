@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from audit import texts
+from audit import segments, texts
 from audit.entry import Draft, Kind
 from audit.errors import AuditUnavailable, unavailable
 
@@ -18,9 +17,9 @@ _AT_ONCE = 1000
 
 _ENTRIES = (
     "SELECT seq, time, kind, session, subject, connection, lower(hex(prev)), lower(hex(hash)), body,"
-    " CASE WHEN kind = 'outcome' THEN (SELECT i.body FROM entries i"
+    " CASE WHEN kind = 'outcome' THEN (SELECT i.body FROM {partners} i"
     "  WHERE i.statement = e.statement AND i.kind = 'intent') END"
-    " FROM entries e WHERE seq > ? ORDER BY seq LIMIT ?"
+    " FROM entries e WHERE seq > ? AND seq < ? ORDER BY seq LIMIT ?"
 )
 
 
@@ -78,12 +77,21 @@ def line(entry: Exported) -> str:
 
 
 def entries(path: Path, after: int = 0) -> Iterator[Exported]:
-    """Each entry after seq `after`. Raises `audit.errors.AuditUnavailable`."""
+    """Each entry after seq `after`, in the segments that are here too. Raises `audit.errors.AuditUnavailable`."""
+    while rows := _next_after(path, after):
+        yield from rows
+        after = rows[-1].seq
+
+
+def _next_after(path: Path, after: int) -> list[Exported]:
+    """The next entries of one part of the audit. What it reads from is closed again: nobody is held up in between."""
     try:
-        with contextlib.closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as db:
-            while rows := db.execute(_ENTRIES, (after, _AT_ONCE)).fetchall():
-                yield from (Exported(*row) for row in rows)
-                after = rows[-1][0]
+        with segments.parts(path) as parts:
+            for at in reversed(range(len(parts))):
+                sql = _ENTRIES.format(partners=segments.partners(parts, at))
+                if rows := parts[at].db.execute(sql, (after, parts[at].below, _AT_ONCE)).fetchall():
+                    return [Exported(*row) for row in rows]
+        return []
     except sqlite3.Error as error:
         raise unavailable(path, error) from None
 
@@ -112,10 +120,20 @@ def check_place(path: Path, place: Place) -> None:
         )
 
 
-def reading(reader: str, after: int, *, follow: bool, how: str = "jsonl", to: str | None = None) -> Draft:
+def reading(
+    reader: str,
+    after: int,
+    *,
+    follow: bool,
+    how: str = "jsonl",
+    without_texts: bool = False,
+    to: str | None = None,
+) -> Draft:
     """The entry that says who exported, in which format (`how`) and `to` where, if to a network address.
 
     It is written first, and so a part of what is exported.
     """
-    query = {"after": after, "follow": follow, "format": how} | ({"to": to} if to is not None else {})
+    query: dict[str, object] = {"after": after, "follow": follow, "format": how}
+    query |= {"without_texts": True} if without_texts else {}
+    query |= {"to": to} if to is not None else {}
     return Draft(Kind.AUDIT_READ, None, reader, None, {"how": "export", "query": query})

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from audit.approvals import ApprovalRecord, Reader, State, Transition
 from audit.entry import Draft, Kind
 from audit.errors import AuditUnavailable, unavailable
 from audit.store import Item, Open, Store
@@ -22,6 +23,12 @@ from audit.store import Item, Open, Store
 # How long a start waits for another start to finish its turn.
 _TURN_SECONDS = 30.0
 _BATCH = 1000
+# The door where a statement that wants approval waits on its connection, as records name it.
+_WAITING_DOOR = "wire"
+_ENDS = {
+    State.REQUESTED: (Kind.APPROVAL_WITHDRAWN, State.CANCELLED),
+    State.APPROVED: (Kind.APPROVAL_VOID, State.VOID),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +58,8 @@ class Instance:
 
 
 def close_dangling(store: Store) -> list[str]:
-    """End what dead processes left open: intents get the outcome `unknown`, sessions are closed.
+    """End what dead processes left open: intents get the outcome `unknown`, sessions are closed, and what waited for
+    approval on one of their connections is withdrawn, since nobody waits any more.
 
     Returns the statements. Two processes that start at once take turns, so each is closed once; a second
     call finds nothing. A living process's intents are left alone: its statements may still be running.
@@ -66,8 +74,24 @@ def close_dangling(store: Store) -> list[str]:
         drafts = [*map(_unknown, statements), *map(_closed, sessions)]
         for start in range(0, len(drafts), _BATCH):
             store.append([[Item(draft)] for draft in drafts[start : start + _BATCH]])
+        store.append(_forsaken(store, {one.session for one in sessions}))
         _sweep(store.path)
     return [one.statement for one in statements if one.statement is not None]
+
+
+def _forsaken(store: Store, sessions: set[str | None]) -> list[list[Item]]:
+    """The ends of the approvals whose statements waited in these sessions. At other doors a requester comes again."""
+    with contextlib.closing(Reader.open(store.path)) as reader:
+        waiting = [*reader.list(State.REQUESTED), *reader.list(State.APPROVED)]
+    return [[_forsake(record)] for record in waiting if record.door == _WAITING_DOOR and record.session in sessions]
+
+
+def _forsake(record: ApprovalRecord) -> Item:
+    kind, become = _ENDS[record.state]
+    why = ["the gateway process died, and nobody waits for it any more"]
+    body = {"approval": record.id, "digest": record.digest, "because": why}
+    draft = Draft(kind, record.session, record.requester_subject, record.connection, body)
+    return Item(draft, Transition(record.id, record.state, become))
 
 
 def _unknown(one: Open) -> Draft:

@@ -1,9 +1,10 @@
-"""The key that signs checkpoints: a file that only its owner may read, or an environment variable."""
+"""The key that signs checkpoints: in a file only its owner may read, an environment variable, or from a command."""
 
 from __future__ import annotations
 
 import os
 import secrets
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from audit.errors import AuditUnavailable, unavailable
 from audit.note import NoteError, PublicKey, Signer, check_name
 
 _OTHERS = 0o077  # the rights of group and others
+_COMMAND_SECONDS = 10.0
+_SHOWN = 500  # characters of a failed command's stderr
 
 
 def generate(name: str | None = None) -> Signer:
@@ -27,6 +30,34 @@ def from_environment(variable: str) -> Signer:
         return Signer.parse(text)
     except NoteError as error:
         raise AuditUnavailable(f"the audit's key in `{variable}`: {error}") from None
+
+
+def from_command(command: Sequence[str]) -> Signer:
+    """The secret key that a command prints, such as a vault's client. Raises AuditUnavailable, which shows its stderr.
+
+    It runs without a shell and without input, and for a bounded time.
+    """
+    try:
+        done = subprocess.run(  # noqa: S603 - the operator's own command
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_COMMAND_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise _command_failed(command, f"it took longer than {_COMMAND_SECONDS:g} s") from None
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise _command_failed(command, str(error)) from None
+    if done.returncode:
+        said = done.stderr.strip()[:_SHOWN] or "nothing"
+        raise _command_failed(command, f"its exit status was {done.returncode}, and it said: {said}")
+    try:
+        return Signer.parse(done.stdout)
+    except NoteError as error:  # never with what it printed
+        raise _command_failed(command, str(error)) from None
+
+
+def _command_failed(command: Sequence[str], why: str) -> AuditUnavailable:
+    return AuditUnavailable(
+        f"the audit's key command `{command[0]}`: {why}; run it by hand: it must print the secret key"
+    )
 
 
 def load(path: Path) -> Signer:

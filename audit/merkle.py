@@ -76,54 +76,93 @@ class Tree:
 
 
 def root_of(leaves: Iterable[bytes]) -> bytes:
-    """The root over these leaves' data."""
-    tree = Tree()
-    tree.extend(leaves)
-    return tree.root()
+    """The root over these leaves' data, level by level."""
+    sha256, nodes = hashlib.sha256, [leaf_hash(data) for data in leaves]
+    if not nodes:
+        return EMPTY
+    while len(nodes) > 1:
+        rest = nodes[len(nodes) & ~1 :]  # without a partner it goes up by itself
+        pairs = iter(nodes)
+        nodes = [sha256(b"\x01" + left + right).digest() for left, right in zip(pairs, pairs, strict=False)] + rest
+    return nodes[0]
 
 
-def _split(size: int) -> int:
+class Hashes:
+    """The leaves' data from leaf `base` on, and the peaks of the tree before it: enough for proofs from there on."""
+
+    def __init__(self, leaves: Sequence[bytes], base: int = 0, peaks: Sequence[bytes] = ()) -> None:
+        self._leaves, self._base, self._peaks = leaves, base, peaks
+        self.size = base + len(leaves)
+        self._roots: dict[tuple[int, int], bytes] = {}
+        first, heights = 0, [bit for bit in range(base.bit_length() - 1, -1, -1) if base >> bit & 1]
+        for height, peak in zip(heights, peaks, strict=True):
+            self._roots[first, first + (1 << height)] = peak
+            first += 1 << height
+
+    def __len__(self) -> int:
+        """All leaves, the known and the others."""
+        return self.size
+
+    def up_to(self, size: int) -> Hashes:
+        """The first `size` leaves, which are at least `base`."""
+        return Hashes(self._leaves[: size - self._base], self._base, self._peaks)
+
+    def root(self, first: int, last: int) -> bytes:
+        """Of the subtree over the leaves `first` up to `last`. Raises IndexError where not enough of it is known."""
+        if first >= self._base:
+            return root_of(self._leaves[first - self._base : last - self._base])
+        if (root := self._roots.get((first, last))) is not None:
+            return root
+        if last - first < 2 or last <= self._base:
+            raise IndexError(f"the leaves {first} to {last} are not known: a proof of them needs the segments before")
+        middle = first + split(last - first)
+        return node_hash(self.root(first, middle), self.root(middle, last))
+
+
+def split(size: int) -> int:
     """The largest power of two that is smaller than `size`, which is at least 2."""
     return 1 << ((size - 1).bit_length() - 1)
 
 
-def inclusion_proof(leaves: Sequence[bytes], index: int) -> list[bytes]:
+def inclusion_proof(leaves: Sequence[bytes] | Hashes, index: int) -> list[bytes]:
     """The audit path of leaf `index` (from 0) in the tree over all `leaves` (RFC 6962, 2.1.1): leaf to root.
 
     Raises IndexError for a leaf that is not there.
     """
-    if not 0 <= index < len(leaves):
-        raise IndexError(f"there is no leaf {index} in a tree of {len(leaves)}")
-    first, last, path = 0, len(leaves), []
+    known = leaves if isinstance(leaves, Hashes) else Hashes(leaves)
+    if not 0 <= index < known.size:
+        raise IndexError(f"there is no leaf {index} in a tree of {known.size}")
+    first, last, path = 0, known.size, []
     while last - first > 1:
-        middle = first + _split(last - first)
+        middle = first + split(last - first)
         if index < middle:
-            path.append(root_of(leaves[middle:last]))
+            path.append(known.root(middle, last))
             last = middle
         else:
-            path.append(root_of(leaves[first:middle]))
+            path.append(known.root(first, middle))
             first = middle
     return path[::-1]
 
 
-def consistency_proof(leaves: Sequence[bytes], size: int) -> list[bytes]:
+def consistency_proof(leaves: Sequence[bytes] | Hashes, size: int) -> list[bytes]:
     """That the tree over the first `size` leaves is a prefix of the one over all (RFC 6962, 2.1.2).
 
     Raises IndexError where `size` is not between 1 and the number of leaves.
     """
-    if not 1 <= size <= len(leaves):
-        raise IndexError(f"a tree of {len(leaves)} leaves has no earlier tree of {size}")
-    first, last, path, known = 0, len(leaves), [], True
+    tree = leaves if isinstance(leaves, Hashes) else Hashes(leaves)
+    if not 1 <= size <= tree.size:
+        raise IndexError(f"a tree of {tree.size} leaves has no earlier tree of {size}")
+    first, last, path, known = 0, tree.size, [], True
     while size < last:
-        middle = first + _split(last - first)
+        middle = first + split(last - first)
         if size <= middle:
-            path.append(root_of(leaves[middle:last]))
+            path.append(tree.root(middle, last))
             last = middle
         else:
-            path.append(root_of(leaves[first:middle]))
+            path.append(tree.root(first, middle))
             first, known = middle, False
     if not known:  # whoever checks knows the old root, but not this part of it
-        path.append(root_of(leaves[first:last]))
+        path.append(tree.root(first, last))
     return path[::-1]
 
 

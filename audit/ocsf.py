@@ -97,7 +97,7 @@ def _statement(entry: Exported, body: Mapping[str, Any], intent: Mapping[str, An
         "policy": {"uid": intent["policy"], "name": "countersign"} if intent.get("policy") else None,
         "firewall_rule": {"name": rules[0]} if (rules := verdict.get("rules")) else None,
         "unmapped": {
-            **{key: body.get(key) for key in ("tag", "rows", "size", "masked", "filtered", "digest")},
+            **{key: body.get(key) for key in ("tag", "rows", "size", "masked", "filtered", "detected", "digest")},
             **{key: intent.get(key) for key in ("door", "request", "sha256", "approval", "rehearsal")},
             "demands": demands,
             "verdict": verdict or None,

@@ -1,7 +1,7 @@
 """Entries as OpenTelemetry log records, in the JSON encoding of OTLP (opentelemetry.io/docs/specs/otlp). Sans-IO.
 
 One entry, one record: the body is the entry's, whole; attributes have the names of OpenTelemetry's semantic
-conventions where there are such, else begin with `countersign.`. A statement's record is part of the trace in which
+conventions where there are such, else begin with `countersign.`. A statement's records are part of the trace in which
 its agent called.
 """
 
@@ -53,7 +53,7 @@ def _record(entry: Exported) -> dict[str, Any]:
         "eventName": f"countersign.{entry.kind}",
         "body": _value(body),
         "attributes": _attributes(_named(entry, body)),
-        **_trace(body),
+        **_trace(body if entry.intent is None else json.loads(entry.intent)),
     }
 
 

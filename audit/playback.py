@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sqlite3
 from collections.abc import Mapping, Sequence
@@ -11,19 +10,20 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from audit import segments
 from audit.entry import Draft, Kind
-from audit.errors import unavailable
+from audit.errors import AuditUnavailable, unavailable
 from audit.recording import BrokenRecordingError, Chunk, unpack
 from audit.search import SearchError
 
 _COLUMNS = "seq, time, kind, subject, body"
 _SESSION = (
     f"SELECT {_COLUMNS}, (SELECT data FROM recordings r WHERE r.seq = e.seq) FROM entries e"  # noqa: S608 - constants
-    " WHERE session = ? ORDER BY seq"
+    " WHERE session = ? AND seq < ? ORDER BY seq"
 )
 # What others did about the session's requests.
 _APPROVALS = (
-    f"SELECT {_COLUMNS}, NULL FROM entries WHERE seq > ? AND kind GLOB 'approval.*' AND session IS NOT ?"  # noqa: S608
+    f"SELECT {_COLUMNS}, NULL FROM entries WHERE seq > ? AND seq < ? AND kind GLOB 'approval.*' AND session IS NOT ?"  # noqa: S608
     " AND body ->> '$.approval' IN (SELECT value FROM json_each(?)) ORDER BY seq"
 )
 
@@ -43,9 +43,8 @@ class Moment:
 def session(path: Path, session_id: str) -> Sequence[Moment]:
     """The moments of a session, the oldest first. Raises SearchError where there is no such session, or no store."""
     try:
-        with contextlib.closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as db:
-            db.execute("BEGIN")  # of one moment, also beside a running gateway
-            rows = db.execute(_SESSION, (session_id,)).fetchall()
+        with segments.parts(path) as parts:  # of one moment, also beside a running gateway
+            rows = [row for part in parts for row in part.db.execute(_SESSION, (session_id, part.below))]
             if not rows:
                 raise SearchError(
                     f"there is no session `{session_id}`; `audit search --kind session.opened` shows them"
@@ -55,7 +54,12 @@ def session(path: Path, session_id: str) -> Sequence[Moment]:
                 sorted({m.body["approval"] for m in moments if m.kind == "intent" and "approval" in m.body})
             )
             if asked != "[]":
-                moments += [_moment(*row) for row in db.execute(_APPROVALS, (moments[0].seq, session_id, asked))]
+                begun = min(moment.seq for moment in moments)
+                for part in parts:
+                    others = part.db.execute(_APPROVALS, (begun, part.below, session_id, asked))
+                    moments += [_moment(*row) for row in others]
+    except AuditUnavailable as error:
+        raise SearchError(str(error)) from None
     except sqlite3.Error as error:
         raise SearchError(str(unavailable(path, error))) from None
     return sorted(moments, key=lambda moment: moment.seq)

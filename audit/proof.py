@@ -14,7 +14,17 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from audit.checkpoint import Checkpoint
-from audit.merkle import SIZE, ProofError, check_consistency, check_inclusion, consistency_proof, inclusion_proof
+from audit.merkle import (
+    SIZE,
+    Hashes,
+    ProofError,
+    check_consistency,
+    check_inclusion,
+    consistency_proof,
+    inclusion_proof,
+    root_of,
+    split,
+)
 from audit.note import PublicKey, open_note
 
 _TITLE = "c2sp.org/tlog-proof@v1"
@@ -93,12 +103,34 @@ class Extension:
         return old, new
 
 
-def extend(hashes: Sequence[bytes], old: int, note: str) -> Extension:
+def extend(hashes: Sequence[bytes] | Hashes, old: int, note: str) -> Extension:
     """The proof for the first `old` under a note over exactly these entries (their `hash`). Raises IndexError."""
     return Extension(old, consistency_proof(hashes, old), note)
 
 
-def prove(hashes: Sequence[bytes], seq: int, note: str) -> Proof:
+def carry_on(old: int, peaks: bytes, newer: Sequence[bytes], note: str) -> Extension:
+    """As `extend`, but from a checkpoint's peaks (one 32 bytes for each 1 in binary `old`) and what came after it.
+
+    Every node of the proof is a peak of the older tree, or lies wholly among the newer entries.
+    """
+    known: dict[tuple[int, int], bytes] = {}
+    at = 0
+    for number, height in enumerate(bit for bit in range(old.bit_length() - 1, -1, -1) if old >> bit & 1):
+        known[at, at + (1 << height)] = peaks[number * SIZE : (number + 1) * SIZE]
+        at += 1 << height
+    first, last, path, whole = 0, old + len(newer), [], True
+    while old < last:
+        middle = first + split(last - first)
+        left = old <= middle
+        start, end = (middle, last) if left else (first, middle)
+        path.append(known[start, end] if start < old else root_of(newer[start - old : end - old]))
+        first, last, whole = (first, middle, whole) if left else (middle, last, False)
+    if not whole:
+        path.append(known[first, last])
+    return Extension(old, path[::-1], note)
+
+
+def prove(hashes: Sequence[bytes] | Hashes, seq: int, note: str) -> Proof:
     """The proof for entry `seq` under a note over exactly these entries (their `hash`, in order). Raises IndexError."""
     return Proof(seq, inclusion_proof(hashes, seq - 1), note)
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from audit import segments
 from audit.entry import Draft, Kind
 from audit.errors import unavailable
 from audit.recording import Shred
 from audit.search import first_at, stamp
+from audit.segments import Part
 from audit.store import Item
 
 # At most so many recordings a transaction, so that no statement's intent waits long for the disk.
@@ -20,7 +22,8 @@ _AT_ONCE = 500
 _OLDEST = "SELECT min(seq), max(seq) FROM (SELECT seq FROM recordings WHERE seq < ? ORDER BY seq LIMIT ?)"
 # The newest recording that does not fit any more, if all from there on are counted from the newest backwards.
 _BEYOND = (
-    "SELECT max(seq) FROM (SELECT seq, sum(length(data)) OVER (ORDER BY seq DESC) AS together FROM recordings)"
+    "SELECT max(seq) FROM (SELECT seq, sum(length(data)) OVER (ORDER BY seq DESC) AS together FROM recordings"
+    " WHERE seq < ?)"
     " WHERE together > ?"
 )
 
@@ -39,19 +42,31 @@ def due(path: Path, limits: Limits, now: datetime) -> Item | None:
     Raises `audit.errors.AuditUnavailable`.
     """
     try:
-        with contextlib.closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as db:
+        with segments.parts(path) as parts:
             if limits.age is not None:
-                before = first_at(db, stamp(now - limits.age))
-                if item := _oldest(db, before, f"older than {_told(limits.age)}"):
-                    return item
-            if limits.size is not None:
-                [total] = db.execute("SELECT total(length(data)) FROM recordings").fetchone()
-                if total > limits.size:
-                    [last] = db.execute(_BEYOND, (limits.size,)).fetchone()
-                    return _oldest(db, last + 1, f"more than {limits.size} bytes of recordings")
-            return None
+                for part in reversed(parts):
+                    before = min(first_at(part.db, stamp(now - limits.age)), part.below)
+                    if item := _oldest(part.db, before, f"older than {_told(limits.age)}"):
+                        return item
+            return None if limits.size is None else _too_many(parts, limits.size)
     except sqlite3.Error as error:
         raise unavailable(path, error) from None
+
+
+def _too_many(parts: Sequence[Part], size: int) -> Item | None:
+    """The oldest recordings that do not fit any more, if those of all parts are counted from the newest backwards."""
+    room, why = size, f"more than {size} bytes of recordings"
+    for at, part in enumerate(parts):
+        [total] = part.db.execute("SELECT total(length(data)) FROM recordings WHERE seq < ?", (part.below,)).fetchone()
+        if total <= room:
+            room -= total
+            continue
+        for older in reversed(parts[at + 1 :]):
+            if item := _oldest(older.db, older.below, why):
+                return item
+        [last] = part.db.execute(_BEYOND, (part.below, room)).fetchone()
+        return _oldest(part.db, last + 1, why)
+    return None
 
 
 def _oldest(db: sqlite3.Connection, before: int, why: str) -> Item | None:

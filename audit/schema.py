@@ -25,8 +25,10 @@ _WAL_PAGES = 4000
 @contextlib.contextmanager
 def transaction(db: sqlite3.Connection) -> Iterator[None]:
     """A write transaction; it waits for other processes' first. Rolled back whole if the block raises."""
-    db.execute("BEGIN IMMEDIATE")
+    if db.in_transaction:  # a rollback failed: nothing of that is believed either
+        db.execute("ROLLBACK")
     try:
+        db.execute("BEGIN IMMEDIATE")
         yield
         db.execute("COMMIT")
     except BaseException:
@@ -66,11 +68,16 @@ def prepare(db: sqlite3.Connection, path: Path, busy_seconds: float) -> None:
     db.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
     with transaction(db):
         if _recognise(db, path):
-            for statement in statements():
-                db.execute(statement)
-            db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            db.execute(f"PRAGMA user_version = {VERSION}")
+            fill(db)
         _check_schema(db, path)
+
+
+def fill(db: sqlite3.Connection) -> None:
+    """Make an empty database a store of ours, in the caller's transaction."""
+    for statement in statements():
+        db.execute(statement)
+    db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    db.execute(f"PRAGMA user_version = {VERSION}")
 
 
 def _recognise(db: sqlite3.Connection, path: Path) -> bool:

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 from audit.chain import GENESIS
 from audit.checkpoint import Checkpoint
-from audit.entry import Draft, Kind
+from audit.entry import Draft, Kind, Open
 from audit.errors import AuditUnavailable
 from audit.merkle import SIZE, Tree
 from audit.note import Note, NoteError, PublicKey, Signer, open_note, sign
+from audit.segments import Segment
 
 # The first line of the text that both keys sign. No checkpoint can be mistaken for it: its second line is a number.
 ROTATION = "countersign key rotation v1"
 
-_KEY_KINDS = f"('{Kind.KEY_CREATED}', '{Kind.KEY_ROTATED}')"
+_KEY_KINDS = f"('{Kind.KEY_CREATED}', '{Kind.KEY_ROTATED}', '{Kind.SEGMENT_SEALED}')"  # as the index says
 
 
 class WrongKey(AuditUnavailable):
@@ -40,22 +42,53 @@ def rotated(old: Signer, new: Signer) -> Draft:
     return Draft(Kind.KEY_ROTATED, None, None, None, {"note": note})
 
 
-def keys(db: sqlite3.Connection) -> list[PublicKey]:
-    """The keys that the chain names, in order; the last one may sign. Raises NoteError where that history breaks."""
-    found: list[PublicKey] = []
-    sql = f"SELECT kind, body FROM entries WHERE kind IN {_KEY_KINDS} ORDER BY seq"  # noqa: S608 - constants
-    for kind, body in db.execute(sql):
+def segment_sealed(db: sqlite3.Connection, segment: Segment, began: Sequence[Open]) -> Draft:
+    """The entry after a segment: which one it was, and what whoever has not that segment needs of it.
+
+    Those are the keys, with what hands over from each to the next, and all that has not ended: `began`.
+    """
+    [note] = db.execute("SELECT note FROM checkpoints WHERE size = ?", (segment.last,)).fetchone()
+    root = Checkpoint.parse(Note.parse(note).text).root.hex()
+    told = {"first": segment.first, "last": segment.last, "root": root}
+    body = {"segment": told, "keys": key_history(db), "open": [asdict(one) for one in began]}
+    return Draft(Kind.SEGMENT_SEALED, None, None, None, body)
+
+
+def key_history(db: sqlite3.Connection) -> list[Mapping[str, object]]:
+    """What the chain says of its keys: `seq` and `vkey` of the first, then `seq` and `note` of each rotation.
+
+    Raises NoteError where that breaks.
+    """
+    found: list[Mapping[str, object]] = []
+    sql = f"SELECT seq, kind, body FROM entries WHERE kind IN {_KEY_KINDS} ORDER BY seq"  # noqa: S608 - constants
+    for seq, kind, body in db.execute(sql):
         try:
             told = json.loads(body)
         except (ValueError, RecursionError):
             told = None
         match kind, told:
             case Kind.KEY_CREATED, {"vkey": str(vkey)} if not found:
-                found.append(PublicKey.parse(vkey))
+                found.append({"seq": seq, "vkey": vkey})
             case Kind.KEY_ROTATED, {"note": str(note)} if found:
-                found.append(_successor(found[-1], note))
+                found.append({"seq": seq, "note": note})
+            case Kind.SEGMENT_SEALED, {"keys": list(before)} if not found or found == before:
+                found = list(before)
             case _:
                 raise NoteError("a key was made twice, or rotated before it was made: verify the audit")
+    return found
+
+
+def keys(db: sqlite3.Connection) -> list[PublicKey]:
+    """The keys that the chain names, in order; the last one may sign. Raises NoteError where that history breaks."""
+    found: list[PublicKey] = []
+    for told in key_history(db):
+        match told:
+            case {"vkey": str(vkey)} if not found:
+                found.append(PublicKey.parse(vkey))
+            case {"note": str(note)} if found:
+                found.append(_successor(found[-1], note))
+            case _:
+                raise NoteError("a segment's entry names no keys: verify the audit")
     if not found and db.execute("SELECT 1 FROM checkpoints LIMIT 1").fetchone():
         raise NoteError("there are checkpoints, and the entry that names their key is gone: verify the audit")
     return found
@@ -119,7 +152,12 @@ def _last(db: sqlite3.Connection, known: Sequence[PublicKey]) -> tuple[Tree, byt
         raise AuditUnavailable(f"the checkpoint of {size} entries: {error}; verify the audit") from None
     if (signed.size, signed.root) != (tree.size, tree.root()):
         raise AuditUnavailable(f"the checkpoint of {size} entries was altered: verify the audit")
-    found = db.execute("SELECT hash FROM entries WHERE seq = ?", [size]).fetchone()
+    # Where the entry is in a segment by now, the next one says what its hash was.
+    found = db.execute(
+        "SELECT hash FROM entries WHERE seq = ? UNION ALL"
+        " SELECT prev FROM entries WHERE seq = ? + 1 AND EXISTS (SELECT 1 FROM segments WHERE last = seq - 1)",
+        [size, size],
+    ).fetchone()
     if found is None:
         raise AuditUnavailable(f"entry {size} was signed and is gone: verify the audit")
     return tree, found[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import sqlite3
@@ -10,11 +9,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from audit import words
+from audit import segments, words
 from audit.entry import Draft, Kind
-from audit.errors import unavailable
-from audit.schema import APPLICATION_ID
+from audit.errors import AuditUnavailable, unavailable
+from audit.segments import Part
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -40,13 +40,14 @@ class Found:
 class Query:
     """What to look for; every given part must hold.
 
-    `user` is a subject or e-mail, or the human on whose behalf an agent worked; `group` a group of the
-    session's principal. `since` (inclusive) and `until` (exclusive) are times as entries hold them: see
-    `as_time`. `kind` is an entry's kind. `text` is looked for anywhere in the body, in upper or lower case
-    (ASCII); `words` in what was said, through an index (see `audit.words`). The newest `limit` are found.
+    `user` is a subject or e-mail, or the human on whose behalf an agent worked; `group` a group of the session's
+    principal, `on_behalf_of` the human behind it. `since` (inclusive) and `until` (exclusive) are times as entries
+    hold them: see `as_time`. `kind` is an entry's kind. `text` is looked for anywhere in the body, in upper or lower
+    case (ASCII); `words` in what was said, through an index (see `audit.words`). The newest `limit` are found.
 
     The others are a statement's, and both its entries are found: `action` and `relation` of one and the same
-    demand (`delete`, `public.orders`; `*` stands for anything), `column` a column that was masked, `verdict`,
+    demand (`delete`, `public.orders`; `*` stands for anything), `column` a column that was masked,
+    `detected` the kind of something that was found in a result and hidden (`card`; `*` for anything), `verdict`,
     `rule`, `door`, `status`, `sqlstate` (or how it begins), at least so many milliseconds and rows.
     """
 
@@ -64,12 +65,14 @@ class Query:
     action: str | None = None
     relation: str | None = None
     column: str | None = None
+    detected: str | None = None
     verdict: str | None = None
     rule: str | None = None
     door: str | None = None
     sqlstate: str | None = None
     duration_ms: float | None = None
     rows: int | None = None
+    on_behalf_of: str | None = None
 
 
 def as_time(text: str, now: datetime) -> str:
@@ -104,21 +107,27 @@ def search(path: Path, query: Query) -> Sequence[Found]:
         raise SearchError(f"a limit of {query.limit} finds nothing; give at least 1")
     if query.words is not None and not words.query(query.words):
         raise SearchError("there is no word to look for; give at least one")
-    path = Path(path).absolute()
+    rows: list[tuple[Any, ...]] = []
     try:
-        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as db:
-            if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-                raise SearchError(f"`{path}` is not an audit store; name another file")
-            if query.words is not None:
-                words.update(path, db)
-                db.execute("ATTACH ? AS found", (f"{words.index_path(path).as_uri()}?mode=ro",))
-            conditions, values = _conditions(db, query)
-            where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
-            sql = (
-                "SELECT seq, time, kind, session, subject, connection, body FROM entries e "  # noqa: S608 - constants
-                f"{where} ORDER BY seq DESC LIMIT ?"
+        with segments.parts(path) as parts:
+            whose = _Whose(
+                _sessions(parts, _USER, query.user),
+                _sessions(parts, _GROUP, query.group),
+                _sessions(parts, _BEHALF, query.on_behalf_of),
             )
-            rows = db.execute(sql, (*values, query.limit)).fetchall()
+            for at, part in enumerate(parts):
+                if len(rows) < query.limit:
+                    conditions, values = _conditions(part.db, query, segments.partners(parts, at), whose)
+                    if query.words is not None:
+                        words.update(part.path, part.db)
+                        part.db.execute("ATTACH ? AS found", (f"{words.index_path(part.path).as_uri()}?mode=ro",))
+                    sql = (
+                        "SELECT seq, time, kind, session, subject, connection, body FROM entries e WHERE"  # noqa: S608
+                        f" {' AND '.join(['seq < ?', *conditions])} ORDER BY seq DESC LIMIT ?"
+                    )
+                    rows += part.db.execute(sql, (part.below, *values, query.limit - len(rows)))
+    except AuditUnavailable as error:
+        raise SearchError(str(error)) from None
     except (sqlite3.Error, OSError) as error:
         raise SearchError(str(unavailable(path, error))) from None
     return [Found(*row) for row in reversed(rows)]
@@ -130,10 +139,28 @@ _SESSIONS_OF = (
     " AND o.kind IN ('session.opened', 'session.closed') AND "  # names the partial index
 )
 _GROUP = "EXISTS (SELECT 1 FROM json_each(o.body, '$.principal.groups') g WHERE g.value = ?)"
+_BEHALF = "o.body ->> '$.principal.on_behalf_of' = ?"
 _USER = "? IN (o.body ->> '$.principal.email', o.body ->> '$.principal.on_behalf_of')"
 
+
+class _Whose(NamedTuple):
+    """The sessions (JSON) of whom is asked for; None where nobody is."""
+
+    user: str | None
+    group: str | None
+    on_behalf_of: str | None
+
+
+def _sessions(parts: Sequence[Part], condition: str, value: str | None) -> str | None:
+    """As JSON, the sessions of a user or a group; one may have been opened in a segment before."""
+    if value is None:
+        return None
+    found = [row[0] for part in parts for row in part.db.execute(_SESSIONS_OF + condition, (value,))]
+    return json.dumps(found)
+
+
 # A statement's two entries, from either of them: p is the one that tells what is asked for.
-_PAIR = "EXISTS (SELECT 1 FROM entries p WHERE p.statement = e.statement AND p.kind = '{kind}' AND {condition})"
+_PAIR = "EXISTS (SELECT 1 FROM {table} p WHERE p.statement = e.statement AND p.kind = '{kind}' AND {condition})"
 _DEMAND = "EXISTS (SELECT 1 FROM json_each(p.body, '$.demands') d WHERE d.value GLOB ?)"
 _FACETS = (
     ("verdict", "intent", "p.body ->> '$.verdict.effect' = ?"),
@@ -141,22 +168,31 @@ _FACETS = (
     ("door", "intent", "p.body ->> '$.door' = ?"),
     ("status", "outcome", "p.body ->> '$.status' = ?"),
     ("column", "outcome", "EXISTS (SELECT 1 FROM json_each(p.body, '$.masked') m WHERE m.value GLOB ?)"),
+    (
+        "detected",
+        "outcome",
+        "EXISTS (SELECT 1 FROM json_each(p.body, '$.detected') d WHERE d.value ->> '$.kind' GLOB ?)",
+    ),
     ("sqlstate", "outcome", "p.body ->> '$.sqlstate' GLOB ? || '*'"),
     ("duration_ms", "outcome", "p.body ->> '$.duration_ms' >= ?"),
     ("rows", "outcome", "p.body ->> '$.rows' >= ?"),
 )
 
 
-def _conditions(db: sqlite3.Connection, query: Query) -> tuple[list[str], list[object]]:
-    """SQL conditions and their values. Without a user they are tested on entries from the newest backwards."""
+def _conditions(db: sqlite3.Connection, query: Query, table: str, whose: _Whose) -> tuple[list[str], list[object]]:
+    """SQL conditions and their values. Without a user they are tested on entries from the newest backwards.
+
+    `table` is where a statement's other entry is.
+    """
     parts: list[tuple[str, object]] = []
     parts += [("e.kind = ?", query.kind), ("e.connection = ?", query.connection), ("e.session = ?", query.session)]
-    parts += [(f"e.session IN ({_SESSIONS_OF}{_GROUP})", query.group)]
+    for sessions in (whose.group, whose.on_behalf_of):
+        parts.append(("e.session IN (SELECT value FROM json_each(?))", sessions))
     if query.action is not None or query.relation is not None:
         demand = f"{query.action or '*'} {query.relation or '*'}"
-        parts.append((_PAIR.format(kind="intent", condition=_DEMAND), demand))
+        parts.append((_PAIR.format(table=table, kind="intent", condition=_DEMAND), demand))
     for name, kind, condition in _FACETS:
-        parts.append((_PAIR.format(kind=kind, condition=condition), getattr(query, name)))
+        parts.append((_PAIR.format(table=table, kind=kind, condition=condition), getattr(query, name)))
     window: list[tuple[str, int]] = []
     if query.since is not None:
         window.append(("seq >= ?", first_at(db, query.since)))
@@ -173,16 +209,15 @@ def _conditions(db: sqlite3.Connection, query: Query) -> tuple[list[str], list[o
     conditions, values = [sql for sql, _ in given], [value for _, value in given]
     if query.user is not None:
         # Through both indexes, each within the window: a person's day is found without reading everybody's.
-        sessions = [session for (session,) in db.execute(_SESSIONS_OF + _USER, (query.user,))]
         times = [(sql, time) for sql, time in (("time >= ?", query.since), ("time < ?", query.until)) if time]
         mine = ["subject = ?", *(sql for sql, _ in times)]
-        theirs = ["session IN (SELECT value FROM json_each(?))", *(sql for sql, _ in window)]
+        also = ["session IN (SELECT value FROM json_each(?))", *(sql for sql, _ in window)]
         conditions.append(
             f"e.seq IN (SELECT seq FROM entries WHERE {' AND '.join(mine)}"  # noqa: S608 - constants
-            f" UNION SELECT seq FROM entries WHERE {' AND '.join(theirs)})"
+            f" UNION SELECT seq FROM entries WHERE {' AND '.join(also)})"
         )
         values += [query.user, *(time for _, time in times)]
-        values += [json.dumps(sessions), *(value for _, value in window)]
+        values += [whose.user, *(value for _, value in window)]
     return conditions, values
 
 

@@ -15,14 +15,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from audit import chain, recording, sealing
+from audit import chain, recording, sealing, segments, unfinished
 from audit.approvals import Change, Conflict, account, apply
-from audit.entry import BodyError, Draft, Entry, Kind, as_text
+from audit.entry import BodyError, Draft, Entry, Kind, Open, as_text
 from audit.errors import AuditUnavailable, unavailable
+from audit.merkle import SIZE, Hashes, Tree
 from audit.note import NoteError, PublicKey, Signer
 from audit.proof import Extension, Proof, extend, prove
 from audit.recording import Recording, Shred
 from audit.schema import make, prepare, transaction
+from audit.segments import Part, Segment
 
 __all__ = ["AuditUnavailable", "Item", "Open", "Store", "Unit"]
 
@@ -41,15 +43,7 @@ class Item:
 Unit = Sequence[Item]  # appended together or not at all
 
 
-@dataclass(frozen=True, slots=True)
-class Open:
-    """Something begun that has no end in the chain yet: a `statement`, or (None) a session."""
-
-    statement: str | None
-    session: str | None
-    subject: str | None
-    connection: str | None
-    instance: str
+_SEALED = "SELECT coalesce(max(last), 0) FROM segments"
 
 
 def _now() -> datetime:
@@ -82,6 +76,7 @@ class Store:
             db = sqlite3.connect(uri, uri=True, timeout=busy_seconds, isolation_level=None, check_same_thread=False)
             try:
                 prepare(db, path, busy_seconds)
+                segments.check_place(path, db)
             except BaseException:
                 db.close()
                 raise
@@ -148,11 +143,62 @@ class Store:
             seq, prev, last = self._head()
             now = self._time(last)
             if not sealing.keys(self._db):
-                entry = chain.link(prev, seq + 1, now, sealing.created(signer))
-                self._insert([entry])
+                self._insert([chain.link(prev, seq + 1, now, sealing.created(signer))])
             note = sealing.seal(self._db, signer, now)
             self._check_in_place()
             return note
+
+    def seal(self, signer: Signer) -> Segment | None:
+        """End a segment with the newest entry: a checkpoint over it, and the entry that says so. All or nothing.
+
+        None where there is nothing to seal since the last one. They stay until `let_go`. Raises AuditUnavailable.
+        """
+        self.checkpoint(signer)
+        with self._lock, _told(self.path), transaction(self._db):
+            seq, prev, last = self._head()
+            now = self._time(last)
+            [before] = self._db.execute(_SEALED).fetchone()
+            if seq <= before + 1 or self._unmoved() is not None:
+                return None
+            segment = segments.segment(self.path, before + 1, seq)
+            sealing.seal(self._db, signer, now)  # what was appended just now
+            began = [*unfinished.statements(self._db), *unfinished.sessions(self._db)]
+            draft = sealing.segment_sealed(self._db, segment, began)
+            entry = chain.link(prev, seq + 1, now, draft)
+            self._insert([entry])
+            self._db.execute(
+                "INSERT INTO segments SELECT body ->> '$.segment.last', body ->> '$.segment.first', time,"
+                " body ->> '$.segment.root' FROM entries WHERE seq = ?",
+                (entry.seq,),
+            )
+            self._check_in_place()
+        self._seen = (entry.seq, entry.hash)
+        return segment
+
+    def unmoved(self) -> Segment | None:
+        """The segment that was sealed and whose entries are still here (some, or all). Raises AuditUnavailable."""
+        with self._lock, _told(self.path):
+            return self._unmoved()
+
+    def let_go(self, segment: Segment, at_once: int) -> bool:
+        """Delete some entries that a segment holds; whether there are more. Raises AuditUnavailable.
+
+        For who has just seen the segment's file to be whole, and its name to be durable.
+        """
+        with self._lock, _told(self.path), transaction(self._db):
+            [first] = self._db.execute("SELECT min(seq) FROM entries").fetchone()
+            last = min(first + at_once - 1, segment.last)
+            self._db.execute("DELETE FROM recordings WHERE seq <= ?", (last,))
+            self._db.execute("DELETE FROM entries WHERE seq <= ?", (last,))
+            if last == segment.last:
+                self._db.execute("DELETE FROM checkpoints WHERE size < ?", (last,))
+            self._check_in_place()
+            return bool(last < segment.last)
+
+    def _unmoved(self) -> Segment | None:
+        sql = "SELECT first, last FROM segments WHERE last >= (SELECT min(seq) FROM entries) ORDER BY last LIMIT 1"
+        row = self._db.execute(sql).fetchone()
+        return None if row is None else segments.segment(self.path, *row)
 
     def rotate(self, old: Signer, new: Signer) -> None:
         """Hand over to another key: a checkpoint by the old one, the entry signed by both, a checkpoint by the new.
@@ -174,31 +220,41 @@ class Store:
             return sealing.keys(self._db)
 
     def notes(self, after: int = 0) -> list[tuple[int, str]]:
-        """(size, signed note) of every checkpoint over more than `after` entries, in order."""
+        """(size, signed note) of every checkpoint over more than `after` entries, in order.
+
+        Without those in segments that are elsewhere. Raises AuditUnavailable.
+        """
+        sql = "SELECT size, note FROM checkpoints WHERE size > ? ORDER BY size"
         with self._lock, _told(self.path):
-            sql = "SELECT size, note FROM checkpoints WHERE size > ? ORDER BY size"
-            return [(int(size), str(note)) for size, note in self._db.execute(sql, (after,))]
+            if after >= self._db.execute(_SEALED).fetchone()[0]:
+                return [(int(size), str(note)) for size, note in self._db.execute(sql, (after,))]
+        with _told(self.path), segments.parts(self.path) as found:
+            notes = {int(size): str(note) for part in found for size, note in part.db.execute(sql, (after,))}
+        return sorted(notes.items())
 
     def prove(self, seq: int) -> Proof | None:
-        """That an entry is among those that the newest checkpoint covers; None where it is not, or is not there.
+        """That an entry is among those that a checkpoint covers; None where it is not, or is not here.
 
-        Reads the hashes of all entries: a second for a million. Raises AuditUnavailable.
+        The newest one that can be reached: what lies between may be elsewhere. Reads the hashes of all entries of the
+        segments between the two: a second for a million. Raises AuditUnavailable.
         """
-        with self._lock, _told(self.path):
-            newest = self._db.execute("SELECT size, note FROM checkpoints ORDER BY size DESC LIMIT 1").fetchone()
-            if newest is None or not 1 <= seq <= newest[0]:
-                return None
-            rows = self._db.execute("SELECT hash FROM entries WHERE seq <= ? ORDER BY seq", newest[:1])
-            return prove([hash_ for (hash_,) in rows], seq, newest[1])
+        with _told(self.path), segments.parts(self.path) as found:
+            known = _hashes(found, seq)
+            sql = "SELECT size, note FROM checkpoints WHERE size BETWEEN ? AND ? ORDER BY size DESC LIMIT 1"
+            notes = [part.db.execute(sql, (seq, known.size)).fetchone() for part in found] if known else []
+        newest = max((row for row in notes if row is not None), default=None)
+        return None if newest is None or known is None else prove(known.up_to(newest[0]), seq, newest[1])
 
     def extension(self, old: int, size: int, note: str) -> Extension | None:
         """That the first `old` of the `size` entries under this note are the older ones; None without so many entries.
 
-        Reads the hashes of all entries, as `prove`. Raises AuditUnavailable.
+        Reads the hashes as `prove` does. Raises AuditUnavailable.
         """
-        with self._lock, _told(self.path):
-            rows = self._db.execute("SELECT hash FROM entries WHERE seq <= ? ORDER BY seq", (size,)).fetchall()
-        return extend([hash_ for (hash_,) in rows], old, note) if 1 <= old <= size == len(rows) else None
+        if not 1 <= old <= size:
+            return None
+        with _told(self.path), segments.parts(self.path) as found:
+            known = _hashes(found, old)
+        return extend(known.up_to(size), old, note) if known is not None and known.size >= size else None
 
     def settle_log(self) -> bool:
         """Move the log into the file and empty it, so that what was shredded is in neither. False while others read.
@@ -209,34 +265,21 @@ class Store:
             return bool(self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0)
 
     def outcome_of(self, statement: str) -> int | None:
-        """The seq of a statement's outcome; None where there is none."""
+        """The seq of a statement's outcome, here or in a segment that is here; None where there is none."""
+        sql = "SELECT seq FROM entries WHERE statement = ? AND kind = 'outcome' AND statement IS NOT NULL"
+        with _told(self.path), segments.parts(self.path) as found:
+            rows = [row for part in found for row in part.db.execute(sql, (statement,))]
+        return int(rows[0][0]) if rows else None
+
+    def open_statements(self) -> Sequence[Open]:
+        """Every intent without an outcome, the oldest first. Raises AuditUnavailable."""
         with self._lock, _told(self.path):
-            sql = "SELECT seq FROM entries WHERE statement = ? AND kind = 'outcome' AND statement IS NOT NULL"
-            row = self._db.execute(sql, (statement,)).fetchone()
-        return int(row[0]) if row else None
+            return unfinished.statements(self._db)
 
-    def open_statements(self) -> list[Open]:
-        """Every intent without an outcome, the oldest first."""
-        return self._open(
-            "SELECT i.statement, i.session, i.subject, i.connection, coalesce(i.body ->> '$.instance', '')"
-            " FROM entries i WHERE i.statement IS NOT NULL AND i.kind = 'intent' AND NOT EXISTS"
-            " (SELECT 1 FROM entries o WHERE o.statement = i.statement AND o.kind = 'outcome') ORDER BY i.seq"
-        )
-
-    def open_sessions(self) -> list[Open]:
-        """Every session that was opened and not closed, the oldest first."""
-        return self._open(
-            "SELECT NULL, o.session, o.subject, o.connection, coalesce(o.body ->> '$.instance', '')"
-            " FROM entries o WHERE o.kind = 'session.opened' AND o.kind IN ('session.opened', 'session.closed')"
-            " AND NOT EXISTS (SELECT 1 FROM entries c WHERE c.session = o.session AND c.kind = 'session.closed'"
-            "  AND c.kind IN ('session.opened', 'session.closed'))"  # said twice: it names the partial index
-            " ORDER BY o.seq"
-        )
-
-    def _open(self, sql: str) -> list[Open]:
+    def open_sessions(self) -> Sequence[Open]:
+        """Every session that was opened and not closed, the oldest first. Raises AuditUnavailable."""
         with self._lock, _told(self.path):
-            rows = self._db.execute(sql).fetchall()
-        return [Open(*row) for row in rows]
+            return unfinished.sessions(self._db)
 
     def _check_in_place(self) -> None:
         """Refuse where the path names another file by now, or none: ours would take entries that nobody finds."""
@@ -269,7 +312,8 @@ class Store:
                 self._db.execute("RELEASE unit")
 
     def _shred(self, first: int, last: int) -> None:
-        if not self._db.execute("DELETE FROM recordings WHERE seq BETWEEN ? AND ?", (first, last)).rowcount:
+        here = self._db.execute("DELETE FROM recordings WHERE seq BETWEEN ? AND ?", (first, last)).rowcount
+        if not here and not segments.holds_recordings(self.path, first, last):
             which = f"entry {first} has" if first == last else f"the entries {first} to {last} have"
             raise Conflict(f"{which} no recording (any more)")
 
@@ -289,13 +333,32 @@ class Store:
             # What this process wrote must still be there: a file put back, or rewritten, under us is not carried on.
             seq, expected = self._seen
             found = self._db.execute("SELECT hash FROM entries WHERE seq = ?", (seq,)).fetchone()
-            if found is None or found[0] != expected:
+            [sealed] = self._db.execute(_SEALED).fetchone() if found is None else [0]
+            if seq > sealed and (found is None or found[0] != expected):
                 raise AuditUnavailable(
                     f"audit store `{self.path}`: entry {seq}, which this process wrote, is gone or"
                     " another; the file was rolled back or rewritten: keep it as evidence, compare it with its witness"
                 )
         row = self._db.execute("SELECT seq, hash, time FROM entries ORDER BY seq DESC LIMIT 1").fetchone()
         return (row[0], row[1], row[2]) if row else (0, chain.GENESIS, "")
+
+
+def _hashes(found: Sequence[Part], seq: int) -> Hashes | None:
+    """The hashes from the file that holds an entry on, as far as nothing is missing; None where it is not here."""
+    hashes: list[bytes] = []
+    tree: Tree | None = None
+    for part in reversed(found):
+        rows = part.db.execute("SELECT seq, hash FROM entries WHERE seq < ? ORDER BY seq", (part.below,)).fetchall()
+        if not rows or rows[-1][0] < seq:
+            continue
+        if tree is None:
+            sql = "SELECT size, peaks FROM checkpoints WHERE size = ?"
+            size, peaks = part.db.execute(sql, (rows[0][0] - 1,)).fetchone() or (0, b"")
+            tree = Tree(size, [peaks[at : at + SIZE] for at in range(0, len(peaks), SIZE)])
+        if rows[0][0] != tree.size + len(hashes) + 1:
+            break
+        hashes += [hash_ for _, hash_ in rows]
+    return None if tree is None or tree.size >= seq else Hashes(hashes, tree.size, tree.peaks)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

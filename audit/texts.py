@@ -17,19 +17,21 @@ _KEPT = frozenset(
         # a statement and what came of it
         *("statement", "statement_id", "door", "sha256", "parameters_cut", "demands", "policy", "catalog"),
         *("search_path", "approval", "rehearsal", "instance", "status", "tag", "rows", "size", "duration_ms"),
-        *("sqlstate", "masked", "filtered", "digest", "recording"),
+        *("sqlstate", "masked", "filtered", "detected", "digest", "recording"),
         # who, and with which right
         *("principal", "client", "session", "connection", "token", "issuer", "expires", "voter", "choice", "terms"),
         # the audit's own affairs
         *("change", "source", "replaces", "how", "found", "shredded", "vkey", "note", "witness", "entry"),
-        *("timestamp", "webhook", "kind"),
+        *("timestamp", "version", "until", "webhook", "kind"),
     )
 )
 # Of these, only so much.
 _PARTS: Mapping[str, frozenset[str]] = {
     "verdict": frozenset(("effect", "rules")),
     "request": frozenset(("traceparent", "mcp_request", "protocol", "tool", "client", "client_version")),
-    "query": frozenset(("after", "follow", "format", "session", "as", "since", "until", "limit", "kind")),
+    "query": frozenset(
+        ("after", "follow", "format", "without_texts", "to", "session", "as", "since", "until", "limit", "kind")
+    ),
 }
 
 

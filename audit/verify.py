@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Verifies an audit store offline, alone: standard library only, imports nothing of ours, writes nothing.
 
-    python verify.py audit.db [--public-key KEY] [--checkpoint FILE] [--since SEQ] [--jobs N] [--json]
+    python verify.py audit.db [--public-key KEY] [--checkpoint FILE] [--witness-key KEY] [--since SEQ] [--jobs N]
+                              [--json]
 
 `audit.db` is a store (the segments in `audit.db.segments` belong to it), one segment alone, or a folder of segments.
 Exit status: 0 everything holds; 1 it does not, and the first bad entry is named; 2 a file cannot be read.
@@ -27,8 +28,9 @@ import tempfile
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,8 @@ class Report:
     `missing` are the spans (first, last) whose segments are elsewhere, `segments` how many files were looked at beside
     the store's own, and `sealed` whether the last one is a segment too, so that what follows it is elsewhere. `unseen`
     counts the checkpoints that were given and are about such spans: they could not be held to anything.
+    `cosigned` is the size of the newest checkpoint that a witness whose key was given cosigned, at the time
+    `cosigned_at`.
     """
 
     path: str
@@ -92,6 +96,8 @@ class Report:
     segments: int = 0
     sealed: bool = False
     unseen: int = 0
+    cosigned: int = 0
+    cosigned_at: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -120,19 +126,22 @@ def verify(
     *,
     public_keys: Sequence[str] = (),
     checkpoints: Sequence[str] = (),
+    witness_keys: Sequence[str] = (),
     since: int = 1,
     jobs: int = 1,
 ) -> Report:
     """Walk the chain to the head, and hold every checkpoint to it: the stored ones and those given (signed notes).
 
     `public_keys` are vkeys that the caller knows from elsewhere; without one, the store's own word is taken for
-    who signs, and the report says so. `since` starts at the newest stored checkpoint before that entry, which
-    must hold. With `jobs`, so many processes share the work on a large store; what is found does not depend on it.
+    who signs, and the report says so. `witness_keys` are vkeys of witnesses: one must have cosigned, and every
+    cosignature of theirs must hold. `since` starts at the newest stored checkpoint before that entry, which must
+    hold. With `jobs`, so many processes share the work on a large store; what is found does not depend on it.
     Raises Unreadable. `progress` hears the count now and then.
     """
     path = Path(path)
     keys = [Key.parse(text) for text in public_keys]
     notes = [SignedNote.parse(text) for text in checkpoints]
+    witnesses = [Key.parse(text, _COSIGNATURE) for text in witness_keys]
     try:
         while True:
             names = _names(path)
@@ -140,6 +149,8 @@ def verify(
                 files = [stack.enter_context(_open(name)) for name in names]
                 walk = _Walk(trusted=keys, given=sorted((n for n in notes if n.size), key=lambda note: note.size))
                 report = _verify(files, path, walk, since, _Work(progress, jobs))
+                if witnesses and report.ok:
+                    report = _with_witnesses(files, report, witnesses, notes)
             rolled = (report.missing or not report.ok) and names != _names(path)
             began = not report.ok and any(file.still and _wal(file.path).exists() for file in files)
             if not rolled and not began:
@@ -189,7 +200,12 @@ class _File:
     still: bool
     begin: int
     last: int
-    sealed: bool
+    end: int  # of the newest segment that it says was sealed
+
+    @property
+    def sealed(self) -> bool:
+        """Whether it is itself that segment."""
+        return 0 < self.last <= self.end
 
 
 @contextlib.contextmanager
@@ -213,8 +229,8 @@ def _open(path: Path) -> Iterator[_File]:
             raise Unreadable(f"`{found}` is of version {version}; this verifier knows version {VERSION}")
         [last] = db.execute("SELECT coalesce(max(seq), 0) FROM entries").fetchone()
         [begin] = db.execute(_BEGIN).fetchone()
-        [sealed] = db.execute("SELECT coalesce(max(last), 0) FROM segments").fetchone()
-        yield _File(found, uri, db, still, begin, last, sealed >= last > 0)
+        [end] = db.execute("SELECT coalesce(max(last), 0) FROM segments").fetchone()
+        yield _File(found, uri, db, still, begin, last, end)
 
 
 @dataclass
@@ -238,12 +254,18 @@ class _Work:
         pool = ProcessPoolExecutor(self.jobs, mp_context=fresh)
         try:
             inside = (due[bisect_left(due, begin) : bisect_left(due, end)] for begin, end in spans)
-            found = pool.map(_scan_elsewhere, repeat(file.uri), spans, inside)
-            for (begin, end), block in zip(spans, found, strict=True):
+            found: Iterator[Block] = iter(())
+            with contextlib.suppress(BrokenExecutor):
+                found = pool.map(_scan_elsewhere, repeat(file.uri), spans, inside)
+            for begin, end in spans:
+                block: Block | None = None
+                with contextlib.suppress(BrokenExecutor):  # no others can be had, or one was killed
+                    block = next(found, None)
                 # What others saw a moment later is no evidence: a recording may have been shredded, entries moved into
                 # a segment. What is wrong is looked at again, in our own view.
-                doubtful = block.problem is not None or (block.gone and _recorded(file.db, block.gone))
-                yield scan(file.db, begin, end, due, []) if doubtful else block
+                if block is None or block.problem is not None or (block.gone and _recorded(file.db, block.gone)):
+                    block = scan(file.db, begin, end, due, [])
+                yield block
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -277,7 +299,7 @@ def _recorded(db: sqlite3.Connection, numbers: Sequence[int]) -> bool:
 
 def _verify(files: Sequence[_File], path: Path, walk: _Walk, since: int, work: _Work) -> Report:
     since = min([since, *(note.size + 1 for note in walk.given)])
-    while len(files) > 1 and files[1].begin <= since:
+    while len(files) > 1 and files[0].begin < files[1].begin <= since:
         files = files[1:]
     damage = _Damage(files)
     try:
@@ -286,7 +308,7 @@ def _verify(files: Sequence[_File], path: Path, walk: _Walk, since: int, work: _
         problem = (
             problem
             or next(filter(None, (_schema_problem(file.db) for file in files)), None)
-            or walk.approvals_problem(files[-1].db)
+            or (None if files[-1].sealed else walk.approvals_problem(files[-1].db))
             or damage.problem()
         )
     except sqlite3.DatabaseError as error:
@@ -301,7 +323,7 @@ def _verify(files: Sequence[_File], path: Path, walk: _Walk, since: int, work: _
         first=walk.first.decode("utf-8", "replace") or None,
         last=walk.last.decode("utf-8", "replace") or None,
         head=walk.head.hex(),
-        open_statements=_open_statements(files[-1].db) if problem is None else 0,
+        open_statements=_open_statements(files[-1].db, files[-1].begin) if problem is None else 0,
         bad_seq=bad,
         problem=problem,
         since=walk.begun,
@@ -370,17 +392,56 @@ class _Damage:
         self._pool.shutdown()
 
 
-def _open_statements(db: sqlite3.Connection) -> int:
+def _with_witnesses(
+    files: Sequence[_File], report: Report, witnesses: Sequence[Key], given: Sequence[SignedNote]
+) -> Report:
+    """The report, with what these witnesses cosigned: in entries of the store that holds, and in the notes given."""
+    size, time = 0, 0
+    for seq, note in [*((0, note) for note in given), *_testimonies(files)]:
+        for key in witnesses:
+            cosigned = key.cosigned(note)
+            if cosigned is None or (cosigned and any(first <= note.size <= last for first, last in report.missing)):
+                continue
+            if not cosigned or _stored_text(files, note.size) != note.text:
+                what = "does not hold (edited)" if not cosigned else "is of another history (a fork, or rolled back)"
+                problem = f"the cosignature of {key.name} over {note.size} entries {what}"
+                return replace(report, problem=problem, bad_seq=seq or note.size)
+            size, time = max((size, time), (note.size, cosigned))
+    if not size:
+        return replace(report, problem="no checkpoint is cosigned by the witness whose key you gave")
+    at = datetime.fromtimestamp(time, UTC).isoformat()
+    return replace(report, cosigned=size, cosigned_at=at)
+
+
+def _testimonies(files: Sequence[_File]) -> Iterator[tuple[int, SignedNote]]:
+    """The notes that witnesses answered with, and the entries that hold them."""
+    sql = "SELECT seq, body FROM entries WHERE kind = 'checkpoint.witnessed' AND seq >= ? ORDER BY seq"
+    for file in files:
+        for seq, body in file.db.execute(sql, (file.begin,)):
+            if "\n\n" in (note := json.loads(body).get("note", "")):
+                yield seq, SignedNote.parse(note)
+
+
+def _stored_text(files: Sequence[_File], size: int) -> str | None:
+    """What the stored checkpoint of this size says; they were held to the entries."""
+    for file in files:
+        if row := file.db.execute("SELECT note FROM checkpoints WHERE size = ?", (size,)).fetchone():
+            return SignedNote.parse(row[0]).text
+    return None
+
+
+def _open_statements(db: sqlite3.Connection, begin: int) -> int:
     """Intents without an outcome: those of this file, and those that its first entry says were open before it."""
-    ended = "(SELECT 1 FROM entries o WHERE o.statement = {} AND o.kind = 'outcome' AND o.statement IS NOT NULL)"
-    own = "SELECT count(*) FROM entries i WHERE i.statement IS NOT NULL AND i.kind = 'intent' AND NOT EXISTS "
-    carried = (
-        "SELECT count(*) FROM (SELECT body FROM entries WHERE kind IN ('key.created', 'key.rotated', 'segment.sealed')"  # noqa: S608 - constants
-        " AND kind = 'segment.sealed' ORDER BY seq DESC LIMIT 1), json_each(body, '$.open') s"
-        " WHERE s.value ->> '$.statement' IS NOT NULL AND NOT EXISTS " + ended.format("s.value ->> '$.statement'")
+    own = (
+        "SELECT count(*) FROM entries i WHERE i.statement IS NOT NULL AND i.kind = 'intent' AND i.seq >= ?"
+        " AND NOT EXISTS (SELECT 1 FROM entries o WHERE o.statement = i.statement AND o.kind = 'outcome')"
     )
-    [here], [before] = db.execute(own + ended.format("i.statement")).fetchone(), db.execute(carried).fetchone()
-    return int(here) + int(before)
+    before = (
+        "SELECT count(*) FROM entries, json_each(body, '$.open') t WHERE seq = ? AND kind = 'segment.sealed'"
+        " AND t.value ->> '$.statement' IS NOT NULL AND NOT EXISTS (SELECT 1 FROM entries o"
+        "  WHERE o.statement = t.value ->> '$.statement' AND o.kind = 'outcome' AND o.statement IS NOT NULL)"
+    )
+    return sum(int(db.execute(sql, (begin,)).fetchone()[0]) for sql in (own, before))
 
 
 @dataclass(frozen=True)
@@ -390,27 +451,39 @@ class Key:
     name: str
     key: bytes
     vkey: str
+    algorithm: int = 1
 
     @property
     def id(self) -> bytes:
         """The 4 bytes that a signature line names it by."""
-        return hashlib.sha256(self.name.encode() + b"\n\x01" + self.key).digest()[:4]
+        return hashlib.sha256(self.name.encode() + bytes([10, self.algorithm]) + self.key).digest()[:4]
 
     @classmethod
-    def parse(cls, text: str) -> Key:
-        """Read `<name>+<id>+<base64>`; raises Unreadable."""
+    def parse(cls, text: str, algorithm: int = 1) -> Key:
+        """Read `<name>+<id>+<base64>`: a signer's, or a witness's (`_COSIGNATURE`). Raises Unreadable."""
         name, _, rest = text.strip().partition("+")
         id_, _, encoded = rest.partition("+")
         data = _base64(encoded)
-        key = cls(name, data[1:], text.strip())
-        if len(data) != 33 or data[0] != 1 or key.id.hex() != id_:
-            raise Unreadable(f"`{text.strip()[:120]}` is no public key: it must be a vkey, <name>+<id>+<base64>")
+        key = cls(name, data[1:], text.strip(), algorithm)
+        if len(data) != 33 or data[0] != algorithm or key.id.hex() != id_:
+            what = "public key" if algorithm == 1 else "witness's key"
+            raise Unreadable(f"`{text.strip()[:120]}` is no {what}: it must be a vkey, <name>+<id>+<base64>")
         return key
 
     def signed(self, note: SignedNote) -> bool:
         """Whether this key signed the note, and every signature that claims to be this key's is."""
         mine = [value for name, id_, value in note.signatures if (name, id_) == (self.name, self.id)]
         return bool(mine) and all(ed25519_verifies(self.key, value, note.text.encode()) for value in mine)
+
+    def cosigned(self, note: SignedNote) -> int | None:
+        """When this witness cosigned (c2sp.org/tlog-cosignature, Unix time); None: it did not; 0: it does not hold."""
+        times: list[int] = []
+        for name, id_, value in note.signatures:
+            if (name, id_) == (self.name, self.id):
+                time = int.from_bytes(value[:8], "big")
+                text = f"cosignature/v1\ntime {time}\n{note.text}"
+                times.append(time if ed25519_verifies(self.key, value[8:], text.encode()) else 0)
+        return min(times, default=None)
 
 
 @dataclass(frozen=True)
@@ -583,7 +656,7 @@ def scan(db: sqlite3.Connection, first: int, last: int, due: Sequence[int], peak
     return block
 
 
-_MISSING = "it is missing"
+_MISSING = "it is missing (deleted)"
 
 
 def _links(block: Block, rows: sqlite3.Cursor, hashes: list[bytes]) -> str | None:
@@ -597,7 +670,7 @@ def _links(block: Block, rows: sqlite3.Cursor, hashes: list[bytes]) -> str | Non
             fields = (kind, session, subject, connection)
             label = labels[fields] = join(map(_field, fields)), kind.startswith(_TOLD)
         if seq != expected:
-            return f"{_MISSING}; the next one is {seq} (deleted)"
+            return f"it is missing; the next one is {seq} (deleted)"
         if (
             sha256(join((prev, number_and_length(seq, len(time)), time, label[0], length(len(body)), body))).digest()
             != hash_
@@ -623,6 +696,14 @@ def _links(block: Block, rows: sqlite3.Cursor, hashes: list[bytes]) -> str | Non
 
 # What the walk must hear of: approvals, keys, recordings that were shredded, segments that were sealed.
 _TOLD = (b"approval.", b"key.", b"recording.shredded", b"segment.sealed")
+
+
+def _begun(file: _File) -> int | None:
+    """The first entry of the segment that ends before the file's own entries."""
+    match _json(file.db.execute("SELECT CAST(body AS BLOB) FROM entries WHERE seq = ?", (file.begin,)).fetchone()[0]):
+        case {"segment": {"first": int(first)}}:
+            return first
+    return None
 
 
 def _misfit(seq: int, time: bytes | None) -> str:
@@ -678,6 +759,7 @@ def _grow(peaks: list[bytes], size: int, nodes: list[bytes]) -> None:
     peaks += reversed(odd)
 
 
+_COSIGNATURE = 4  # the algorithm that a witness's vkey names
 _ROTATION = "countersign key rotation v1"
 _CHECKPOINTS = "SELECT size, CAST(note AS BLOB), peaks FROM checkpoints WHERE size >= ? ORDER BY size"
 _KEY_ENTRIES = (
@@ -739,8 +821,11 @@ class _Walk:
         [first] = file.db.execute("SELECT min(seq) FROM entries").fetchone()
         if first is not None and first < 1:
             return self._at(first, "there is no such entry: the first is 1 (inserted)")
+        if first is not None and first < file.begin and self.seq < file.begin - 1 and first == _begun(file):
+            # A roll was cut off before the segment was named: here is all of it.
+            file = replace(file, begin=first)
         if self.begun and file.begin <= self.seq:
-            if file.sealed:
+            if file.last <= self.seq and file.sealed:
                 return self._at(file.begin, f"`{file.path}` holds it once more: keep one copy of each segment")
             what = f"it is missing: all before it was sealed, and `{file.path}` does not go on from there"
             return self._at(self.seq + 1, f"{what} (truncated, or an older copy: rolled back)")
@@ -763,8 +848,10 @@ class _Walk:
                 return problem
             if work.progress is not None:
                 work.progress(self.seq)
-        if self.next_stored is not None:
-            return self._cut(self.next_stored[0])
+        if self.next_stored is not None or file.end > self.seq:
+            return self._cut(self.next_stored[0] if self.next_stored is not None else file.end)
+        if file.sealed and file.last not in due:
+            return self._at(file.last, "it ends a segment, and the checkpoint over that is missing (deleted)")
         sql = "SELECT min(seq) FROM recordings WHERE seq < ? OR seq > ?"
         [stray] = file.db.execute(sql, (first or 1, file.last)).fetchone()
         return (
@@ -786,7 +873,7 @@ class _Walk:
         """Begin, or go on after a gap, at the newest checkpoint before `since`, if its signature and its peaks hold."""
         if self.seq + 1 < file.begin and since < file.begin:
             self.missing.append((self.seq + 1, file.begin - 1))
-        self.seq, self.head, self.last, self.peaks = 0, GENESIS, b"", []
+        self.seq, self.head, self.last, self.peaks, self.segment = 0, GENESIS, b"", [], 0
         for books in (self.keys, self.states, self.records, self.votes):
             books.clear()
         found = file.db.execute(_START, (file.begin, max(since, file.begin) - 1)).fetchone()
@@ -931,6 +1018,11 @@ class _Walk:
         signers = [key for _, key in self.keys if key.name == note.origin and key.signed(note)]
         if not signers:
             return self._at(note.size, f"{name} over {note.size} entries is not by this audit's key (foreign key)")
+        if self._root() != note.root and self.signed >= note.size:
+            what = f"{name} over {note.size} entries is of another history than the one before it (a fork)"
+            return self._at(
+                self.segment or note.size, f"{what}: the segment from here on is another audit's, or was rewritten"
+            )
         if self._root() != note.root:
             self.bad = self.signed + 1
             return (
@@ -1023,6 +1115,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("store", type=Path, help="a store, with the segments beside it; a segment; a folder of them")
     parser.add_argument("--public-key", action="append", default=[], help="a vkey that you know from elsewhere")
     parser.add_argument("--checkpoint", action="append", default=[], type=Path, help="a file of signed notes")
+    parser.add_argument("--witness-key", action="append", default=[], help="the vkey of a witness that cosigns")
     parser.add_argument("--since", type=int, default=1, metavar="SEQ", help="start at the last checkpoint before it")
     parser.add_argument("--jobs", type=int, default=processors(), help="processes that share the work on a large store")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
@@ -1033,6 +1126,7 @@ def main(arguments: list[str] | None = None) -> int:
             options.store,
             public_keys=options.public_key,
             checkpoints=notes,
+            witness_keys=options.witness_key,
             since=options.since,
             jobs=options.jobs,
         )
@@ -1074,11 +1168,15 @@ def sentence(report: Report) -> str:
         lines.append(f"            Looked at from entry {report.since} on; those before are covered by a signature.")
     if report.key is not None:
         lines.append(f"signed      {report.signed} entries, {report.checkpoints} checkpoints, by {report.key}")
+    if report.cosigned:
+        lines.append(f"witnessed   {report.cosigned} entries, cosigned at {report.cosigned_at}")
     if report.open_statements:
         lines.append(f"running     {report.open_statements} statements have no outcome yet")
     lines += [f"elsewhere   entries {first} to {last}: their segments are not here" for first, last in report.missing]
     if report.segments:
-        lines.append(f"segments    {report.segments}{', what follows the last is elsewhere' if report.sealed else ''}")
+        lines.append(f"segments    {report.segments}")
+    if report.sealed:
+        lines.append("            It ends with a sealed segment: what follows is elsewhere.")
     if report.unseen:
         lines.append(
             f"            {report.unseen} of the checkpoints that you gave are about entries that are not here."

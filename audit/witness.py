@@ -1,29 +1,83 @@
-"""A witness outside the store: a file that only grows, best on another machine's disk or with `chattr +a` set.
+"""What a witness outside the store is, and the plainest: a file that only grows, best on another machine's disk.
 
-It holds the signed notes themselves, one after the other, and nothing else: `verify --checkpoint` reads it as it is.
-Whoever rewrites the store, or puts back an older copy of it, would have to rewrite this file as well.
+Whoever rewrites the store, or puts back an older copy of it, would have to rewrite what its witnesses hold as well.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from audit.checkpoint import Checkpoint
+from audit.entry import Draft, Kind
 from audit.errors import AuditUnavailable, unavailable
 from audit.note import Note, NoteError, PublicKey, open_note, split_notes
+from audit.signed import Signed
 
 # The newest note is looked for in the last so many bytes; a note of ours has about 250.
 _TAIL_BYTES = 64 * 1024
 
 
+class WitnessAway(AuditUnavailable):
+    """The witness cannot be reached or used now; it may well hold what it should."""
+
+
+class Witness(Protocol):
+    """Who keeps checkpoints where the store's keeper cannot change them. Called on one thread at a time."""
+
+    name: str  # as entries and logs tell of it: no secret in it
+    required: bool  # whether nothing new runs while it does not take checkpoints
+    every: float  # seconds between two hand-overs at least
+
+    def check(self, keys: Collection[PublicKey], signed: Signed) -> None:
+        """Hold the store to what the witness has seen. Raises AuditUnavailable; WitnessAway if it cannot be asked."""
+
+    def take(self, signed: Signed) -> Mapping[str, object] | None:
+        """Take what it lacks, at least the newest. What is to be written down of it, if anything. Raises as `check`."""
+
+
+def statement_of(witness: Witness, said: Mapping[str, object]) -> Draft:
+    """The entry that keeps what a witness said of a checkpoint."""
+    return Draft(Kind.CHECKPOINT_WITNESSED, None, None, None, {"witness": witness.name, **said})
+
+
+def conflict(name: str, size: int) -> AuditUnavailable:
+    """The error where a witness has seen what the store does not hold."""
+    return AuditUnavailable(
+        f"the witness `{name}` has seen {size} entries, and the audit's file does not hold the same:"
+        " it was rolled back or rewritten; keep both as evidence, and restore the file"
+    )
+
+
+def held(name: str, note: str, keys: Collection[PublicKey], signed: Signed) -> None:
+    """Hold the store to a note that a witness has. Raises AuditUnavailable.
+
+    What was witnessed was stored before, so a note that the store lacks means that it was rolled back, rewritten or
+    replaced.
+    """
+    try:
+        seen = Checkpoint.parse(open_note(note, keys))
+    except NoteError as error:
+        raise AuditUnavailable(
+            f"the witness `{name}` is not this audit's: {error}; the audit's file was replaced, or another audit's"
+            " witness is named"
+        ) from None
+    stored = signed.note(seen.size)
+    if stored is None or Checkpoint.parse(open_note(stored, keys)) != seen:
+        raise conflict(name, seen.size)
+
+
 class FileWitness:
-    """An append-only file of checkpoints. Where it is `required`, nothing runs while it does not take them."""
+    """An append-only file of checkpoints: the signed notes, one after the other, and nothing else."""
+
+    every = 0.0
 
     def __init__(self, path: Path, *, required: bool = False) -> None:
         self.path = path
+        self.name = str(path)
         self.required = required
 
     def newest(self) -> str | None:
@@ -61,28 +115,15 @@ class FileWitness:
         except OSError as error:
             raise unavailable(self.path, error) from None
 
-    def check(self, keys: Collection[PublicKey], notes: Sequence[tuple[int, str]]) -> None:
-        """Hold the store's keys and (size, note) to what the file has seen. Raises AuditUnavailable.
+    def check(self, keys: Collection[PublicKey], signed: Signed) -> None:
+        """Hold the store to what the file has seen. Raises AuditUnavailable."""
+        if (newest := self.newest()) is not None:
+            held(self.name, newest, keys, signed)
 
-        What was witnessed was stored before, so a note that the store lacks means that it was rolled back,
-        rewritten or replaced.
-        """
-        newest = self.newest()
-        if newest is None:
-            return
-        try:
-            seen = Checkpoint.parse(open_note(newest, keys))
-        except NoteError as error:
-            raise AuditUnavailable(
-                f"the witness `{self.path}` is not this audit's: {error}; the audit's file was replaced, or another"
-                " audit's witness is named"
-            ) from None
-        stored = dict(notes)
-        if seen.size not in stored or Checkpoint.parse(open_note(stored[seen.size], keys)) != seen:
-            raise AuditUnavailable(
-                f"the witness `{self.path}` has seen {seen.size} entries, and the audit's file does not hold the same:"
-                " it was rolled back or rewritten; keep both as evidence, and restore the file"
-            )
+    def take(self, signed: Signed) -> None:
+        """Append everything that it lacks, so that it catches up after a failure. Raises AuditUnavailable."""
+        if notes := signed.after(self.size()):
+            self.add(notes)
 
     def _size(self, note: str | None) -> int:
         try:

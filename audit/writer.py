@@ -47,6 +47,8 @@ class Writer:
         self._ready = threading.Condition(threading.Lock())
         self._closing = False
         self.notify: Callable[[Sequence[tuple[Done, Result]]], None] = _deliver
+        if notary is not None:
+            notary.news = self.wake
         self._thread = threading.Thread(target=self._run, name="audit-writer", daemon=True)
         self._thread.start()
 
@@ -99,8 +101,8 @@ class Writer:
         if written:
             self._notary.wrote(written)
         due = self._notary.due_in()
-        if due is not None and (due <= 0 or last):
-            self._notary.seal()
+        if last or (due is not None and due <= 0):
+            self._notary.attend(last=last)
 
     def _take(self) -> list[tuple[Unit, Done]]:
         """What waits, as soon as anything does; nothing when a checkpoint falls due, or to stop."""

@@ -15,6 +15,7 @@ from audit import search as finder
 from audit.entry import Draft, Kind
 from audit.note import Signer
 from audit.recording import Chunk, Mode, Recording
+from audit.rolling import roll
 from audit.search import Query
 from audit.store import Item, Store
 from audit.verify import processors, verify
@@ -101,6 +102,7 @@ def main() -> None:
         day = Query(user="agent-7", since="2026-01-20T00:00:00.000000Z", until="2026-01-21T00:00:00.000000Z")
         taken = [_timed(lambda: finder.search(path, day)) for _ in range(10)]
         print(f"search, subject and day   {statistics.median(taken) * 1000:>12.1f} ms ({max(taken) * 1000:.1f} worst)")
+        print(f"roll all into a segment   {_timed(lambda: roll(path, lambda: _KEY)):>12.1f} s")
 
 
 if __name__ == "__main__":

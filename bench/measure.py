@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import re
 import shutil
@@ -11,18 +12,26 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import asyncpg
+import psutil
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
+from gateway.session_secrets import IssuedSecret
+from policy.detectors import Kind
 from server.postgres import binaries
+from tests.doors.wire_calls import RawClient
 from tests.stack import Stack, running_stack
 
 Tell = Callable[[str], None]
+
+# PostgreSQL takes 100 connections as shipped, and each client of the wire door has one.
+_IDLE_CLIENTS = 70
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +82,8 @@ def measure_all(seconds: float, rows: int, tell: Tell) -> Iterator[Figure]:
             direct = Target(upstream.host, upstream.port, upstream.user, upstream.password, upstream.database)
             ours = Target(stack.host, stack.port, "grace", stack.tokens["grace"], stack.database)
             bouncer = shutil.which("pgbouncer")
+            tell("idle connections")
+            yield _idle(stack)  # first: later there is memory of others to be had again
             tell("pgbench tables")
             _pgbench_tables(stack)
             for clients in (1, 16):
@@ -93,9 +104,14 @@ def measure_all(seconds: float, rows: int, tell: Tell) -> Iterator[Figure]:
             tell("200 masked rows")
             yield from asyncio.run(_masked_rows(direct, stack))
             tell(f"{rows:,} rows")
-            yield _bulk(direct, ours, rows)
+            yield _bulk(direct, ours, f"{rows:,} rows through psql", _NUMBERED.format(rows))
+            tell(f"{rows:,} rows, searched")
+            with _looking_for_everything(stack):
+                yield _bulk(direct, ours, f"{rows:,} rows, all searched, nothing found", _NUMBERED.format(rows))
+                addressed, some = _ADDRESSED.format(rows // 10), f"{rows // 10:,}"
+                yield _bulk(direct, ours, f"{some} rows with an address to hide in each", addressed)
             tell("connects")
-            yield _connects(direct, ours, seconds)
+            yield from _connects(direct, _by_secret(stack, "devin"), stack, seconds)
             tell("MCP")
             yield asyncio.run(_mcp(stack, direct))
 
@@ -168,9 +184,26 @@ async def _masked_rows(direct: Target, stack: Stack) -> list[Figure]:
         await masked.close()
 
 
-def _bulk(direct: Target, ours: Target, rows: int) -> Figure:
+_NUMBERED = "SELECT g, g * 2, 'row ' || g FROM generate_series(1, {}) g"
+_ADDRESSED = "SELECT g, g * 2, 'write to row' || g || '@example.com' FROM generate_series(1, {}) g"
+
+
+@contextmanager
+def _looking_for_everything(stack: Stack) -> Iterator[None]:
+    """The demo's policy, with content detection of all kinds for everybody."""
+    path, policies = stack.demo.config.policy_path, stack.app.hall.gateway.policies
+    before = path.read_text(encoding="utf-8")
+    path.write_text(f"{before}\ndetect:\n  - kinds: [{', '.join(Kind)}]\n", encoding="utf-8")
+    stack.call(policies.reload)
+    try:
+        yield
+    finally:
+        path.write_text(before, encoding="utf-8")
+        stack.call(policies.reload)
+
+
+def _bulk(direct: Target, ours: Target, name: str, sql: str) -> Figure:
     """Seconds for psql to read many rows."""
-    sql = f"SELECT g, g * 2, 'row ' || g FROM generate_series(1, {rows}) g"
 
     def run(target: Target) -> float:
         start = time.perf_counter()
@@ -183,17 +216,38 @@ def _bulk(direct: Target, ours: Target, rows: int) -> Figure:
 
     pairs = [(run(direct), run(ours)) for _ in range(3)]
     return Figure(
-        f"{rows:,} rows through psql",
+        name,
         "s",
         statistics.median(a for a, _ in pairs),
         statistics.median(b for _, b in pairs),
     )
 
 
-def _connects(direct: Target, ours: Target, seconds: float) -> Figure:
-    """Connections per second, one statement each, 4 clients."""
+def _by_secret(stack: Stack, who: str) -> Target:
+    """The wire door by a session secret, so that both sides check the password by SCRAM, as PostgreSQL does."""
 
-    def run(target: Target) -> float:
+    async def issue() -> IssuedSecret:
+        hall = stack.app.hall
+        return hall.secrets.issue(await hall.verifier.verify(stack.tokens[who]))
+
+    secret = stack.call(issue)
+    return Target(stack.host, stack.port, secret.user, secret.password, stack.database)
+
+
+def _connects(direct: Target, ours: Target, stack: Stack, seconds: float) -> Iterator[Figure]:
+    """Connections per second, one statement each, 4 clients; and the processor time that each takes.
+
+    The second does not depend on what else the machine does. It counts the server, and of ours the gateway as well.
+    """
+    postgres = psutil.Process(stack.demo.postgres.pid)
+
+    def used() -> float:
+        times = postgres.cpu_times()
+        own = time.process_time() + times.user + times.system + times.children_user + times.children_system
+        return own + sum(sum(child.cpu_times()[:2]) for child in postgres.children(recursive=True))
+
+    def run(target: Target) -> tuple[float, float]:
+        before = used()
         done = subprocess.run(
             [str(binaries() / "pgbench"), "-n", "-S", "-C", "-c", "4", "-j", "1", "-T", str(max(1, int(seconds)))],
             env=target.environment,
@@ -202,10 +256,35 @@ def _connects(direct: Target, ours: Target, seconds: float) -> Figure:
             check=True,
         )
         tps = re.search(r"tps = ([\d.]+)", done.stdout)
+        count = re.search(r"actually processed: (\d+)", done.stdout)
         assert tps, done.stdout
-        return float(tps[1])
+        assert count, done.stdout
+        return float(tps[1]), (used() - before) / int(count[1]) * 1000
 
-    return Figure("connects, one statement each", "per s", run(direct), run(ours), higher=True)
+    (a, a_used), (b, b_used) = run(direct), run(ours)
+    yield Figure("connects by SCRAM, one statement each", "per s", a, b, higher=True)
+    yield Figure("connects by SCRAM: processor time of server and gateway", "ms", a_used, b_used)
+
+
+def _idle(stack: Stack) -> Figure:
+    """What the gateway's process grows by for each client that does nothing, its end of the socket included."""
+    ours = psutil.Process()
+
+    def come(count: int) -> list[RawClient]:
+        clients = [RawClient(stack) for _ in range(count)]
+        for client in clients:
+            client.start(stack, "grace")
+        return clients
+
+    clients = come(10)
+    gc.collect()
+    before = ours.memory_info().rss
+    clients += come(_IDLE_CLIENTS)
+    gc.collect()
+    grown = (ours.memory_info().rss - before) / _IDLE_CLIENTS
+    for client in clients:
+        client.socket.close()
+    return Figure(f"{_IDLE_CLIENTS} idle connections: memory of each", "KB", None, grown / 1000)
 
 
 async def _mcp(stack: Stack, direct: Target) -> Figure:

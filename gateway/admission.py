@@ -11,18 +11,21 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from audit.approvals import ApprovalRecord, Conflict, State
 from audit.entry import Draft, Entry, Kind
+from audit.recording import Mode
 from audit.writer import Item
 from gateway import rehearsal
 from gateway.aftermath import note_effects
 from gateway.approvals import Approvals, Pending, rejection
 from gateway.asking import Asking
 from gateway.connections import Connections
-from gateway.deciding import Decider
+from gateway.deciding import Decider, remember
 from gateway.drafts import (
+    Author,
     denial,
     draft,
     intent_of,
@@ -37,13 +40,14 @@ from gateway.errors import (
     ApprovalRejectedError,
     AuditUnavailableError,
     CountersignError,
+    LimitExceededError,
     RefusedError,
     RowCountError,
     SessionEndedError,
 )
 from gateway.identity import VerifiedToken
 from gateway.metering import Meter
-from gateway.model import ClientInfo, Door, Outcome, Session, Statement, Status
+from gateway.model import ClientInfo, Connection, Door, Outcome, Session, Statement, Status
 from gateway.policies import PolicyBook
 from gateway.recorder import Recorder, unrecorded
 from gateway.rehearsal import Expected
@@ -52,7 +56,7 @@ from gateway.transcript import RecordingBounds, Transcript
 from gateway.upstream import Upstream
 from policy.catalog import Catalog
 from policy.limits import UNLIMITED, Limits
-from policy.model import Decision, Effect, Rewrite
+from policy.model import Decision, Effect, Principal, Rewrite
 
 _MINT = object()
 
@@ -113,6 +117,19 @@ class Grant:
         """Whether its transaction must stay open until `Gateway.too_many` has said nothing against its row count."""
         return self.decision.counts or self.expected is not None
 
+    def too_large(self, rows: int, size: int) -> LimitExceededError | None:
+        """The error with which a result of so many rows and bytes must stop; None where it may go on."""
+        bound = self.decision.at_most
+        if bound is not None and rows > bound:
+            remember(self.statement, rows)
+            return LimitExceededError(
+                f"the result has more than the {bound} rows that it was allowed for",
+                cure="What was delivered stays delivered. Ask for less; sent again, it is decided by this count.",
+            )
+        why = self.limits.exceeded_by(rows, size)
+        cure = "Ask for less: a narrower condition, an aggregate or a LIMIT."
+        return None if why is None else LimitExceededError(why, cure=cure)
+
     def finish(self, outcome: Outcome) -> None:
         """Say what came of it; `Gateway.admit` writes it on leaving the block."""
         self.outcome = outcome
@@ -142,7 +159,7 @@ class Gateway:
         self.policies = policies
         self.connections = connections
         self.sessions = sessions
-        self.instance = instance
+        self._author = Author(instance, policies.digest_key)
         self._decider = Decider(policies, connections)
         self._meter = Meter()
         self._asking = Asking(approvals)
@@ -152,7 +169,12 @@ class Gateway:
 
     async def open_session(self, token: VerifiedToken, connection: str, door: Door, client: ClientInfo) -> Session:
         """Start a session; raises UnknownConnectionError, AuthenticationError, AuditUnavailableError."""
-        return await self.sessions.open(token, self.connections.named(connection), door, client)
+        named = self.connections.named(connection)
+        return await self.sessions.open(token, self._as_used_by(token.principal, named), door, client)
+
+    def _as_used_by(self, principal: Principal, connection: Connection) -> Connection:
+        writes = self.policies.current.may_write(principal, connection.name)
+        return connection.for_principal(principal, writes=writes)
 
     async def close_session(self, session: Session, reason: str) -> None:
         """End it and record it; a second call does nothing."""
@@ -174,6 +196,8 @@ class Gateway:
     @asynccontextmanager
     async def lease(self, session: Session) -> AsyncIterator[Upstream]:
         """A clean upstream session from the pool, for statements that stand alone; `session` is refreshed on it."""
+        # A policy of today may let the principal write, or write no longer.
+        session.connection = self._as_used_by(session.principal, session.connection)
         async with self.connections.lease(session) as upstream:
             yield upstream
 
@@ -236,11 +260,11 @@ class Gateway:
             return [await self._begin_approved(statements[0], decisions[0], on_pending)]
         ids = [new_statement_id() for _ in statements]
         limits = self._limits(statements[0].session) if statements else UNLIMITED
+        bounds = self._recorded(statements[0].session) if statements else self._bounds
         return await self._granted(
-            [intent_of(self.instance, *of) for of in zip(ids, statements, decisions, strict=True)],
+            [intent_of(self._author, *of) for of in zip(ids, statements, decisions, strict=True)],
             lambda: [
-                Grant(_MINT, *of, limits=limits, bounds=self._bounds)
-                for of in zip(ids, statements, decisions, strict=True)
+                Grant(_MINT, *of, limits=limits, bounds=bounds) for of in zip(ids, statements, decisions, strict=True)
             ],
         )
 
@@ -251,7 +275,7 @@ class Gateway:
         session = grant.statement.session
         self._note_effects(grant, outcome)
         self.recorder.post(
-            outcome_entry(self.instance, grant, outcome),
+            outcome_entry(self._author, grant, outcome),
             failed=lambda error: self.sessions.end(session, unrecorded(error).text),
         )
 
@@ -299,7 +323,7 @@ class Gateway:
         """A grant for a run that the caller rolls back, whatever comes of it; the intent says so."""
         statement_id = new_statement_id()
         [grant] = await self._granted(
-            [intent_of(self.instance, statement_id, statement, decision, rehearsal=True)],
+            [intent_of(self._author, statement_id, statement, decision, rehearsal=True)],
             lambda: [Grant(_MINT, statement_id, statement, decision)],
         )
         async with self._settled(grant):
@@ -328,7 +352,7 @@ class Gateway:
             raise ApprovalRejectedError("the policy has changed since the approval", cure="Propose it again.")
         statement_id = new_statement_id()
         [grant] = await self._granted(
-            [intent_of(self.instance, statement_id, statement, decision)],
+            [intent_of(self._author, statement_id, statement, decision)],
             lambda: [Grant(_MINT, statement_id, statement, decision)],
         )
         async with self._settled(grant):
@@ -350,6 +374,11 @@ class Gateway:
         limits = self.policies.current.limits_of(session.principal, session.connection.name)
         return self._meter.refusal(session.principal, limits, statements, time.monotonic())
 
+    def _recorded(self, session: Session) -> RecordingBounds:
+        """How much of what this session is sent is recorded."""
+        mode = self.policies.current.recording_of(session.principal, session.connection.name)
+        return self._bounds if mode is None else replace(self._bounds, mode=Mode(mode))
+
     def _limits(self, session: Session) -> Limits:
         limits = self.policies.current.limits_of(session.principal, session.connection.name)
         return self._meter.left(session.principal, limits)
@@ -362,7 +391,7 @@ class Gateway:
 
     async def _record_refusal(self, statements: Sequence[Statement], decisions: Sequence[Decision]) -> RefusedError:
         """Write intents and refusals of a batch; returns the error of the first denied one."""
-        entries, error = refusal_entries(self.instance, statements, decisions)
+        entries, error = refusal_entries(self._author, statements, decisions)
         await self.recorder.record(*entries)
         return error
 
@@ -384,9 +413,11 @@ class Gateway:
         except BaseException:
             self._asking.over(session.principal)
             raise
-        request, pending = self.approvals.request_item(statement, decision, catalog, statement_id, evidence)
-        outcome = pending_entry(self.instance, statement_id, session, pending)
-        intent = intent_of(self.instance, statement_id, statement, decision, approval=pending.id)
+        request, pending = self.approvals.request_item(
+            statement, decision, catalog, statement_id, self._author.parameters(statement, decision), evidence
+        )
+        outcome = pending_entry(self._author, statement_id, session, pending)
+        intent = intent_of(self._author, statement_id, statement, decision, approval=pending.id)
         asking = asyncio.ensure_future(self.recorder.record(intent, outcome, request))
         asking.add_done_callback(lambda _: self._asking.over(session.principal))
         if on_pending is None:
@@ -405,6 +436,8 @@ class Gateway:
 
     async def _evidence(self, statement: Statement, decision: Decision, catalog: Catalog) -> rehearsal.Evidence | None:
         """What approvers are shown of a write's effect: it runs under a grant of its own, and is rolled back."""
+        if decision.streams:
+            return rehearsal.size_of(decision, self.policies.current.thresholds)
         if not rehearsal.is_write(decision):
             return None
         if (why := rehearsal.obstacle(statement.session.connection, decision, catalog)) is not None:
@@ -435,16 +468,19 @@ class Gateway:
         if decision.verdict.effect is Effect.DENY:
             raise await self._record_refusal([statement], [decision])
         await self.approvals.check_binding(record, statement, decision, await self.catalog(session))
+        bounds = (decision.at_most, rehearsal.approved_rows(record.evidence))
+        decision = replace(decision, at_most=min((bound for bound in bounds if bound is not None), default=None))
         if (record := await self.approvals.get(record.id)).state is not State.APPROVED:
             raise rejection(record)  # its time ran out while we looked
         statement_id, expected = new_statement_id(), Expected.read(record.evidence)
+        recorded = self._recorded(session)
         try:
             [grant] = await self._granted(
                 [
                     self.approvals.consume_item(record, session, statement_id),
-                    intent_of(self.instance, statement_id, statement, decision, approval=record.id),
+                    intent_of(self._author, statement_id, statement, decision, approval=record.id),
                 ],
-                lambda: [Grant(_MINT, statement_id, statement, decision, expected=expected, bounds=self._bounds)],
+                lambda: [Grant(_MINT, statement_id, statement, decision, expected=expected, bounds=recorded)],
             )
         except Conflict:
             raise rejection(await self.approvals.get(record.id)) from None
@@ -479,7 +515,7 @@ class Gateway:
                 outcome = grant.outcome or Outcome(Status.UNKNOWN, message="the door said nothing of it")
                 self._note_effects(grant, outcome)
                 try:
-                    await asyncio.shield(self.recorder.record(outcome_entry(self.instance, grant, outcome)))
+                    await asyncio.shield(self.recorder.record(outcome_entry(self._author, grant, outcome)))
                 except AuditUnavailableError as error:
                     self.sessions.end(grant.statement.session, unrecorded(error).text)
                     raise unrecorded(error) from None

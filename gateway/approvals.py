@@ -125,18 +125,20 @@ class Approvals:
         decision: Decision,
         catalog: Catalog,
         statement_id: str,
+        recorded: Mapping[str, object],
         evidence: Mapping[str, object] | None = None,
     ) -> tuple[Item, Pending]:
         """The entry and the record that ask for approval, to be appended with the statement's own entries.
 
-        `evidence` is what was measured; the digest covers it too.
+        `recorded` are the parameters as entries hold them; those of the record are what will run. `evidence` is what
+        was measured; the digest covers it too.
         """
         session, terms, now = statement.session, decision.verdict.terms, self._clock()
         binding = binding_of(statement, decision, catalog) | {"evidence": _digest(evidence)}
         expires = now + min((t.expires for t in terms), default=timedelta(minutes=30))
         pending = Pending(
             id=new_id(),
-            why=explain.why_approval(decision),
+            why="; ".join([explain.why_approval(decision), *_size(decision)]),
             who=explain.who_approves(decision),
             expires=expires,
             digest=binding_digest(binding),
@@ -155,7 +157,7 @@ class Approvals:
             statement=statement.text.decode("utf-8"),
             parameters=[None if p is None else p.decode("utf-8", "replace") for p in statement.parameters],
             terms=[_terms_body(t) for t in terms],
-            reasons=[r.text for r in decision.verdict.reasons],
+            reasons=[*(r.text for r in decision.verdict.reasons), *_size(decision)],
             binding=binding,
             created=now,
             expires=expires,
@@ -166,7 +168,7 @@ class Approvals:
             record,
             session,
             statement=record.statement,
-            parameters=record.parameters,
+            **recorded,
             digest=record.digest,
             statement_id=statement_id,
             terms=record.terms,
@@ -345,6 +347,11 @@ class Approvals:
             await self._recorder.record(Item(draft, Transition(record.id, expect, become, votes)))
         if event := self._changed.get(record.id):
             event.set()
+
+
+def _size(decision: Decision) -> list[str]:
+    """How large a read is, where its verdict depends on that."""
+    return [f"it is expected to return {decision.expects} rows"] if decision.expects is not None else []
 
 
 def _kind_of(record: ApprovalRecord, voter: Principal, choice: str) -> Kind:

@@ -15,10 +15,13 @@ from gateway import stored_code
 from gateway.stored_code import Row, StoredCode
 from gateway.upstream import Upstream, UpstreamError
 from policy.catalog import Catalog, Column, Domain, Function, Relation, RelationKind, Volatility
+from policy.forms import form_of
 from policy.memory import without_collector
 
 # FirstNormalObjectId (access/transam.h): objects below it come with the server and do not change.
 _FIRST_USER_OID = 16384
+
+_LASTING = "{} NOT IN (SELECT t.oid FROM pg_catalog.pg_class t WHERE t.relpersistence = 't')"
 
 # One number per catalog that changes when any row of it does. `xmin` is the row's last writer.
 _VERSION_PROBE = "SELECT " + " || ' ' || ".join(  # noqa: S608 - constants only
@@ -26,15 +29,20 @@ _VERSION_PROBE = "SELECT " + " || ' ' || ".join(  # noqa: S608 - constants only
     f"pg_catalog.hashtextextended({key}::pg_catalog.text || ':' || xmin::pg_catalog.text, 0)), 0)::pg_catalog.text"
     f" FROM pg_catalog.{table} WHERE {filtered})"
     for table, key, filtered in (
-        ("pg_class", "oid", f"oid >= {_FIRST_USER_OID}"),
-        ("pg_attribute", "attrelid || '.' || attnum", f"attrelid >= {_FIRST_USER_OID}"),
-        ("pg_attrdef", "oid", f"oid >= {_FIRST_USER_OID}"),
-        ("pg_rewrite", "oid", f"ev_class >= {_FIRST_USER_OID}"),
+        # Temporary relations come and go, and are nobody's but their session's.
+        ("pg_class", "oid", f"oid >= {_FIRST_USER_OID} AND relpersistence <> 't'"),
+        (
+            "pg_attribute",
+            "attrelid || '.' || attnum",
+            f"attrelid >= {_FIRST_USER_OID} AND attnum > 0 AND {_LASTING.format('attrelid')}",
+        ),
+        ("pg_attrdef", "oid", f"oid >= {_FIRST_USER_OID} AND {_LASTING.format('adrelid')}"),
+        ("pg_rewrite", "oid", f"ev_class >= {_FIRST_USER_OID} AND {_LASTING.format('ev_class')}"),
         ("pg_inherits", "inhrelid", f"inhrelid >= {_FIRST_USER_OID}"),
         ("pg_proc", "oid", f"oid >= {_FIRST_USER_OID}"),
-        ("pg_namespace", "oid", f"oid >= {_FIRST_USER_OID}"),
+        ("pg_namespace", "oid", f"oid >= {_FIRST_USER_OID} AND nspname !~ '^pg_(toast_)?temp_'"),
         ("pg_operator", "oid", f"oid >= {_FIRST_USER_OID}"),
-        ("pg_trigger", "oid", f"tgrelid >= {_FIRST_USER_OID}"),
+        ("pg_trigger", "oid", f"tgrelid >= {_FIRST_USER_OID} AND {_LASTING.format('tgrelid')}"),
         ("pg_policy", "oid", "true"),
         ("pg_cast", "oid", f"oid >= {_FIRST_USER_OID}"),
         # Row types and arrays come and go with what they belong to.
@@ -62,8 +70,8 @@ SELECT pg_catalog.string_agg(DISTINCT d.refobjsubid::pg_catalog.text, ' ')
      OR d.classid = 'pg_catalog.pg_attrdef'::pg_catalog.regclass AND d.objid = (
           SELECT e.oid FROM pg_catalog.pg_attrdef e WHERE e.adrelid = a.attrelid AND e.adnum = a.attnum))"""
 
-# Columns of user relations; the server's own are never masked.
-_COLUMNS = f"""
+# Columns of user relations; the server's own are never masked. Relation by relation, each in its order.
+COLUMNS = f"""
 SELECT a.attrelid, a.attnum, a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), a.atttypid,
        CASE WHEN a.attcollation <> 0 AND (a.attcollation <> t.typcollation OR a.attcollation <> 100)
             THEN pg_catalog.quote_ident(cn.nspname) || '.' || pg_catalog.quote_ident(co.collname) END,
@@ -74,10 +82,10 @@ SELECT a.attrelid, a.attnum, a.attname, pg_catalog.format_type(a.atttypid, a.att
   JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
   LEFT JOIN pg_catalog.pg_collation co ON co.oid = a.attcollation
   LEFT JOIN pg_catalog.pg_namespace cn ON cn.oid = co.collnamespace
- WHERE a.attrelid >= {_FIRST_USER_OID} AND a.attnum > 0 AND NOT a.attisdropped
- ORDER BY a.attrelid, a.attnum"""  # noqa: S608 - constants only
+ WHERE a.attrelid >= {_FIRST_USER_OID} AND a.attnum > 0 AND NOT a.attisdropped"""  # noqa: S608 - constants only
 
 # What stands behind each domain: down to the type that is none, with what any domain on the way refuses.
+# The type `citext` of the extension is text (oid 25) that compares in another way, and is cast as a domain of it is.
 _DOMAINS = """
 WITH RECURSIVE way (oid, base, modifier, not_null, checked) AS (
     SELECT t.oid, t.oid, -1, false, false FROM pg_catalog.pg_type t WHERE t.typtype = 'd'
@@ -89,6 +97,12 @@ WITH RECURSIVE way (oid, base, modifier, not_null, checked) AS (
 SELECT way.oid, way.base, CASE WHEN t.typcategory = 'A' THEN t.typelem ELSE 0 END,
        way.modifier, way.not_null, way.checked
   FROM way JOIN pg_catalog.pg_type t ON t.oid = way.base AND t.typtype <> 'd'
+UNION ALL
+SELECT e.objid, 25, 0, -1, false, false
+  FROM pg_catalog.pg_depend e
+  JOIN pg_catalog.pg_extension x ON x.oid = e.refobjid AND x.extname = 'citext'
+  JOIN pg_catalog.pg_type t ON t.oid = e.objid AND t.typname = 'citext'
+ WHERE e.classid = 'pg_catalog.pg_type'::pg_catalog.regclass AND e.deptype = 'e'
  ORDER BY 1"""
 
 _INHERITS = "SELECT i.inhrelid, i.inhparent FROM pg_catalog.pg_inherits i ORDER BY 1, 2"
@@ -111,9 +125,9 @@ _FUNCTIONS = """
 SELECT p.oid, n.nspname, p.proname, p.prokind, p.provolatile, l.lanname,
        CASE WHEN p.oid >= 16384 THEN pg_catalog.pg_get_function_identity_arguments(p.oid) ELSE '' END,
        p.pronargs - p.pronargdefaults, CASE WHEN p.provariadic = 0 THEN p.pronargs END,
-       p.oid >= 16384 AND EXISTS (
-         SELECT FROM pg_catalog.pg_depend e
-          WHERE e.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass AND e.objid = p.oid AND e.deptype = 'e'),
+       CASE WHEN p.oid >= 16384 THEN (
+         SELECT x.extname FROM pg_catalog.pg_depend e JOIN pg_catalog.pg_extension x ON x.oid = e.refobjid
+          WHERE e.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass AND e.objid = p.oid AND e.deptype = 'e') END,
        CASE WHEN p.oid < 16384 THEN ''
             WHEN p.proallargtypes IS NULL THEN p.prorettype::pg_catalog.text
             ELSE pg_catalog.array_to_string(p.proallargtypes, ' ') END
@@ -122,8 +136,19 @@ SELECT p.oid, n.nspname, p.proname, p.prokind, p.provolatile, l.lanname,
   JOIN pg_catalog.pg_language l ON l.oid = p.prolang
  ORDER BY p.oid"""
 
+_SERVER_TYPES = """
+SELECT DISTINCT t.typname FROM pg_catalog.pg_type t
+ WHERE t.typnamespace = 'pg_catalog'::pg_catalog.regnamespace ORDER BY 1"""
+
 _SCHEMAS = "SELECT n.nspname FROM pg_catalog.pg_namespace n WHERE n.nspname !~ '^pg_(toast|temp)' ORDER BY 1"
 
+# Which function sends each type's values; one text for each function, since every table has two types.
+_FORMS = """
+SELECT p.prosrc, pg_catalog.string_agg(t.oid::pg_catalog.text, ' ' ORDER BY t.oid)
+  FROM pg_catalog.pg_type t JOIN pg_catalog.pg_proc p ON p.oid = t.typsend
+ WHERE t.typisdefined GROUP BY 1 ORDER BY 1"""
+
+_SUBTYPES = "SELECT rngtypid, rngmultitypid, rngsubtype FROM pg_catalog.pg_range ORDER BY 1"
 
 # What a snapshot is made of: the name of the sheet, its number of columns, its query.
 _SHEETS: Final = (
@@ -134,21 +159,24 @@ _SHEETS: Final = (
         " pg_catalog.array_to_json(pg_catalog.current_schemas(true))",
     ),
     ("relations", 7, _RELATIONS),
-    ("columns", 9, _COLUMNS),
+    ("columns", 9, f"{COLUMNS} ORDER BY a.attrelid, a.attnum"),
     ("domains", 6, _DOMAINS),
     ("inherits", 2, _INHERITS),
     ("reads", 2, _READS),
     ("views", 2, _VIEW_QUERIES),
     ("functions", 11, _FUNCTIONS),
     ("schemas", 1, _SCHEMAS),
+    ("server types", 1, _SERVER_TYPES),
     ("operators", 4, stored_code.OPERATORS),
     ("casts", 3, stored_code.CASTS),
     ("types", 6, stored_code.TYPES),
     ("attributes", 2, stored_code.ATTRIBUTES),
     ("triggers", 4, stored_code.TRIGGERS),
-    ("foreign keys", 5, stored_code.FOREIGN_KEYS),
+    ("foreign keys", 5, f"{stored_code.FOREIGN_KEYS} ORDER BY c.oid"),
     ("support", 2, stored_code.SUPPORT),
     ("bodies", 7, stored_code.BODIES),
+    ("forms", 2, _FORMS),
+    ("subtypes", 3, _SUBTYPES),
 )
 
 
@@ -163,7 +191,7 @@ async def load(upstream: Upstream) -> Catalog:
     digest = hashlib.sha256()
 
     async def read(name: str, width: int, query: str) -> None:
-        text = await _as_json(upstream, width, query)
+        text = await as_json(upstream, width, query)
         digest.update(f"{name} {len(text)} {text}".encode())
         with without_collector():
             sheets[name] = json.loads(text)
@@ -186,11 +214,14 @@ async def load(upstream: Upstream) -> Catalog:
             operators=code.operators,
             casts=code.casts,
             types=code.types(sheets["types"]),
+            server_types=frozenset(row[0] or "" for row in sheets["server types"]),
             printed_under=tuple(json.loads(sheets["version"][0][1] or "[]")),
+            forms={int(oid): form_of(send or "") for send, oids in sheets["forms"] for oid in (oids or "").split()},
+            subtypes={int(of or 0): int(subtype or 0) for *ranges, subtype in sheets["subtypes"] for of in ranges},
         )
 
 
-async def _as_json(upstream: Upstream, width: int, query: str) -> str:
+async def as_json(upstream: Upstream, width: int, query: str) -> str:
     """A query's rows as JSON, all values as text: one value is read many times faster than 100,000 rows."""
     names = [f"c{number}" for number in range(width)]
     values = ", ".join(f"s.{name}::pg_catalog.text" for name in names)
@@ -225,9 +256,42 @@ async def _origins(upstream: Upstream, views: list[Row]) -> dict[int, tuple[tupl
 def _as_relations(
     sheets: Mapping[str, list[Row]], origins: Mapping[int, tuple[tuple[int, int] | None, ...]], code: StoredCode
 ) -> dict[int, Relation]:
+    columns = as_columns(sheets["columns"], origins, _as_domains(sheets["domains"]))
+    families = _families((int(child or 0), int(parent or 0)) for child, parent in sheets["inherits"])
+    children: dict[int, set[int]] = {}
+    for child, parent in sheets["inherits"]:
+        children.setdefault(int(parent or 0), set()).add(int(child or 0))
+    reads: dict[int, set[int]] = {}
+    for view, read in sheets["reads"]:
+        reads.setdefault(int(view or 0), set()).add(int(read or 0))
+    relations = {}
+    for oid_text, schema, name, kind, triggers, rules, comment in sheets["relations"]:
+        oid = int(oid_text or 0)
+        relations[oid] = Relation(
+            oid=oid,
+            schema=schema or "",
+            name=name or "",
+            kind=kind_of(kind),
+            columns=tuple(columns.get(oid, ())),
+            family=families.get(oid, frozenset((oid,))),
+            reads=frozenset(reads.get(oid, ())),
+            rules=rules == "true",
+            triggers=triggers == "true",
+            comment=comment,
+            children=frozenset(children.get(oid, ())),
+            code=code.of_relation(oid),
+            row_type=code.row_types.get(oid, 0),
+            referenced_by=tuple(code.referenced_by.get(oid, ())),
+        )
+    return relations
+
+
+def as_columns(
+    rows: Iterable[Row], origins: Mapping[int, tuple[tuple[int, int] | None, ...]], domains: Mapping[int, Domain]
+) -> dict[int, list[Column]]:
+    """The columns of each relation, by its OID; those of views with their origins."""
     columns: dict[int, list[Column]] = {}
-    domains = _as_domains(sheets["domains"])
-    for relation, number, name, type_name, type_oid, collation, item, modifier, read in sheets["columns"]:
+    for relation, number, name, type_name, type_oid, collation, item, modifier, read in rows:
         of = columns.setdefault(int(relation or 0), [])
         known = origins.get(int(relation or 0), ())
         of.append(
@@ -244,33 +308,7 @@ def _as_relations(
                 computed_from=frozenset(map(int, (read or "").split())),
             )
         )
-    families = _families((int(child or 0), int(parent or 0)) for child, parent in sheets["inherits"])
-    children: dict[int, set[int]] = {}
-    for child, parent in sheets["inherits"]:
-        children.setdefault(int(parent or 0), set()).add(int(child or 0))
-    reads: dict[int, set[int]] = {}
-    for view, read in sheets["reads"]:
-        reads.setdefault(int(view or 0), set()).add(int(read or 0))
-    relations = {}
-    for oid_text, schema, name, kind, triggers, rules, comment in sheets["relations"]:
-        oid = int(oid_text or 0)
-        relations[oid] = Relation(
-            oid=oid,
-            schema=schema or "",
-            name=name or "",
-            kind=RelationKind(kind or ""),
-            columns=tuple(columns.get(oid, ())),
-            family=families.get(oid, frozenset((oid,))),
-            reads=frozenset(reads.get(oid, ())),
-            rules=rules == "true",
-            triggers=triggers == "true",
-            comment=comment,
-            children=frozenset(children.get(oid, ())),
-            code=code.of_relation(oid),
-            row_type=code.row_types.get(oid, 0),
-            referenced_by=tuple(code.referenced_by.get(oid, ())),
-        )
-    return relations
+    return columns
 
 
 def _as_domains(rows: list[Row]) -> dict[int, Domain]:
@@ -280,6 +318,11 @@ def _as_domains(rows: list[Row]) -> dict[int, Domain]:
         )
         for oid, base, element, modifier, not_null, checked in rows
     }
+
+
+def kind_of(relkind: str | None) -> RelationKind:
+    """`pg_class.relkind` of a relation that statements can name."""
+    return RelationKind(relkind or "")
 
 
 def _families(pairs: Iterable[tuple[int, int]]) -> dict[int, frozenset[int]]:
@@ -308,11 +351,11 @@ def _as_functions(sheets: Mapping[str, list[Row]]) -> dict[tuple[str, str], tupl
                 volatility=Volatility(volatility or "v"),
                 language=language or "",
                 arguments=arguments or "",
-                extension=extension == "true",
+                extension=sys.intern(extension or ""),
                 least=max(0, int(least or 0) - (most is None)),  # VARIADIC may be given nothing
                 most=int(most) if most is not None else None,
                 results=tuple(map(int, (results or "").split())),
-                support=() if extension == "true" else behind.get(oid, ()),
+                support=() if extension else behind.get(oid, ()),
                 body=bodies.get(oid or ""),
             )
         )

@@ -59,9 +59,15 @@ class CertificatePrincipals:
     def login(self, der: bytes, user: str) -> VerifiedToken | None:
         """The login of a proved certificate as this user; None where it does not stand for one of that name.
 
-        It lives no longer than the certificate. Raises AuthenticationError where several rules mean it.
+        It lives no longer than the certificate. Raises AuthenticationError where several rules mean it, and where it
+        says something that we cannot read though TLS could.
         """
-        certificate = x509.load_der_x509_certificate(der)
+        try:
+            return self._login(x509.load_der_x509_certificate(der), user)
+        except (ValueError, x509.DuplicateExtension) as error:
+            raise AuthenticationError(f"the client certificate cannot be read: {error}") from None
+
+    def _login(self, certificate: x509.Certificate, user: str) -> VerifiedToken | None:
         meant = {rule for rule in self._rules if rule.subject == user and _has(certificate, rule)}
         if not meant:
             return None
@@ -89,7 +95,7 @@ def _names(certificate: x509.Certificate, kind: NameKind) -> Sequence[str]:
         return (name,) if name else ()
     try:
         named = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
+    except x509.ExtensionNotFound:
         return ()
     match kind:
         case "dns":

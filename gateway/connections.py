@@ -7,14 +7,16 @@ import logging
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gateway import catalog as reader
-from gateway import counting
+from gateway import counting, temporary
 from gateway.errors import UnknownConnectionError, UpstreamUnavailableError
 from gateway.model import Connection, Session
+from gateway.pool import Pool
 from gateway.upstream import Upstream, UpstreamError, UpstreamFactory, UpstreamLostError
 from policy.catalog import Catalog
+from policy.names import is_temporary
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +24,13 @@ log = logging.getLogger(__name__)
 _PROBE_SECONDS = 2.0
 # ... and a snapshot that could not be verified for this long is not decided upon.
 _TRUST_SECONDS = 10.0
-_POOL_IDLE = 4
+# By strength: a relation is named once. Locks on PostgreSQL's own catalogs are in nobody's way.
+_LOCKS = """
+SELECT DISTINCT ON (relation) relation::pg_catalog.regclass::pg_catalog.text, mode FROM pg_catalog.pg_locks
+ WHERE pid = %d AND locktype = 'relation' AND granted AND relation >= 16384
+   AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
+ ORDER BY relation, pg_catalog.array_position(ARRAY['AccessExclusiveLock', 'ExclusiveLock', 'ShareRowExclusiveLock',
+       'ShareLock', 'ShareUpdateExclusiveLock', 'RowExclusiveLock', 'RowShareLock', 'AccessShareLock'], mode)"""
 
 
 @dataclass(slots=True)
@@ -30,19 +38,19 @@ class _Shelf:
     """What the gateway keeps for one connection."""
 
     connection: Connection
+    pool: Pool
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     keeper: Upstream | None = None  # our own upstream session, for the catalog only
     catalog: Catalog | None = None
     version: str = ""
     verified: float = float("-inf")  # time.monotonic at the start of the last successful probe
-    idle: list[Upstream] = field(default_factory=list)
 
 
 class Connections:
     """All configured upstreams of this process."""
 
     def __init__(self, connections: Sequence[Connection], factory: UpstreamFactory) -> None:
-        self._shelves = {c.name: _Shelf(c) for c in connections}
+        self._shelves = {c.name: _Shelf(c, Pool(factory)) for c in connections}
         self._factory = factory
         self._prober: asyncio.Task[None] | None = None
 
@@ -56,10 +64,10 @@ class Connections:
             self._prober.cancel()
             await asyncio.gather(self._prober, return_exceptions=True)
         for shelf in self._shelves.values():
-            for upstream in [*shelf.idle, *([shelf.keeper] if shelf.keeper else [])]:
-                await upstream.disconnect()
-            shelf.idle.clear()
-            shelf.keeper = None
+            await shelf.pool.close()
+            if shelf.keeper is not None:
+                await shelf.keeper.disconnect()
+                shelf.keeper = None
 
     @property
     def names(self) -> list[str]:
@@ -101,13 +109,22 @@ class Connections:
         snapshot of its own until the transaction ends.
         """
         shelf = self._shelves[session.connection.name]
-        session.search_path = await reader.search_path(upstream)
+        path = await reader.search_path(upstream)
         if session.schema_changed:
             if upstream.transaction_status == "I":
                 session.catalog, session.schema_changed = None, False
                 await self._verify(shelf, time.monotonic())
             else:
                 session.catalog = await reader.load(upstream)
+        session.temporary = None
+        if any(map(is_temporary, path)):
+            catalog = session.catalog or await self.catalog(session.connection)
+            own = await temporary.load(upstream, path, catalog)
+            if own is not None and own.empty:
+                path = tuple(schema for schema in path if schema != own.schema)  # as if it were not there
+            else:
+                session.temporary = own
+        session.search_path = path
         session.stale = False
 
     async def _verify(self, shelf: _Shelf, since: float) -> Catalog:
@@ -140,38 +157,53 @@ class Connections:
         while True:
             await asyncio.sleep(_PROBE_SECONDS)
             for shelf in self._shelves.values():
-                if shelf.catalog is None:
-                    continue  # nobody uses it yet
                 try:
-                    await self._verify(shelf, time.monotonic() - _PROBE_SECONDS / 2)
-                except UpstreamUnavailableError as error:
+                    if shelf.catalog is not None or shelf.connection.warm:  # else nobody uses it yet
+                        await self._verify(shelf, time.monotonic() - _PROBE_SECONDS / 2)
+                    await shelf.pool.tend(shelf.connection)
+                except (UpstreamUnavailableError, UpstreamError, UpstreamLostError) as error:
                     # Decisions stop by themselves once the snapshot is older than _TRUST_SECONDS.
                     log.warning("%s", error)
 
     # -- pool -----------------------------------------------------------------------------------------
 
+    def idle(self, session: Session) -> Upstream | None:
+        """A clean upstream session for this one alone, if one is ready; `give_back` or disconnect it."""
+        return self._shelves[session.connection.name].pool.idle(session.connection)
+
+    async def take(self, session: Session) -> Upstream:
+        """As `idle`, or a new one. Raises UpstreamUnavailableError."""
+        try:
+            return self.idle(session) or await self._shelves[session.connection.name].pool.fresh(session.connection)
+        except (UpstreamError, UpstreamLostError) as error:
+            raise _unavailable(session.connection, error) from None
+
+    async def give_back(self, upstream: Upstream) -> None:
+        """Done with it: it is used again only if it can be verified clean. Nothing of a client's may run on it."""
+        await self._shelves[upstream.connection.name].pool.give_back(upstream)
+
     @asynccontextmanager
     async def lease(self, session: Session) -> AsyncIterator[Upstream]:
-        """A clean upstream session; returned to the pool only if it can be proved clean again."""
-        shelf = self._shelves[session.connection.name]
-        upstream = await self._idle_or_new(shelf)
+        """A clean upstream session, refreshed; given back afterwards."""
+        upstream = await self.take(session)
         try:
             session.stale = True
             try:
                 await self.refresh(session, upstream)
             except (UpstreamError, UpstreamLostError) as error:
-                raise _unavailable(shelf.connection, error) from None
+                raise _unavailable(session.connection, error) from None
             yield upstream
         except BaseException:
             # Whatever state it is in, nobody else will meet it.
             await upstream.disconnect()
             raise
-        await self._give_back(shelf, upstream)
+        await self.give_back(upstream)
 
     @asynccontextmanager
     async def aside(self, session: Session) -> AsyncIterator[Upstream]:
         """An upstream beside the session's own, for nobody else afterwards. Raises UpstreamUnavailableError."""
-        upstream = await self.connect(session.connection, f"countersign/{session.id}/aside")
+        # What runs here is a write, or rolled back: the policy has said so.
+        upstream = await self.connect(replace(session.connection, read_only=False), f"countersign/{session.id}/aside")
         try:
             yield upstream
         except asyncio.CancelledError:
@@ -182,20 +214,30 @@ class Connections:
 
     async def estimate(self, session: Session, sql: bytes, parameters: Sequence[bytes | None]) -> int:
         """How many rows the planner expects `sql` to change; 0 where nobody can tell. Nothing is run."""
-        shelf = self._shelves[session.connection.name]
         try:
-            upstream = await self._idle_or_new(shelf)
-        except UpstreamUnavailableError:
+            async with self._pooled(session) as upstream:
+                return await counting.estimate(upstream, session.search_path, sql, parameters)
+        except (UpstreamUnavailableError, UpstreamLostError):
             return 0
+
+    async def locks(self, session: Session, backend: int) -> list[str]:
+        """The relations that a server process has locked, each with the strongest mode, asked beside it.
+
+        Raises UpstreamUnavailableError, UpstreamError, UpstreamLostError.
+        """
+        async with self._pooled(session) as upstream:
+            return [f"{name} ({mode})" for name, mode in await upstream.probe(_LOCKS % backend)]
+
+    @asynccontextmanager
+    async def _pooled(self, session: Session) -> AsyncIterator[Upstream]:
+        """An upstream of the pool for a question of our own."""
+        upstream = await self.take(session)
         try:
-            rows = await counting.estimate(upstream, session.search_path, sql, parameters)
-        except UpstreamLostError:
-            rows = 0
+            yield upstream
         except BaseException:
             await upstream.disconnect()
             raise
-        await self._give_back(shelf, upstream)
-        return rows
+        await self.give_back(upstream)
 
     def snapshots(self) -> list[Catalog]:
         """The shared snapshots of the connections that were used so far, as they were last seen."""
@@ -204,26 +246,6 @@ class Connections:
     def snapshot(self, connection: Connection) -> Catalog | None:
         """The shared snapshot as it was last seen."""
         return self._shelves[connection.name].catalog
-
-    async def _idle_or_new(self, shelf: _Shelf) -> Upstream:
-        while shelf.idle:
-            upstream = shelf.idle.pop()
-            if upstream.connected:
-                return upstream
-        return await self.connect(shelf.connection, "countersign/pool")
-
-    async def _give_back(self, shelf: _Shelf, upstream: Upstream) -> None:
-        if len(shelf.idle) >= _POOL_IDLE or not upstream.connected:
-            await upstream.disconnect()
-            return
-        try:
-            if upstream.transaction_status != "I":
-                await upstream.probe("ROLLBACK")
-            await upstream.probe("DISCARD ALL")
-        except (UpstreamError, UpstreamLostError):
-            await upstream.disconnect()
-            return
-        shelf.idle.append(upstream)
 
     async def connect(
         self, connection: Connection, application_name: str, settings: Mapping[str, str] | None = None

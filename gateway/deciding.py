@@ -15,15 +15,19 @@ from gateway.connections import Connections
 from gateway.errors import RowCountError
 from gateway.model import Session, Statement
 from gateway.policies import PolicyBook
+from gateway.temporary import laid_over
 from policy.catalog import Catalog
 from policy.engine import decide
 from policy.model import Action, Circumstances, Decision, Effect, Facts
+from policy.names import TEMPORARY
 
 # Decisions kept per process. One is some ten times its text: texts that are longer are decided each time, in a thread.
 _CACHE_ENTRIES = 4096
 _CACHEABLE_TEXT_BYTES = 4_096
 # Long texts that are decided at the same time.
 _LARGE_AT_ONCE = 1
+# Snapshots with a session's temporary relations on top that are kept.
+_LAID_OVER = 32
 # Row counts remembered per session.
 _MEASURED_ENTRIES = 64
 
@@ -36,17 +40,29 @@ class Decider:
         self._connections = connections
         self._large = asyncio.Semaphore(_LARGE_AT_ONCE)
         self._cache: dict[tuple[object, ...], Decision] = {}
+        self._laid: dict[str, tuple[Catalog, Catalog]] = {}  # by the digest of what is laid over
 
     async def catalog(self, session: Session) -> Catalog:
         """The snapshot that this session's statements are decided against."""
-        return session.catalog or await self._connections.catalog(session.connection)
+        return self._seen(session, session.catalog or await self._connections.catalog(session.connection))
+
+    def _seen(self, session: Session, catalog: Catalog) -> Catalog:
+        """The snapshot with the session's temporary relations on top, made once for each pair."""
+        own = session.temporary
+        if own is None:
+            return catalog
+        if self._laid.get(own.digest, (None, None))[0] is not catalog:
+            if len(self._laid) >= _LAID_OVER:
+                self._laid.pop(next(iter(self._laid)))
+            self._laid[own.digest] = (catalog, laid_over(catalog, own))
+        return self._laid[own.digest][1]
 
     async def decide(
         self, session: Session, text: bytes, parameters: Sequence[bytes | None] = (), *, runs: bool = True
     ) -> Decision:
         """The verdict on one statement's text. Records nothing; runs nothing.
 
-        Where it depends on how many rows the statement changes, it is by the planner's estimate or, with
+        Where it depends on how many rows the statement changes or returns, it is by the planner's estimate or, with
         `runs` false (it is only prepared), by the hope that there are few.
         """
         catalog = await self.catalog(session)
@@ -54,19 +70,35 @@ class Decider:
         if session.catalog is None and _names_something_unknown(decision):
             # It may have been made elsewhere a moment ago: look again before saying that it is not there.
             latest = await self._connections.latest(session.connection)
+            latest = self._seen(session, latest)
             if latest.epoch != catalog.epoch:
                 catalog = latest
                 decision = await self._decide(session, text, catalog)
-        if not decision.counts:
+        if not decision.counts and not decision.streams:
             return decision
         few = await self._decide(session, text, catalog, rows=0)
         rewrite = few.verdict.rewrite
         if not runs or rewrite is None:
             return few
         rows = session.measured.get((text, tuple(parameters)), 0)
-        if not _calls_users_functions(few):  # the planner could run them
+        # The planner could run users' functions, and on another session it finds no temporary relations of this one.
+        if not _calls_users_functions(few) and not _is_temporary(few):
             rows = max(rows, await self._connections.estimate(session, rewrite.sql, parameters))
-        return await self._decide(session, text, catalog, rows=rows)
+        decision = await self._decide(session, text, catalog, rows=rows)
+        if not decision.streams:
+            return decision
+        return replace(decision, expects=rows, at_most=await self._bound(session, text, catalog, rows, decision))
+
+    async def _bound(
+        self, session: Session, text: bytes, catalog: Catalog, rows: int, decision: Decision
+    ) -> int | None:
+        """How many rows a read may return under this verdict; None where any number may."""
+        for threshold in self._policies.current.thresholds:
+            if threshold >= rows:
+                more = await self._decide(session, text, catalog, rows=threshold + 1)
+                if more.verdict.effect > decision.verdict.effect:
+                    return threshold
+        return None
 
     async def too_many(self, statement: Statement, granted: Decision, rows: int) -> RowCountError | None:
         """The error with which a counted statement must be rolled back; None where what was granted covers the count.
@@ -75,12 +107,11 @@ class Decider:
         """
         session, text = statement.session, statement.text
         catalog = session.catalog or self._connections.snapshot(session.connection)
-        again = await self._decide(session, text, catalog, rows=rows) if catalog is not None else None
+        seen = self._seen(session, catalog) if catalog is not None else None
+        again = await self._decide(session, text, seen, rows=rows) if seen is not None else None
         if again is not None and again.verdict.effect <= granted.verdict.effect:
             return None
-        if len(session.measured) >= _MEASURED_ENTRIES:
-            session.measured.pop(next(iter(session.measured)))
-        session.measured[(text, statement.parameters)] = rows
+        remember(statement, rows)
         why = "; ".join(r.text for r in explain.deciding_reasons(again)) if again else "the catalog is not known"
         asks = again is not None and again.verdict.effect is Effect.APPROVE
         retry = " Send it again to ask for approval: it is decided by this count now." if asks else ""
@@ -122,6 +153,14 @@ class Decider:
         return decision
 
 
+def remember(statement: Statement, rows: int) -> None:
+    """Keep in mind how many rows a statement had at least, for when it is sent again."""
+    measured = statement.session.measured
+    if len(measured) >= _MEASURED_ENTRIES:
+        measured.pop(next(iter(measured)))
+    measured[(statement.text, statement.parameters)] = rows
+
+
 def _circumstances(session: Session, now: datetime, rows: int | None) -> Circumstances:
     client = session.client
     return Circumstances(rows, now, session.door.value, client.host, client.name, now - session.opened)
@@ -139,3 +178,8 @@ def _names_something_unknown(decision: Decision) -> bool:
 def _calls_users_functions(decision: Decision) -> bool:
     demands = decision.analysis.demands if decision.analysis else ()
     return any(d.action is Action.CALL and not d.builtin for d in demands)
+
+
+def _is_temporary(decision: Decision) -> bool:
+    demands = decision.analysis.demands if decision.analysis else ()
+    return any(d.object.schema == TEMPORARY for d in demands)

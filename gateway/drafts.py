@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from audit.entry import Draft, Kind
@@ -17,16 +18,30 @@ from gateway import explain
 from gateway.approvals import Pending
 from gateway.errors import CountersignError, RefusedError, UpstreamUnavailableError
 from gateway.model import Outcome, Session, Statement, Status, principal_body
-from gateway.parameters import recorded_parameters
+from gateway.parameters import concealed, recorded_parameters, without_values
 from gateway.upstream import UpstreamError, UpstreamLostError
-from policy.model import Analysis, ApprovalTerms, Decision, Effect, Reason, Verdict
+from policy.model import Decision, Effect, Reason, Verdict
 
 if TYPE_CHECKING:
     from gateway.admission import Grant
 
 
+@dataclass(frozen=True, slots=True)
+class Author:
+    """The process that writes the entries, and the key of the digests in them."""
+
+    instance: str
+    key: bytes = field(repr=False)
+
+    def parameters(self, statement: Statement, decision: Decision) -> dict[str, object]:
+        """A statement's parameters as they are recorded."""
+        if decision.conceals:
+            return {"parameters": [concealed(value, self.key) for value in statement.parameters]}
+        return recorded_parameters(statement.parameters)
+
+
 def intent_of(
-    instance: str,
+    author: Author,
     statement_id: str,
     statement: Statement,
     decision: Decision,
@@ -41,7 +56,7 @@ def intent_of(
         "door": session.door.value,
         "text": statement.text.decode("utf-8", "replace"),
         "sha256": hashlib.sha256(statement.text).hexdigest(),
-        **recorded_parameters(statement.parameters),
+        **author.parameters(statement, decision),
         "principal": principal_body(session.principal),
         "client": {
             "name": session.client.name,
@@ -58,7 +73,7 @@ def intent_of(
         "policy": decision.policy,
         "catalog": decision.catalog,
         "search_path": list(session.search_path),
-        "instance": instance,
+        "instance": author.instance,
     }
     if rewrite is not None and rewrite.splices:
         body["rewritten"] = rewrite.shown
@@ -69,8 +84,11 @@ def intent_of(
     return draft(Kind.INTENT, session, **body)
 
 
-def outcome_entry(instance: str, grant: Grant, outcome: Outcome) -> Item:
+def outcome_entry(author: Author, grant: Grant, outcome: Outcome) -> Item:
     """What came of a granted statement, with the recording of what its client was sent."""
+    message = outcome.message
+    if message is not None and grant.decision.conceals:
+        message = without_values(message, grant.parameters)
     entry = draft(
         Kind.OUTCOME,
         grant.statement.session,
@@ -81,16 +99,17 @@ def outcome_entry(instance: str, grant: Grant, outcome: Outcome) -> Item:
         size=outcome.size,
         duration_ms=grant.duration_ms,
         sqlstate=outcome.sqlstate,
-        message=outcome.message,
+        message=message,
         masked=[str(m) for m in grant.rewrite.masked],
         filtered=list(grant.rewrite.filtered),
+        detected=[{"column": one.column, "kind": one.kind.value, "count": one.count} for one in outcome.detected],
         digest=outcome.digest,
-        instance=instance,
+        instance=author.instance,
     )
     return Item(entry, grant.transcript.finish())
 
 
-def pending_entry(instance: str, statement_id: str, session: Session, pending: Pending) -> Draft:
+def pending_entry(author: Author, statement_id: str, session: Session, pending: Pending) -> Draft:
     """A statement waits for people; its run will be a statement of its own."""
     return draft(
         Kind.OUTCOME,
@@ -98,12 +117,12 @@ def pending_entry(instance: str, statement_id: str, session: Session, pending: P
         statement=statement_id,
         status=Status.PENDING.value,
         message=f"waits for {pending.id}: {pending.why}",
-        instance=instance,
+        instance=author.instance,
     )
 
 
 def refusal_entries(
-    instance: str, statements: Sequence[Statement], decisions: Sequence[Decision]
+    author: Author, statements: Sequence[Statement], decisions: Sequence[Decision]
 ) -> tuple[list[Draft], RefusedError]:
     """Intents and refusals of a batch of which at least one is denied, and the error of the first that is."""
     drafts: list[Draft] = []
@@ -118,9 +137,9 @@ def refusal_entries(
             "status": (Status.REFUSED if denied else Status.SKIPPED).value,
             "message": "; ".join(r.text for r in explain.deciding_reasons(decision)) if denied else None,
             "sqlstate": RefusedError.sqlstate if denied else None,
-            "instance": instance,
+            "instance": author.instance,
         }
-        drafts.append(intent_of(instance, statement_id, statement, decision))
+        drafts.append(intent_of(author, statement_id, statement, decision))
         drafts.append(draft(Kind.OUTCOME, statement.session, **body))
     assert first is not None, "a batch is refused for a statement that is denied"
     return drafts, RefusedError(*first)
@@ -140,9 +159,7 @@ def draft(kind: Kind, session: Session, **body: object) -> Draft:
 def denial(decision: Decision, code: str, text: str, cure: str) -> Decision:
     """The same decision turned into a deny by a door or by the path itself."""
     reason = Reason(Effect.DENY, code, text, cure=cure)
-    no_terms: tuple[ApprovalTerms, ...] = ()
-    analysis: Analysis | None = decision.analysis
-    return Decision(Verdict(Effect.DENY, (reason,), None, no_terms), analysis, decision.policy, decision.catalog)
+    return replace(decision, verdict=Verdict(Effect.DENY, (reason,)), counts=False)
 
 
 def outcome_of(error: BaseException) -> Outcome:

@@ -87,6 +87,12 @@ class LimitExceededError(CountersignError):
     sqlstate = "54000"
 
 
+class UnsearchableError(CountersignError):
+    """What the policy looks for could not be found in a result as it comes, so it is not delivered."""
+
+    sqlstate = "0A000"
+
+
 class TooManyConnectionsError(CountersignError):
     """A door is full, or full for this principal or address."""
 

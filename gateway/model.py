@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Literal
 
 from audit.recording import Mode
+from gateway.temporary import Temporary
 from policy.catalog import Catalog
+from policy.detection import Found
 from policy.model import Decision, Principal
 
 __all__ = [
@@ -25,9 +27,12 @@ __all__ = [
     "principal_body",
 ]
 
-# Whether writes and migrations that need approval are run and rolled back on the database itself.
-Rehearse = Literal["live", "off"]
-SslMode = Literal["disable", "prefer", "require", "verify-full"]
+# Whether what needs approval is tried first: on the database itself (and rolled back), migrations on a shadow of it.
+Rehearse = Literal["live", "shadow", "off"]
+# As libpq names them.
+SslMode = Literal["disable", "prefer", "require", "verify-ca", "verify-full"]
+ChannelBinding = Literal["disable", "prefer", "require"]
+TargetSession = Literal["any", "read-write"]
 
 
 class Door(StrEnum):
@@ -38,8 +43,29 @@ class Door(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class UpstreamRole:
+    """The upstream user of principals in one of these groups."""
+
+    groups: frozenset[str]
+    user: str
+    password: str = field(repr=False)
+
+
+@dataclass(slots=True)
+class HostOrder:
+    """Which of a connection's hosts answered last and is asked first: the one thing of a connection that changes."""
+
+    first: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Connection:
-    """A named PostgreSQL upstream with the gateway's own credential, which no client ever sees."""
+    """A named PostgreSQL upstream with the gateway's own credential, which no client ever sees.
+
+    `user` is the role of principals that no entry of `roles` means. `fallbacks` are the hosts that are asked where
+    `host` does not answer, or is not what `target` wants. `read_only` makes a session's transactions so unless it says
+    otherwise. Times are seconds.
+    """
 
     name: str
     host: str
@@ -52,6 +78,31 @@ class Connection:
     description: str = ""
     recording: Mode = Mode.METADATA
     rehearse: Rehearse = "live"
+    channel_binding: ChannelBinding = "prefer"
+    fallbacks: tuple[tuple[str, int], ...] = ()
+    target: TargetSession = "any"
+    connect_timeout: float = 10.0
+    roles: tuple[UpstreamRole, ...] = ()
+    warm: int = 0  # sessions that are kept ready
+    read_only: bool = False
+    shadow: Connection | None = None  # where shadows are made: its database is the one to connect to for that
+    order: HostOrder = field(default_factory=HostOrder, compare=False, repr=False)
+
+    def for_principal(self, principal: Principal, *, writes: bool) -> Connection:
+        """As this principal uses it: the first role that means one of its groups, and read only unless it `writes`."""
+        role = next((role for role in self.roles if role.groups & principal.groups), None)
+        user, password = (role.user, role.password) if role else (self.user, self.password)
+        return replace(self, user=user, password=password, read_only=not writes)
+
+    def candidates(self) -> list[Connection]:
+        """With one host each, in the order in which they are to be asked."""
+        hosts = [(self.host, self.port), *self.fallbacks]
+        hosts = hosts[self.order.first :] + hosts[: self.order.first]
+        return [replace(self, host=host, port=port, fallbacks=()) for host, port in hosts]
+
+    def answered(self, candidate: Connection) -> None:
+        """This candidate is the one to be asked first from now on."""
+        self.order.first = [(self.host, self.port), *self.fallbacks].index((candidate.host, candidate.port))
 
 
 def principal_body(principal: Principal) -> dict[str, object]:
@@ -88,7 +139,8 @@ class Session:
     `search_path` is the upstream's own `current_schemas(true)`. While `stale` is set it, or the catalog,
     may no longer be true: `Gateway.refresh` asks the upstream again before the next decision. `catalog`
     is a snapshot of this session's own, taken inside a transaction that has changed the schema; None means
-    the connection's shared one. `prepared` holds the SQL-level prepared statements by name,
+    the connection's shared one. `temporary` are its own temporary relations, which come on top of either.
+    `prepared` holds the SQL-level prepared statements by name,
     `measured` the rows that statements (text, parameters) had changed when they were rolled back.
     """
 
@@ -103,6 +155,7 @@ class Session:
     stale: bool = True
     schema_changed: bool = False
     catalog: Catalog | None = None
+    temporary: Temporary | None = None
     prepared: dict[str, Decision] = field(default_factory=dict)
     measured: dict[tuple[bytes, tuple[bytes | None, ...]], int] = field(default_factory=dict)
     recorded: int = 0  # bytes of recordings so far
@@ -115,7 +168,7 @@ class Statement:
     """Exactly one SQL statement with its parameters, as the client sent it.
 
     `text` is the client's bytes (UTF-8). `parameters` are text-format values, None for NULL; where a
-    client sent binary ones they are rendered as `\\x…`.
+    client sent a binary one whose type is not known here it is rendered as `\\x…`.
     """
 
     session: Session
@@ -148,3 +201,4 @@ class Outcome:
     sqlstate: str | None = None
     message: str | None = None
     digest: str | None = None  # SHA-256 of what was delivered, hex
+    detected: tuple[Found, ...] = ()  # what was found in it, and hidden

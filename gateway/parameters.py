@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 from collections.abc import Sequence
 
 # Parameters of one statement that the audit keeps whole, together; a person reads no more than this either.
@@ -12,6 +13,19 @@ RECORDED_BYTES = 256 * 1024
 def size_of(parameters: Sequence[bytes | None]) -> int:
     """Bytes of all values together."""
     return sum(len(p) for p in parameters if p is not None)
+
+
+def concealed(value: bytes | None, key: bytes) -> str | None:
+    """What stands for a value that must not be in clear: equal values look equal, and nobody else can try guesses."""
+    return None if value is None else "hmac-sha256:" + hmac.digest(key, value, "sha256").hex()
+
+
+def without_values(text: str, parameters: Sequence[bytes | None]) -> str:
+    """A text of PostgreSQL's with the numbers of the parameters in place of what it quotes of them."""
+    for number, value in enumerate(parameters, 1):
+        if value:
+            text = text.replace(value.decode("utf-8", "replace"), f"${number}")
+    return text
 
 
 def recorded_parameters(parameters: Sequence[bytes | None]) -> dict[str, object]:

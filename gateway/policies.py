@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -46,6 +47,8 @@ class PolicyBook:
         self._path = path
         self._recorder = recorder
         self.mask_key = mask_key  # the secret of `hash` masks
+        # Of parameters that must not be recorded in clear; without a secret they can be compared within this process.
+        self.digest_key = mask_key.digest_key if mask_key is not None else secrets.token_bytes(32)
         self.catalogs: Callable[[], Sequence[Catalog]] = tuple  # the connections' snapshots, as far as they are known
         self._policy, self._digest = self._read()
         self._watcher: asyncio.Task[None] | None = None

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from gateway.connections import Connections
-from gateway.errors import UpstreamUnavailableError
+from gateway.errors import LimitExceededError, UpstreamUnavailableError
 from gateway.model import Connection, Outcome, Status
+from gateway.screening import TextScreen
 from gateway.upstream import Page, Upstream, UpstreamError, UpstreamLostError
 from policy.catalog import Catalog, Relation, RelationKind
 from policy.model import Action, Decision, Rewrite
+from policy.names import TEMPORARY
 
 if TYPE_CHECKING:
     from gateway.admission import Grant
@@ -79,6 +81,21 @@ class Masked(Protocol):
         ...
 
 
+def size_of(decision: Decision, thresholds: Sequence[int]) -> Evidence:
+    """The evidence of a read that is large: what the planner expects, and where the run stops whatever people say.
+
+    An estimate can be wrong by half; a policy's own numbers are never too many.
+    """
+    expected = decision.expects or 0
+    return {"reads": {"rows": expected, "at_most": max(2 * expected, *thresholds[:1])}}
+
+
+def approved_rows(evidence: Mapping[str, object] | None) -> int | None:
+    """How many rows a read may return that people approved; None where its size was not the question."""
+    reads = (evidence or {}).get("reads")
+    return int(reads["at_most"]) if isinstance(reads, dict) else None
+
+
 def is_write(decision: Decision) -> bool:
     """Whether the statement is of a kind whose rows could be counted in a rehearsal."""
     return decision.analysis is not None and decision.analysis.kind in _KINDS
@@ -88,6 +105,8 @@ def obstacle(connection: Connection, decision: Decision, catalog: Catalog) -> st
     """Why a write is not rehearsed; None where a ROLLBACK takes back all that it does."""
     if connection.rehearse == "off":
         return "rehearsals are off on this connection"
+    if connection.rehearse == "shadow":
+        return "rehearsals are on a shadow, which has no rows"
     analysis = decision.analysis
     if analysis is None or not is_write(decision):
         return "only INSERT, UPDATE, DELETE and MERGE are rehearsed"
@@ -107,6 +126,8 @@ def outside_effects(decision: Decision, catalog: Catalog) -> str | None:
     for oid in decision.analysis.relations:
         if (relation := catalog.relations.get(oid)) is None or relation.kind is RelationKind.FOREIGN:
             return "it reaches a foreign table, whose server cannot be rolled back"
+        if relation.schema == TEMPORARY:
+            return f"it reaches the temporary table `{relation.name}`, which is in the requester's session only"
     return None
 
 
@@ -232,18 +253,20 @@ async def _sample(
             rewrite = await masked(f"SELECT * FROM {name} WHERE {where}")  # noqa: S608 - decided as the requester's
             if rewrite is None:
                 return []
-            before = _row(await witness.open(rewrite.sql, (), 0))
+            screen = TextScreen(rewrite.detection)
+            before = _row(await witness.open(rewrite.sql, (), 0), screen)
             if before is not None:
-                sample.append({"before": before, "after": _row(await upstream.open(rewrite.sql, (), 0))})
+                sample.append({"before": before, "after": _row(await upstream.open(rewrite.sql, (), 0), screen)})
         return sample
-    except UpstreamError:
-        return []  # a key that is masked, a table too large to look through: the count stands without it
+    except (UpstreamError, LimitExceededError):
+        return []  # a key that is masked, a table or row too large to look through: the count stands without it
 
 
-def _row(page: Page) -> dict[str, str | None] | None:
+def _row(page: Page, screen: TextScreen) -> dict[str, str | None] | None:
     if not page.rows:
         return None
-    values = zip(page.columns, page.rows[0], strict=True)
+    [row] = screen.rows(page.columns, page.rows[:1])
+    values = zip(page.columns, row, strict=True)
     return {c.name: None if v is None else v.decode("utf-8", "replace")[:_SAMPLE_CHARACTERS] for c, v in values}
 
 

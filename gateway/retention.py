@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from audit import retention
+from audit import retention, segments
 from audit.approvals import Conflict
 from audit.errors import AuditUnavailable
+from audit.recording import Shred
 from audit.retention import Limits
 from gateway.errors import AuditUnavailableError
 from gateway.recorder import Recorder
@@ -54,5 +55,7 @@ async def let_go(recorder: Recorder, store: Path, limits: Limits) -> int:
     while item := await asyncio.to_thread(retention.due, store, limits, datetime.now(UTC)):
         with contextlib.suppress(Conflict):  # another process was faster
             await recorder.record(item)
+            if isinstance(item.change, Shred):
+                await asyncio.to_thread(segments.shred, store, item.change.first, item.change.last)
             entries += 1
     return entries

@@ -49,6 +49,8 @@ def opening(record: ApprovalRecord, session: Session, comment: str, now: datetim
         requester_issuer=who.issuer,
         requester_subject=who.subject,
         principal=principal_body(who),
+        session=session.id,
+        door=session.door.value,
         reasons=[f"`{who.subject}` broke the glass of {record.id}: {comment}"],
         created=now,
         expires=_NEVER,

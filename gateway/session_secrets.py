@@ -17,6 +17,7 @@ from scramp import ScramMechanism
 
 from gateway.errors import AuthenticationError, WrongPasswordError
 from gateway.identity import VerifiedToken
+from policy.model import Principal
 
 # What tells the user name of a secret from any other: the wire door asks these for SCRAM, others for a token.
 PREFIX = "cs-"
@@ -90,6 +91,20 @@ class SessionSecrets:
             raise WrongPasswordError(user)
         return held.token
 
+    def revoke(self, principal: Principal) -> None:
+        """Forget the secrets of this principal; the sessions that they opened go on."""
+        for user in self._of(principal):
+            del self._held[user]
+
+    def _of(self, principal: Principal) -> list[str]:
+        """The users of this principal's secrets, the oldest first."""
+        whose = (principal.issuer, principal.subject)
+        return [
+            user
+            for user, held in self._held.items()
+            if (held.token.principal.issuer, held.token.principal.subject) == whose
+        ]
+
     def _verifier(self, password: str) -> ScramVerifier:
         salt = secrets.token_bytes(_SALT_BYTES)
         _, stored_key, server_key, iterations = self._mechanism.make_auth_info(password, _ITERATIONS, salt)
@@ -107,11 +122,6 @@ class SessionSecrets:
         """What is over, and the principal's oldest where it has too many."""
         for user in [user for user, held in self._held.items() if held.expires <= now]:
             del self._held[user]
-        whose = (token.principal.issuer, token.principal.subject)
-        own = [
-            user
-            for user, held in self._held.items()
-            if (held.token.principal.issuer, held.token.principal.subject) == whose
-        ]
+        own = self._of(token.principal)
         for user in own[: max(0, len(own) - _EACH + 1)]:
             del self._held[user]

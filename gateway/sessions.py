@@ -64,6 +64,8 @@ class Sessions:
                     "door": door.value,
                     "client": {"name": client.name, "version": client.version, "address": client.address},
                     "connection": connection.name,
+                    "upstream_user": connection.user,
+                    "read_only": connection.read_only,
                     "token": token.token_id,
                     "issuer": token.principal.issuer,
                     "expires": session.expires.isoformat(),

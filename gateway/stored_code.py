@@ -55,7 +55,7 @@ SELECT t.oid, n.nspname, t.typname,
   JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
   LEFT JOIN pg_catalog.pg_range r ON r.rngtypid = t.oid
   LEFT JOIN pg_catalog.pg_range m ON m.rngmultitypid = t.oid
- WHERE t.oid >= 16384 AND n.nspname !~ '^pg_(toast|temp)' ORDER BY t.oid"""
+ WHERE t.oid >= 16384 ORDER BY t.oid"""
 
 # The attributes of composite types that are no relations.
 ATTRIBUTES: Final = """
@@ -70,7 +70,7 @@ SELECT t.tgrelid, t.tgfoid, t.tgtype, t.tgname
 
 FOREIGN_KEYS: Final = """
 SELECT c.confrelid, c.conrelid, pg_catalog.array_to_string(c.confkey, ' '), c.confupdtype, c.confdeltype
-  FROM pg_catalog.pg_constraint c WHERE c.contype = 'f' ORDER BY c.oid"""
+  FROM pg_catalog.pg_constraint c WHERE c.contype = 'f'"""
 
 SUPPORT: Final = """
 SELECT a.aggfnoid::pg_catalog.oid, pg_catalog.concat_ws(' ', VARIADIC ARRAY(
@@ -142,8 +142,8 @@ _EVENTS: Final = {
 # pg_trigger.tgtype (catalog/pg_trigger.h).
 _TRIGGER_BITS: Final = ((4, Event.INSERT), (8, Event.DELETE), (16, Event.UPDATE), (32, Event.TRUNCATE))
 # The fields of an expression tree (nodes/primnodes.h) that name functions, an operator or a type to make.
-_FUNCTION_FIELDS: Final = "funcid|aggfnoid|winfnoid"
-_FIELDS: Final = f"{_FUNCTION_FIELDS}|opno|resulttype|typid"
+FUNCTION_FIELDS: Final = ("funcid", "aggfnoid", "winfnoid")
+_FIELDS: Final = f"{'|'.join(FUNCTION_FIELDS)}|opno|resulttype|typid"
 # What a default draws from a sequence belongs to the INSERT.
 _NEXTVAL: Final = "nextval"
 
@@ -163,7 +163,7 @@ def trees(functions: Functions, *, of_domains: bool = False) -> str:
 SELECT DISTINCT x.relation, x.events, x.by, m[1], m[2]
   FROM ({source}) x, LATERAL pg_catalog.regexp_matches(x.tree, ':({_FIELDS}) ([0-9]+)', 'g') m
  WHERE m[2]::pg_catalog.int8 >= {FIRST_USER_OID}
-    OR (m[1] IN ('{_FUNCTION_FIELDS.replace("|", "', '")}') AND m[2] = ANY ('{{{",".join(map(str, judged))}}}')
+    OR (m[1] IN ('{"', '".join(FUNCTION_FIELDS)}') AND m[2] = ANY ('{{{",".join(map(str, judged))}}}')
         AND NOT (x.by LIKE '{_DEFAULT}%' AND m[2] = ANY ('{{{",".join(map(str, drawn))}}}')))
  ORDER BY 1, 3, 4, 5"""  # noqa: S608 - constants and numbers only
 
@@ -183,6 +183,24 @@ def bodies(sheet: Iterable[Row]) -> dict[str, Body]:
     }
 
 
+def foreign_keys(sheet: Iterable[Row]) -> dict[int, list[ForeignKey]]:
+    """The foreign keys that point to each relation, by its OID."""
+    found: dict[int, list[ForeignKey]] = {}
+    for to, referencing, key, on_update, on_delete in sheet:
+        numbers = frozenset(map(int, (key or "").split()))
+        of = found.setdefault(_oid(to), [])
+        of.append(ForeignKey(_oid(referencing), numbers, on_update or "", on_delete or ""))
+    return found
+
+
+def events(letters: str) -> Event:
+    """The events that the letters of a sheet of trees stand for."""
+    found = Event(0)
+    for letter in letters:
+        found |= _EVENTS[letter]
+    return found
+
+
 class StoredCode:
     """The sheets of one snapshot, joined: `of_relation`, `types`, `casts`, `operators`, `referenced_by`."""
 
@@ -192,11 +210,7 @@ class StoredCode:
         by_name = _lists(((schema or "", name or ""), _oid(f)) for schema, name, _, f in sheets["operators"])
         self.operators = {key: tuple(behind) for key, behind in by_name.items()}
         self.casts = tuple(Cast(_oid(s), _oid(t), _oid(f)) for s, t, f in sheets["casts"])
-        self.referenced_by: dict[int, list[ForeignKey]] = {}
-        for to, referencing, key, on_update, on_delete in sheets["foreign keys"]:
-            numbers = frozenset(map(int, (key or "").split()))
-            of = self.referenced_by.setdefault(_oid(to), [])
-            of.append(ForeignKey(_oid(referencing), numbers, on_update or "", on_delete or ""))
+        self.referenced_by = foreign_keys(sheets["foreign keys"])
         self._closures = _Closures(sheets)
         for oid, _, _, field, named in sheets["domain trees"]:
             self._closures.own.setdefault(_oid(oid), set()).update(self._behind(field or "", _oid(named)))
@@ -204,10 +218,10 @@ class StoredCode:
         self._code: dict[int, dict[tuple[int, str], Event]] = {}
         self._read_trees(sheets)
         for relation, function, bits, name in sheets["triggers"]:
-            events = Event(0)
+            on = Event(0)
             for bit, event in _TRIGGER_BITS:
-                events |= event if int(bits or 0) & bit else Event(0)
-            self._add(_oid(relation), (_oid(function),), events, f"the trigger `{name}`")
+                on |= event if int(bits or 0) & bit else Event(0)
+            self._add(_oid(relation), (_oid(function),), on, f"the trigger `{name}`")
         for relation, _, name, _, type_oid, *_ in sheets["columns"]:
             if _oid(type_oid) >= FIRST_USER_OID and (code := self._closures.code(_oid(type_oid))):
                 self._add(_oid(relation), code, ~Event(0), f"the type of `{name}`")
@@ -230,15 +244,12 @@ class StoredCode:
     def _read_trees(self, sheets: Mapping[str, list[Row]]) -> None:
         children = _lists((_oid(parent), _oid(child)) for child, parent in sheets["inherits"])
         for relation, letters, by, field, named in sheets["trees"]:
-            events = Event(0)
-            for letter in letters or "":
-                events |= _EVENTS[letter]
-            functions = self._behind(field or "", _oid(named))
-            self._add(_oid(relation), functions, events, by or "")
+            functions, on = self._behind(field or "", _oid(named)), events(letters or "")
+            self._add(_oid(relation), functions, on, by or "")
             if letters == "p":
                 heirs = list(children.get(_oid(relation), ()))
                 for heir in heirs:
-                    self._add(heir, functions, events, by or "")
+                    self._add(heir, functions, on, by or "")
                     heirs += children.get(heir, ())
 
     def _behind(self, field: str, oid: int) -> Sequence[int]:

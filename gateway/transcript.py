@@ -15,10 +15,14 @@ _NOTICE = b"N"
 
 @dataclass(frozen=True, slots=True)
 class RecordingBounds:
-    """How much is recorded at most, in bytes of messages: of one statement, and of a whole session."""
+    """How much is recorded at most, in bytes of messages: of one statement, and of a whole session.
+
+    `mode` is the policy's word; None: as the connection says.
+    """
 
     statement: int = 256 * 1024
     session: int = 16 * 1024 * 1024
+    mode: Mode | None = None
 
 
 class Transcript:
@@ -29,7 +33,7 @@ class Transcript:
     def __init__(self, session: Session, bounds: RecordingBounds, started: float) -> None:
         """`started` is what `time.perf_counter` said when the intent was durable."""
         self._session = session
-        self._mode = session.connection.recording
+        self._mode = bounds.mode or session.connection.recording
         self._bounds = bounds
         self._started = started
         self._chunks: list[Chunk] = []

@@ -65,6 +65,11 @@ class Upstream(Protocol):
     """
 
     @property
+    def connection(self) -> Connection:
+        """What it was made for: its user, and whether it reads only, for as long as it lives."""
+        ...
+
+    @property
     def parameters(self) -> Mapping[str, str]:
         """The server's ParameterStatus values."""
         ...

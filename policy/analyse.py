@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from policy import alterations, bounds, definitions, secrets, session, versions
+from policy import alterations, bounds, definitions, secrets, session, temporary, versions
 from policy.calls import Calls
 from policy.catalog import Relation
 from policy.functions import is_builtin
@@ -74,10 +74,11 @@ class Analyser:
         secrets.check(self.names, tree, self.references)
         self.calls.settle()
         self.implied.settle()
+        temporary.settle(self, tag, body)
         analysis = Analysis(
             text=base,
             kind=tag,
-            demands=tuple(self._demands.values()),
+            demands=self.demands,
             effects=Effects(**self.effects),
             relations=self.facts.catalog.closure(r.relation.oid for r in self.references),
             parameters=self._parameters,
@@ -165,6 +166,11 @@ class Analyser:
         )
         if not is_system(relation):
             self.implied.on(action, relation, location)
+
+    @property
+    def demands(self) -> tuple[Demand, ...]:
+        """What was demanded so far."""
+        return tuple(self._demands.values())
 
     def _follow(self, action: Action, relation: Relation, location: int, bounded: bool) -> None:
         self.demand_on(action, relation, location, bounded=bounded, via="a foreign key")

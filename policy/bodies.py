@@ -16,6 +16,7 @@ from policy.catalog import Body, Function
 from policy.filtering import Filtering
 from policy.masking import Masking
 from policy.model import Demand, Facts
+from policy.names import TEMPORARY, Names, is_temporary
 from policy.parse import Node, NotAnalysableError, base_text, statements
 from policy.reading import Reading
 from policy.settings import refusal_of_setting
@@ -27,6 +28,7 @@ _OPENS: Final = frozenset(
     ("SelectStmt", "InsertStmt", "UpdateStmt", "DeleteStmt", "MergeStmt", "CopyStmt", "CallStmt", "ExecuteStmt")
 )
 _WRAPS: Final = frozenset(("ExplainStmt", "PrepareStmt"))
+_DEFERRED: Final = "the index"  # of an EXCLUDE constraint that is deferred
 _HOLDS: Final = frozenset(("SelectStmt", "InsertStmt", "UpdateStmt", "DeleteStmt", "MergeStmt", "ReturnStmt"))
 _IDENTIFIER: Final = re.compile(r'\s*(?:"((?:[^"]|"")*)"|([^\s",]+))\s*(?:,|$)')
 _CURE: Final = "A rule without `bodies` would let it be called, trusting all that it does."
@@ -64,7 +66,7 @@ class Bodies:
                 raise _refused(str(demand.object), "it cannot be found")
             if len(self._seen) > MAX_BODIES:
                 raise _refused(_name(function), f"the statement reaches more than {MAX_BODIES} functions")
-            yield self._open(function, path)
+            yield self._open(function, path, demand.via or "")
 
     def check_names(self, *, moved: bool) -> None:
         """Refuse a body that is parsed when it is called where names could by then mean something else (`moved`)."""
@@ -94,7 +96,7 @@ class Bodies:
                         cure=f"Use `{hidden.qualified}` in the statement itself.",
                     )
 
-    def _open(self, function: Function, path: Path) -> Opened:
+    def _open(self, function: Function, path: Path, via: str) -> Opened:
         body = function.body
         if body is None:
             raise _refused(_name(function), f"it is written in `{function.language}`, and only SQL can be analysed")
@@ -105,13 +107,15 @@ class Bodies:
             raise _refused(_name(function), "this statement could run it later, or as another user")
         own = _own_path(function, body, path)
         if not body.atomic and body.text.strip():
+            if via.startswith(_DEFERRED):
+                raise _refused(_name(function), f"{via} could run it when the transaction ends")
             self.late = function
-        readings = [*self._text(function, body, own or path, own is not None), *self._defaults(function, body)]
+        readings = [*self._text(function, body, own or path), *self._defaults(function, body)]
         self.readings += [(function, reading) for reading in readings]
         demands = [d for reading in readings for d in reading.analysis.demands]
         return Opened(function, own or path, tuple(_behind(function, d) for d in dict.fromkeys(demands)))
 
-    def _text(self, function: Function, body: Body, path: Path, own: bool) -> Iterator[Reading]:
+    def _text(self, function: Function, body: Body, path: Path) -> Iterator[Reading]:
         facts = replace(self._facts, search_path=self._facts.catalog.printed_under if body.atomic else path)
         text = f"CREATE FUNCTION f() RETURNS void LANGUAGE sql {body.text}" if body.atomic else body.text
         try:
@@ -119,7 +123,7 @@ class Bodies:
             trees = [tree for _, _, tree in statements(base)]
             for tree in _unwrapped(trees[0]) if body.atomic else trees:
                 reading = _read(facts, base, tree, (*body.types, *function.results))
-                if own and not body.atomic:
+                if not body.atomic:
                     _check_one_meaning(facts, reading)
                 yield reading
         except NotAnalysableError as error:
@@ -207,21 +211,29 @@ def _completed(function: Function, value: str, path: Path) -> Path:
             raise _refused(_name(function), f"the search path that it sets cannot be read: `{value}`")
         words.append(match[1].replace('""', '"') if match[1] is not None else match[2].lower())
         at = match.end()
-    if unsure := [word for word in words if word == "$user" or word.startswith("pg_temp_")]:
+    if unsure := [word for word in words if word == "$user" or (is_temporary(word) and word != TEMPORARY)]:
         raise _refused(_name(function), f"the search path that it sets names `{unsure[0]}`")
     # As recomputeNamespacePath (catalog/namespace.c): what is not named is searched first.
-    temporary = [schema for schema in path if schema.startswith("pg_temp")]
-    named = [schema for word in words for schema in (temporary if word == "pg_temp" else [word])]
+    temporary = [schema for schema in path if is_temporary(schema)]
+    named = [schema for word in words for schema in (temporary if word == TEMPORARY else [word])]
     first = [schema for schema in (*temporary, "pg_catalog") if schema not in named]
     return tuple(dict.fromkeys((*first, *named)))
 
 
 def _check_one_meaning(facts: Facts, reading: Reading) -> None:
-    """No server has confirmed the path (it passes over schemas without USAGE): a name must have one meaning."""
+    """Refuse a name that could mean two relations.
+
+    PostgreSQL passes over schemas without USAGE on a path that the function sets, which no server has confirmed; and
+    from version 18 on it may keep what a text meant before a relation was made that hides another.
+    """
     for reference in reading.references:
         name = reference.var["relname"]
         if "schemaname" not in reference.var:
-            found = [schema for schema in facts.search_path if facts.catalog.relation(schema, name)]
+            found = [
+                schema
+                for schema in Names(facts.catalog, facts.search_path).path
+                if facts.catalog.relation(schema, name)
+            ]
             if len(found) > 1:
                 raise NotAnalysableError("body.refused", f"`{name}` could mean more than one relation: {found}")
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from policy.catalog import Function, Volatility
+from policy.extensions import is_pure, refusal_of_extension
 from policy.functions import (
     NAMES_A_TYPE,
     NEEDS_A_RULE,
@@ -114,17 +115,19 @@ class Calls:
     def _call_one(self, overloads: list[Function], location: int, via: str | None) -> None:
         first = overloads[0]
         name = ObjectName(ObjectKind.FUNCTION, first.schema, first.name)
-        builtin = all(map(is_builtin, overloads))
+        builtin = all(is_builtin(f) or is_pure(f) for f in overloads)
         risky = any(map(is_risky, overloads))
         if builtin:
-            reason = refusal_of_function(first.name)
+            reason = refusal_of_function(first.name) if is_builtin(first) else None
             if reason is None and risky and first.name not in NEEDS_A_RULE:
                 reason = "is volatile, and nobody has found it harmless"
-            if reason:
-                calls = f"{via} calls `{name}`, which is never called here" if via else f"`{name}` is never called here"
-                raise NotAnalysableError("function.refused", f"{calls}: it {reason}", location=location)
         else:
-            self.results.update(oid for function in overloads for oid in function.results)
+            reason = next(filter(None, map(refusal_of_extension, overloads)), None)
+        if reason:
+            calls = f"{via} calls `{name}`, which is never called here" if via else f"`{name}` is never called here"
+            raise NotAnalysableError("function.refused", f"{calls}: it {reason}", location=location)
+        self.results.update(oid for function in overloads for oid in function.results)
+        if not builtin:
             self._effects["search_path"] = True  # its body may SET, whatever volatility it claims
         if risky:
             self._effects["writes"] = True
@@ -135,7 +138,7 @@ class Calls:
             location=location,
             builtin=builtin and first.name not in NEEDS_A_RULE,
             via=via,
-            functions=() if builtin else tuple(function.oid for function in overloads),
+            functions=() if builtin else tuple(function.oid for function in overloads if not is_harmless(function)),
         )
         for function in overloads:
             self.behind(function.support, f"the aggregate `{name}`", location)
@@ -172,7 +175,7 @@ class Calls:
 
 def _is_overload_of_extension(function: Function) -> bool:
     """An extension's overload of a built-in, such as `sum(vector)`: what it adds is the type, not the deed."""
-    return function.extension and function.volatility is not Volatility.VOLATILE
+    return bool(function.extension) and function.volatility is not Volatility.VOLATILE
 
 
 def _constant(node: Node) -> str | None:

@@ -38,6 +38,7 @@ class CaseFile(_Model):
     rules: list[str] | None = Field(None, description="names of the deciding rules")
     masked: list[str] | None = Field(None, description="the columns that are masked")
     rewritten: str | None = Field(None, description="the text that runs")
+    detects: list[str] | None = Field(None, description="the kinds that are looked for in what it delivers")
     rows: Annotated[int, Field(ge=0)] | None = Field(None, description="rows that the statement changes")
     at: AwareDatetime | None = Field(None, description="when it is asked")
     door: Literal["mcp", "wire"] | None = None
@@ -107,6 +108,9 @@ def run_case(case: Case, policy: Policy, facts: Facts) -> list[Difference]:
         "rules": _listed({reason.rule.rpartition(" (")[0] for reason in deciding if reason.rule}),
         "masked": _listed({str(column) for column in verdict.rewrite.masked} if verdict.rewrite else set()),
         "rewritten": verdict.rewrite.shown if verdict.rewrite else "",
+        "detects": _listed(
+            set(verdict.rewrite.detection.kinds) if verdict.rewrite and verdict.rewrite.detection else set()
+        ),
     }
     return [
         Difference(what, said, found[what], why if what == "decision" else "")
@@ -117,7 +121,12 @@ def run_case(case: Case, policy: Policy, facts: Facts) -> list[Difference]:
 
 def _expected(file: CaseFile) -> Iterator[tuple[str, str]]:
     yield "decision", file.decision
-    for what, names in (("reasons", file.reasons), ("rules", file.rules), ("masked", file.masked)):
+    for what, names in (
+        ("reasons", file.reasons),
+        ("rules", file.rules),
+        ("masked", file.masked),
+        ("detects", file.detects),
+    ):
         if names is not None:
             yield what, _listed(set(names))
     if file.rewritten is not None:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Flag, StrEnum, auto
 
+from policy.forms import Form
+
 
 class RelationKind(StrEnum):
     """`pg_class.relkind`."""
@@ -126,6 +128,7 @@ class Relation:
     code: tuple[Code, ...] = ()
     row_type: int = 0  # pg_class.reltype
     referenced_by: tuple[ForeignKey, ...] = ()
+    opaque: str | None = None  # why what happens to it cannot be analysed
 
     @property
     def qualified(self) -> str:
@@ -169,7 +172,7 @@ class Function:
     volatility: Volatility
     language: str
     arguments: str = ""  # pg_get_function_identity_arguments
-    extension: bool = False  # brought by an extension
+    extension: str = ""  # the extension that brought it
     least: int = 0  # arguments that a call must give
     most: int | None = None  # arguments that a call may give; None: any number
     results: tuple[int, ...] = ()  # a user function's result types, by OID; OUT parameters in place of `record`
@@ -205,7 +208,10 @@ class Type:
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Catalog:
-    """A snapshot. `epoch` is a digest of its contents: equal epochs mean equal snapshots."""
+    """A snapshot. `epoch` is a digest of its contents: equal epochs mean equal snapshots.
+
+    `forms` are the binary forms of all types, by OID, and `subtypes` those that ranges and multiranges are of.
+    """
 
     epoch: str
     server_version: int  # server_version_num, such as 180006
@@ -217,6 +223,11 @@ class Catalog:
     casts: tuple[Cast, ...] = ()
     types: dict[tuple[str, str], Type] = field(default_factory=dict)  # user-defined, by (schema, name)
     printed_under: tuple[str, ...] = ("pg_catalog",)  # the search path of the session that read it
+    forms: dict[int, Form] = field(default_factory=dict, repr=False)
+    subtypes: dict[int, int] = field(default_factory=dict, repr=False)
+    temporary: str = ""  # the schema of the session's own temporary relations, which are in `pg_temp` here
+    stray: str | None = None  # a type in it that cannot be analysed
+    server_types: frozenset[str] = frozenset()  # the names of the types that come with the server
     _names: dict[tuple[str, str], Relation] = field(init=False, repr=False)
     _functions: dict[int, Function] = field(init=False, repr=False)
     _types: dict[int, Type] = field(init=False, repr=False)

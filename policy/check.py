@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from policy.catalog import Catalog, Column, Relation, RelationKind
@@ -14,7 +14,7 @@ from policy.model import Effect
 from policy.names import is_system, nearest
 from policy.patterns import Pattern
 from policy.pseudonyms import MaskKey
-from policy.rules import Policy, Rule
+from policy.rules import DetectEntry, Policy, Rule
 
 
 class Severity(StrEnum):
@@ -40,10 +40,18 @@ class Problem:
         return f"{place}; {self.cure}" if self.cure else place
 
 
-def check(policy: Policy, catalog: Catalog | None = None, mask_key: MaskKey | None = None) -> list[Problem]:
-    """Everything wrong with a policy that loaded, by place; without a catalog only what the file itself shows."""
+def check(
+    policy: Policy,
+    catalog: Catalog | None = None,
+    mask_key: MaskKey | None = None,
+    connections: Sequence[str] | None = None,
+) -> list[Problem]:
+    """Everything wrong with a policy that loaded, by place; without a catalog only what the file itself shows.
+
+    `connections` are the names of all there are, where they are known.
+    """
     keys = mask_key.subkey if mask_key is not None else None
-    problems = [*_void_rules(policy), *_rules_that_trust_clients(policy)]
+    problems = [*_void_rules(policy), *_rules_that_trust_clients(policy), *_void_detection(policy, connections)]
     if catalog is not None:
         problems += (problem for rule in policy.rules for problem in _column_problems(policy, rule, catalog))
         problems += (problem for mask in policy.masks for problem in _mask_problems(policy, mask, catalog, keys))
@@ -168,6 +176,45 @@ def _void_rules(policy: Policy) -> Iterator[Problem]:
                     "narrow the stricter rule, for instance by `when`",
                 )
                 break
+
+
+def _void_detection(policy: Policy, connections: Sequence[str] | None) -> Iterator[Problem]:
+    for entry in policy.detect:
+        if (why := _void(entry, policy.detect, connections)) is not None:
+            yield Problem(Severity.WARNING, policy.source, *entry.place, f"this entry {why[0]}", why[1])
+
+
+def _void(
+    entry: DetectEntry, entries: Sequence[DetectEntry], connections: Sequence[str] | None
+) -> tuple[str, str] | None:
+    """Why an entry of `detect` never makes a difference, and the cure; None where it may."""
+    who = entry.who
+    if who is not None and (
+        (who.groups and who.groups <= entry.exempt_groups) or (who.users and who.users <= entry.exempt_users)
+    ):
+        return "looks at nobody: its `unless` excuses everyone in its `who`", "narrow `unless`"
+    if connections is not None and entry.connections:
+        patterns = [pattern.text for pattern in entry.connections]
+        if not any(pattern.matches((name,)) for pattern in entry.connections for name in connections):
+            known = f"configured are {', '.join(sorted(connections))}"
+            return f"is about no connection: `{'`, `'.join(patterns)}` matches none", known
+    wider = [other for other in entries if other is not entry and _looks_wider(other, entry)]
+    if wider:
+        return f"adds nothing to that on line {wider[0].place[0]}", "remove it, or let it look for something else"
+    return None
+
+
+def _looks_wider(wide: DetectEntry, narrow: DetectEntry) -> bool:
+    """Whether `wide` surely looks for all that `narrow` does; of two that say the same the first does."""
+    if replace(wide, label="", place=(0, 0)) == replace(narrow, label="", place=(0, 0)):
+        return wide.place < narrow.place
+    return (
+        narrow.kinds <= wide.kinds
+        and (wide.who is None or wide.who == narrow.who)
+        and (not wide.connections or wide.connections == narrow.connections)
+        and wide.exempt_groups <= narrow.exempt_groups
+        and wide.exempt_users <= narrow.exempt_users
+    )
 
 
 def _covers(wide: Rule, narrow: Rule) -> bool:

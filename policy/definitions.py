@@ -13,6 +13,7 @@ from policy.objects import (
     create,
     create_relation,
     existing,
+    makes_temporary,
 )
 from policy.parse import Node, NotAnalysableError
 from policy.reading import Role
@@ -37,6 +38,13 @@ def _create_as(walk: Analyser, body: Node) -> None:
 
 def _view(walk: Analyser, body: Node) -> None:
     var = body["view"]
+    if makes_temporary(walk, var):
+        raise NotAnalysableError(
+            "temporary.create",
+            f"the temporary view `{var['relname']}` cannot be made: what it reads is not followed",
+            cure="Use a common table expression.",
+            location=var.get("location", 0),
+        )
     create_relation(walk, var)
     if body.get("replace") and (found := walk.names.find(var)):
         walk.demand_on(Action.ALTER, found, var.get("location", 0))
@@ -45,7 +53,15 @@ def _view(walk: Analyser, body: Node) -> None:
 
 
 def _table(walk: Analyser, body: Node) -> None:
-    create_relation(walk, body["relation"])
+    var = body["relation"]
+    create_relation(walk, var)
+    if makes_temporary(walk, var) and ("inhRelations" in body or "partspec" in body):
+        raise NotAnalysableError(
+            "temporary.create",
+            f"the temporary table `{var['relname']}` cannot be made: it would share rows with other relations",
+            cure="Use LIKE to copy columns.",
+            location=var.get("location", 0),
+        )
     for parent in body.get("inhRelations", ()):
         existing(walk, Action.ALTER, parent["RangeVar"])
     walk.children("CreateStmt", body, ("relation", "inhRelations"))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from policy.analyse import analyse
 from policy.bodies import Bodies, moved_names
 from policy.columns import with_columns
+from policy.copying import copy_out
 from policy.filtering import Filtering
 from policy.masking import Masking
 from policy.memory import without_collector
@@ -27,7 +28,7 @@ from policy.parse import NotAnalysableError, base_text, split
 from policy.reading import Reading
 from policy.rewrite import rewrite
 from policy.rules import Judgement, Policy, judge
-from policy.sideways import is_countable
+from policy.sideways import could_meet_masks, is_countable, is_plan, is_streamed
 
 _LARGE_TEXT_BYTES = 64 * 1024
 
@@ -48,21 +49,24 @@ def decide(policy: Policy, principal: Principal, facts: Facts, text: bytes) -> D
 
 def _decide(policy: Policy, principal: Principal, facts: Facts, text: bytes) -> Decision:
     analysis: Analysis | None = None
-    counts = False
+    counts = streams = False
+    conceals = bool(policy.masks)  # what cannot be analysed may name anything
     try:
         reading = analyse(facts, text)
         if reading is None:
             base = base_text(text)
             return _decision(policy, facts, Verdict(Effect.ALLOW, (), Rewrite(base)), Analysis(base, "Empty", ()))
         analysis = reading.analysis
+        conceals = conceals and could_meet_masks(reading, Masking(policy, None, facts.catalog))
         if analysis.effects.executes is not None:
             return _decide_execute(policy, principal, facts, reading)
-        countable = is_countable(reading)
-        if not countable and facts.circumstances.rows is not None:
-            # Nobody will be told how many rows it changed: any number.
-            facts = replace(facts, circumstances=replace(facts.circumstances, rows=None))
-        verdict, analysis, counts = _verdict(policy, principal, facts, reading)
-        counts = counts and countable
+        countable, streamed = is_countable(reading), is_streamed(reading)
+        if not countable and not streamed:
+            # Nobody will be told how many rows it changed or returned: any number. A plan has none.
+            rows = 0 if is_plan(reading) else None
+            facts = replace(facts, circumstances=replace(facts.circumstances, rows=rows))
+        verdict, analysis, asked = _verdict(policy, principal, facts, reading)
+        counts, streams = asked and countable, asked and streamed
     except NotAnalysableError as error:
         verdict = Verdict(Effect.DENY, (error.reason,))
     except Exception as error:
@@ -78,7 +82,8 @@ def _decide(policy: Policy, principal: Principal, facts: Facts, text: bytes) -> 
                 ),
             ),
         )
-    return _decision(policy, facts, verdict, analysis, counts)
+    decision = _decision(policy, facts, verdict, analysis, counts)
+    return replace(decision, streams=streams, conceals=conceals) if streams or conceals else decision
 
 
 def _verdict(policy: Policy, principal: Principal, facts: Facts, reading: Reading) -> tuple[Verdict, Analysis, bool]:
@@ -89,10 +94,9 @@ def _verdict(policy: Policy, principal: Principal, facts: Facts, reading: Readin
         return Verdict(Effect.DENY, (judged.refusal, *judgement.reasons)), analysis, judgement.counts
     if judgement.effect is Effect.DENY:
         return Verdict(Effect.DENY, judgement.reasons), analysis, judgement.counts
-    if not policy.masks and not policy.rows:
-        return _allowed(judgement, Rewrite(analysis.text, withheld=judgement.withheld)), analysis, judgement.counts
     try:
         rewritten = _rewritten(policy, principal, facts, reading)
+        rewritten = _searched(policy, principal, facts, reading, rewritten)
     except NotAnalysableError as error:
         return Verdict(Effect.DENY, (error.reason, *judgement.reasons)), analysis, judgement.counts
     if judgement.withheld:
@@ -120,6 +124,10 @@ def _judged(policy: Policy, principal: Principal, facts: Facts, reading: Reading
     bodies, every = Bodies(facts, reading), list(analysis.demands)
     todo = [(demand, facts.search_path) for demand in judgement.opened]
     refusal: Reason | None = None
+
+    def merged() -> Analysis:
+        return _merged(analysis, [inner.analysis for _, inner in bodies.readings], every)
+
     try:
         while todo and judgement.effect is not Effect.DENY:
             for opened in bodies.open(*todo.pop()):
@@ -127,15 +135,14 @@ def _judged(policy: Policy, principal: Principal, facts: Facts, reading: Reading
                 further = judge(policy, principal, connection, opened.demands, unknown)
                 judgement = judgement.joined(further)
                 todo += [(demand, opened.path) for demand in further.opened]
-        merged = _merged(analysis, [inner.analysis for _, inner in bodies.readings], every)
-        bodies.check_names(moved=judgement.trusts or merged.effects.moves_names)
+        bodies.check_names(moved=judgement.trusts or merged().effects.moves_names)
         if policy.masks or policy.rows:
             bodies.check_shown(Masking(policy, principal, facts.catalog), Filtering(policy, principal, facts))
     except NotAnalysableError as error:
         refusal = error.reason
-        merged = _merged(analysis, [inner.analysis for _, inner in bodies.readings], every)
-    late = replace(merged.effects, late_names=bodies.late is not None)
-    return _Judged(judgement, replace(merged, effects=late), refusal)
+    whole = merged()
+    late = replace(whole.effects, late_names=bodies.late is not None)
+    return _Judged(judgement, replace(whole, effects=late), refusal)
 
 
 def _merged(outer: Analysis, inner: Sequence[Analysis], demands: Sequence[Demand]) -> Analysis:
@@ -156,8 +163,23 @@ def _merged(outer: Analysis, inner: Sequence[Analysis], demands: Sequence[Demand
 
 
 def _rewritten(policy: Policy, principal: Principal, facts: Facts, reading: Reading) -> Rewrite:
+    if not policy.masks and not policy.rows:
+        return Rewrite(reading.analysis.text)
     masking, filtering = Masking(policy, principal, facts.catalog), Filtering(policy, principal, facts)
     return rewrite(reading, masking, filtering, facts.mask_key)
+
+
+def _searched(policy: Policy, principal: Principal, facts: Facts, reading: Reading, rewritten: Rewrite) -> Rewrite:
+    """The same with what is looked for in what it delivers. Raises NotAnalysableError `detect.copy`."""
+    if (detection := policy.detection(principal, facts.connection)) is None:
+        return rewritten
+    detection = replace(
+        detection,
+        forms=facts.catalog.forms,
+        subtypes=facts.catalog.subtypes,
+        copy=copy_out(reading, rewritten.sql),
+    )
+    return replace(rewritten, detection=detection)
 
 
 def _allowed(judgement: Judgement, rewritten: Rewrite) -> Verdict:
@@ -190,7 +212,7 @@ def _decide_execute(policy: Policy, principal: Principal, facts: Facts, reading:
         return _decision(policy, facts, Verdict(Effect.DENY, (stop, *reasons)), merged)
     if effect is Effect.DENY or then is None:
         return _decision(policy, facts, Verdict(Effect.DENY, reasons), merged)
-    if then.sql != prepared.verdict.rewrite.sql:
+    if then.sql != prepared.verdict.rewrite.sql or inner.means_other(prepared.analysis, facts.catalog):
         stale = _refusal(
             "prepared.stale",
             f'the policy or the schema has changed since "{name}" was prepared',
@@ -216,6 +238,7 @@ def _decide_execute(policy: Policy, principal: Principal, facts: Facts, reading:
         secrets=outer.secrets | then.secrets,
         withheld=own.withheld or then.withheld,
     )
+    combined = _searched(policy, principal, facts, reading, combined)
     terms = _unique((*again.verdict.terms, *own.terms))
     return _decision(policy, facts, Verdict(effect, reasons, combined, terms), merged)
 

@@ -28,5 +28,7 @@ def _lines(decision: Decision) -> Iterator[str]:
             yield f"masked: {column} by {column.kind}  [{column.rule}]"
         for entry in verdict.rewrite.filtered:
             yield f"some rows of {entry}"
+        if (detection := verdict.rewrite.detection) is not None:
+            yield f"looks for {detection} in what is delivered  [{', '.join(detection.labels)}]"
         if verdict.rewrite.splices:
             yield f"runs: {verdict.rewrite.shown}"

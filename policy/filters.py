@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from policy.functions import FIRST_USER_OID, SYSTEM_SCHEMAS
 from policy.model import Principal
-from policy.names import Names, parts
+from policy.names import TEMPORARY, Names, parts
 from policy.parse import Node, NotAnalysableError, base_text, statements, tokens
 from policy.patterns import Pattern
 
@@ -70,7 +70,8 @@ class Condition:
 
     def check_names(self, names: Names) -> None:
         """Raise NotAnalysableError `rows.path` where the session's search path could change what is meant."""
-        if not names.path or names.path[0] != "pg_catalog":
+        # A temporary schema holds no functions, and no types that hide those of the server.
+        if next((schema for schema in names.path if schema != TEMPORARY), None) != "pg_catalog":
             raise _ambiguous("the search path of the session puts another schema before `pg_catalog`")
         for function in sorted(self.functions):
             if any(f.schema not in SYSTEM_SCHEMAS or f.oid >= FIRST_USER_OID for f in names.overloads((function,))):

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Final
 
 from policy.catalog import Function, Volatility
+from policy.extensions import is_pure
 
 # Objects below it come with the server (access/transam.h, FirstNormalObjectId).
 FIRST_USER_OID = 16384
@@ -157,14 +158,14 @@ def is_builtin(function: Function) -> bool:
 
 def is_risky(function: Function) -> bool:
     """Whether calling it may do more than compute: volatile, and not known to be harmless."""
-    if function.volatility is not Volatility.VOLATILE:
+    if function.volatility is not Volatility.VOLATILE or is_pure(function):
         return False
     return not (is_builtin(function) and is_harmless_volatile(function.name))
 
 
 def is_harmless(function: Function) -> bool:
     """Whether it may be called without asking any rule."""
-    return (
+    return is_pure(function) or (
         is_builtin(function)
         and not is_risky(function)
         and function.name not in NEEDS_A_RULE

@@ -11,7 +11,7 @@ from typing import Final
 from policy.calls import Calls
 from policy.catalog import Event, ForeignKey, Relation, RelationKind
 from policy.model import Action
-from policy.names import Names
+from policy.names import Names, check_known
 
 _EVENTS: Final = {
     Action.SELECT: Event.READ,
@@ -59,6 +59,7 @@ class Implied:
             if (one.oid, event) in self._ran:
                 continue
             self._ran.add((one.oid, event))
+            check_known(one, location)
             for code in one.code:
                 if code.on & event:
                     self._calls.behind((code.function,), f"{code.by} of `{one.qualified}`", location)

@@ -18,20 +18,21 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from policy.buckets import Unit
 from policy.columns import COLUMNED
 from policy.conditions import ALWAYS, When, Window
+from policy.detectors import Kind
 from policy.document import Document, parse_document, validate
 from policy.filters import FilterError, RowFilter, read_condition
 from policy.limits import Limits
 from policy.masks import Mask, MaskKind
 from policy.model import NOTHING_KNOWN, Action, ApprovalTerms, Approver, Effect, PrincipalKind, Users
 from policy.patterns import Pattern, PatternError, parse_path_pattern, parse_pattern
-from policy.rules import LimitEntry, Policy, Rule, Selector, Who
+from policy.rules import DetectEntry, LimitEntry, Policy, RecordingEntry, RecordingMode, Rule, Selector, Who
 
 __all__ = ["Policy", "load_policy", "policy_schema"]
 
 _DURATION = re.compile(r"(\d+)\s*([smhd])")
 _CLOCK = r"^([01]\d|2[0-3]):[0-5]\d$"
 _DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-_COUNTED: Final = frozenset((Action.INSERT, Action.UPDATE, Action.DELETE))
+_COUNTED: Final = frozenset((Action.SELECT, Action.INSERT, Action.UPDATE, Action.DELETE))
 _APPROVAL_KEYS: Final = frozenset(
     ("approvers", "quorum", "expires", "owner_may_approve", "break_glass", "fresh", "acr")
 )
@@ -103,7 +104,7 @@ class WhenFile(_Model):
     """Conditions, all of which must hold."""
 
     bounded: bool | None = Field(None, description="whether an UPDATE or DELETE pins the rows that it means")
-    rows_at_most: Annotated[int, Field(ge=0)] | None = Field(None, description="rows that a write changes")
+    rows_at_most: Annotated[int, Field(ge=0)] | None = Field(None, description="rows changed or returned")
     rows_over: Annotated[int, Field(ge=0)] | None = Field(None, description="the complement of rows_at_most")
     time: WindowFile | None = None
     doors: Annotated[list[Literal["mcp", "wire"]], Field(min_length=1)] | None = None
@@ -185,8 +186,8 @@ class RuleFile(_Model):
         said = _APPROVAL_KEYS & self.model_fields_set
         if self.when is not None and _as_when(self.when).counts_rows and not set(self.actions) <= _COUNTED:
             raise ValueError(
-                "`rows_at_most` and `rows_over` count the rows that a write changes; "
-                "give them to rules whose actions are insert, update and delete only"
+                "`rows_at_most` and `rows_over` count the rows that a write changes or a read returns; "
+                "give them to rules whose actions are select, insert, update and delete only"
             )
         if self.bodies is not None and (self.effect != "allow" or self.actions != [Action.CALL]):
             raise ValueError("`bodies` is about calls that are allowed; give it `effect: allow` and `actions: [call]`")
@@ -291,6 +292,28 @@ class LimitsFile(_Model):
         return self
 
 
+def _off(value: object) -> object:
+    """YAML 1.1 reads a bare `off` as false."""
+    return "off" if value is False else value
+
+
+class RecordedFile(_Model):
+    """How much is recorded of what these principals are sent, whatever the connection says."""
+
+    who: WhoFile | None = None
+    connections: Names | None = None
+    mode: Annotated[RecordingMode, BeforeValidator(_off)]
+
+
+class DetectFile(_Model):
+    """What to look for in everything that is delivered, and to hide where it is found: a second net behind masks."""
+
+    kinds: Annotated[list[Kind], Field(min_length=1)]
+    connections: Names | None = Field(None, description="patterns of connection names; left out: all")
+    who: WhoFile | None = None
+    unless: ExemptFile | None = None
+
+
 class PolicyFile(_Model):
     """A policy."""
 
@@ -299,9 +322,14 @@ class PolicyFile(_Model):
     masks: list[MaskFile] = []
     rows: list[RowsFile] = []
     limits: list[LimitsFile] = []
+    recordings: list[RecordedFile] = []
     auditors: Annotated[
         list[WhoFile], Field(description="who may search the audit; each entry as `who` of a rule, any of them")
     ] = []
+    operators: Annotated[
+        list[WhoFile], Field(description="who may see and end sessions of others; each entry as `who` of a rule")
+    ] = []
+    detect: list[DetectFile] = []
 
 
 def load_policy(text: str, source: str) -> Policy:
@@ -332,6 +360,7 @@ def load_policy(text: str, source: str) -> Policy:
         for index, entry in enumerate(file.rows)
         for row_filter in _as_filters(document, entry, index, f"rows ({place}:{document.locate(('rows', index))[0]})")
     )
+    numbers = (n for rule in rules for part in rule.when.parts() for n in (part.rows_at_most, part.rows_over))
     conditions = tuple(part for rule in rules for part in rule.when.parts() if part.standing(NOTHING_KNOWN))
     return Policy(
         hash=_digest(file),
@@ -339,9 +368,13 @@ def load_policy(text: str, source: str) -> Policy:
         rules=tuple(rules),
         masks=masks,
         rows=filters,
+        thresholds=tuple(sorted({number for number in numbers if number is not None})),
         conditions=conditions,
         limits=_as_limits(document, file),
+        recordings=_as_recordings(document, file),
         auditors=tuple(who for who in map(_as_who, file.auditors) if who is not None),
+        operators=tuple(who for who in map(_as_who, file.operators) if who is not None),
+        detect=_as_detect(document, file),
     )
 
 
@@ -514,6 +547,7 @@ def _as_when(when: WhenFile | None) -> When:
 def _as_limits(document: Document, file: PolicyFile) -> tuple[LimitEntry, ...]:
     return tuple(
         LimitEntry(
+            *_concern(document, ("limits", index), entry),
             Limits(
                 rows=entry.rows,
                 size=entry.bytes,
@@ -521,11 +555,41 @@ def _as_limits(document: Document, file: PolicyFile) -> tuple[LimitEntry, ...]:
                 statements_per_minute=entry.statements_per_minute,
                 rows_per_day=entry.rows_per_day,
             ),
-            _as_who(entry.who),
-            _reader(document, ("limits", index))("connections", entry.connections or (), 1, "connection"),
         )
         for index, entry in enumerate(file.limits)
     )
+
+
+def _as_recordings(document: Document, file: PolicyFile) -> tuple[RecordingEntry, ...]:
+    return tuple(
+        RecordingEntry(*_concern(document, ("recordings", index), entry), entry.mode)
+        for index, entry in enumerate(file.recordings)
+    )
+
+
+def _concern(
+    document: Document, path: tuple[str | int, ...], entry: LimitsFile | RecordedFile | DetectFile
+) -> tuple[Who | None, tuple[Pattern, ...]]:
+    """Whom an entry is about, and where."""
+    return _as_who(entry.who), _reader(document, path)("connections", entry.connections or (), 1, "connection")
+
+
+def _as_detect(document: Document, file: PolicyFile) -> tuple[DetectEntry, ...]:
+    entries = []
+    for index, entry in enumerate(file.detect):
+        place = document.locate(("detect", index))
+        exempt = entry.unless or ExemptFile(groups=None, users=None)
+        entries.append(
+            DetectEntry(
+                *_concern(document, ("detect", index), entry),
+                kinds=frozenset(entry.kinds),
+                exempt_groups=frozenset(exempt.groups or ()),
+                exempt_users=_as_users(exempt.users),
+                label=f"detect ({PurePath(document.source).name}:{place[0]})",
+                place=place,
+            )
+        )
+    return tuple(entries)
 
 
 def _how(entry: MaskFile) -> dict[str, Any]:

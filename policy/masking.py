@@ -10,7 +10,7 @@ from policy.catalog import Catalog, Column, Relation, RelationKind
 from policy.masks import Mask, MaskKind
 from policy.model import Principal
 from policy.patterns import Pattern
-from policy.rules import Policy
+from policy.rules import Policy, is_exempt
 
 _VIEWS = (RelationKind.VIEW, RelationKind.MATERIALIZED_VIEW)
 _DERIVED = Mask(Pattern("*", (".*",) * 3), MaskKind.NULL, label="derived from a masked relation")
@@ -132,6 +132,4 @@ def _strictest(masks: Sequence[Mask]) -> tuple[Mask, ...]:
 
 
 def _excused(mask: Mask, principal: Principal | None) -> bool:
-    if principal is None:
-        return False
-    return not mask.exempt_groups.isdisjoint(principal.groups) or principal in mask.exempt_users
+    return principal is not None and is_exempt(principal, mask.exempt_groups, mask.exempt_users)

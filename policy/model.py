@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from enum import IntEnum, StrEnum
 
 from policy.catalog import Catalog
+from policy.detection import Detection
 from policy.pseudonyms import MaskKey
 
 
@@ -59,6 +60,12 @@ class Users:
             principal.subject in self.names
             or principal.email in self.names
             or (principal.subject, principal.issuer) in self.people
+        )
+
+    def __le__(self, other: Users) -> bool:
+        """Whether the other names everybody whom these name."""
+        return self.names <= other.names and all(
+            person in other.people or person[0] in other.names for person in self.people
         )
 
 
@@ -188,6 +195,16 @@ class Analysis:
     relations: frozenset[int] = frozenset()
     parameters: int = 0  # the highest $n
 
+    def means_other(self, before: Analysis, catalog: Catalog) -> bool:
+        """Whether a name that meant a relation `before` means another one now, although the first is still there.
+
+        PostgreSQL reads the names of a prepared statement anew where the search path or what they meant has changed,
+        not where something was made that hides it.
+        """
+        now = {d.oid for d in self.demands if d.object.kind is ObjectKind.RELATION}
+        then = {d.oid for d in before.demands if d.object.kind is ObjectKind.RELATION and d.via is None}
+        return any(oid in catalog.relations for oid in then - now if oid is not None)
+
 
 class Effect(IntEnum):
     """What a verdict says; a larger one is stricter and wins."""
@@ -289,6 +306,7 @@ class Rewrite:
     them, or a whole row (attribute 0) of their relations, in a RowDescription means that it failed.
     `filtered` names the relations of which only some rows are read, with the policy's entry.
     `secrets` are the bytes of `sql` that only the server may see: whoever shows the text shows `shown`.
+    `detection` is what is looked for in what the text delivers; None for nothing.
     """
 
     sql: bytes
@@ -297,6 +315,7 @@ class Rewrite:
     origins: frozenset[tuple[int, int]] = frozenset()
     filtered: tuple[str, ...] = ()
     secrets: frozenset[bytes] = field(default=frozenset(), repr=False)
+    detection: Detection | None = None
     withheld: bool = False  # rules about columns withhold some of a relation: errors must not show its rows either
 
     @property
@@ -343,7 +362,12 @@ class Decision:
     """What the engine returns for one statement. `analysis` is None where the text has none.
 
     `counts` says that the verdict depends on how many rows the statement changes, and that its command tag
-    will tell: whoever runs it decides again with an estimate before and with the count after.
+    will tell: whoever runs it decides again with an estimate before and with the count after. `streams` says the
+    same of a read, whose rows are counted as they come: beyond `at_most` the verdict would be a stricter one. It was
+    decided by the `expects` rows that the planner, or an earlier run, tells.
+
+    `conceals` says that its parameters may be values that are masked for somebody: then they are recorded as
+    digests, whoever runs it.
     """
 
     verdict: Verdict
@@ -351,14 +375,19 @@ class Decision:
     policy: str  # the policy's hash
     catalog: str  # the catalog's epoch
     counts: bool = False
+    streams: bool = False
+    expects: int | None = None
+    at_most: int | None = None
+    conceals: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Circumstances:
     """What conditions are asked about besides the demand; None where it is not known.
 
-    `rows` is how many rows the statement changes: the planner's estimate before it runs, the count after. `address`
-    is the client's as the door sees it, `client` what it calls itself, `age` how long the session has been open.
+    `rows` is how many rows the statement changes, or a read returns: the planner's estimate before it runs, the
+    count after. `address` is the client's as the door sees it, `client` what it calls itself, `age` how long the
+    session has been open.
     """
 
     rows: int | None = None

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from policy.catalog import Catalog, Function, Relation, Type
 from policy.functions import FIRST_USER_OID, SECRET_COLUMNS, SYSTEM_SCHEMAS, refusal_of_catalog
 from policy.parse import Node, NotAnalysableError
+
+# The schema of a session's own temporary relations, by the name that it has for every session.
+TEMPORARY: Final = "pg_temp"
 
 # Views of extensions that show the texts of statements, in whatever schema they were made.
 _STATEMENT_TEXTS = ("pg_stat_statements", "pg_stat_monitor", "pg_qualstats")
@@ -23,9 +27,25 @@ def parts(names: Iterable[Node]) -> list[str]:
     return [node["String"]["sval"] for node in names if "String" in node]
 
 
+def is_temporary(schema: str) -> bool:
+    """Whether a schema holds some session's temporary relations."""
+    return schema == TEMPORARY or schema.startswith(("pg_temp_", "pg_toast_temp_"))
+
+
 def is_system(relation: Relation) -> bool:
     """Whether a relation comes with the server."""
     return relation.oid < FIRST_USER_OID and relation.schema in SYSTEM_SCHEMAS
+
+
+def check_known(relation: Relation, location: int) -> None:
+    """Raise NotAnalysableError for a temporary relation of which nobody can say what happens to it."""
+    if relation.opaque is not None:
+        raise NotAnalysableError(
+            "temporary.refused",
+            f"the temporary relation `{relation.name}` cannot be analysed: {relation.opaque}",
+            cure="DISCARD TEMP, and make a plain temporary table.",
+            location=location,
+        )
 
 
 def nearest(word: str, words: Iterable[str]) -> str | None:
@@ -35,14 +55,21 @@ def nearest(word: str, words: Iterable[str]) -> str | None:
 
 
 class Names:
-    """Name resolution in one catalog under one search path (`current_schemas(true)`)."""
+    """Name resolution in one catalog under one search path (`current_schemas(true)`).
 
-    __slots__ = ("_temporary", "catalog", "path")
+    The session's own temporary schema is `pg_temp` here; those of others cannot be named.
+    """
+
+    __slots__ = ("_unsure", "catalog", "path")
 
     def __init__(self, catalog: Catalog, path: Sequence[str]) -> None:
         self.catalog = catalog
-        self.path = tuple(path)
-        self._temporary = any(schema.startswith("pg_temp") for schema in path)
+        own = {TEMPORARY, catalog.temporary} if catalog.temporary else set()
+        self.path = tuple(TEMPORARY if schema in own else schema for schema in path)
+        # Where what is temporary cannot be told for sure, no unqualified name can.
+        self._unsure = catalog.stray is not None or any(is_temporary(s) and s != TEMPORARY for s in self.path)
+        if TEMPORARY in self.path and not own:
+            self._unsure = True
 
     def find(self, var: Node) -> Relation | None:
         """The relation a RangeVar means, or None. Raises NotAnalysableError for names that cannot be checked."""
@@ -56,12 +83,29 @@ class Names:
             )
         schema = var.get("schemaname")
         if schema is not None:
-            if schema.startswith("pg_temp"):
-                raise self._temporary_name(var["relname"], location)
-            return self.catalog.relation(schema, var["relname"])
-        if self._temporary:
-            raise self._temporary_name(var["relname"], location)
-        return self.catalog.resolve(var["relname"], self.path)
+            found = self.catalog.relation(self.own(schema, var["relname"], location), var["relname"])
+        elif self._unsure:
+            raise self._unsure_name(var["relname"], location)
+        else:
+            found = self.catalog.resolve(var["relname"], self.path)
+        if found is not None:
+            check_known(found, location)
+        return found
+
+    def own(self, schema: str, name: str, location: int = 0) -> str:
+        """The schema as it is called here. Raises NotAnalysableError for other sessions' temporary schemas."""
+        if not is_temporary(schema):
+            return schema
+        if schema == TEMPORARY or schema == self.catalog.temporary:
+            if self.catalog.stray is not None:
+                raise self._unsure_name(name, location)
+            return TEMPORARY
+        raise NotAnalysableError(
+            "name.temporary",
+            f"`{schema}.{name}` lies in the temporary schema of another session, which is nobody else's",
+            cure=f"Write `{TEMPORARY}` for your own.",
+            location=location,
+        )
 
     def relation(self, var: Node) -> Relation:
         """The relation a RangeVar means. Raises NotAnalysableError `relation.unknown` in PostgreSQL's words."""
@@ -117,7 +161,12 @@ class Names:
                     todo.append(read)
 
     def overloads(self, words: Sequence[str]) -> list[Function]:
-        """Every function that a name could mean: PostgreSQL picks by argument types, we consider all."""
+        """Every function that a name could mean: PostgreSQL picks by argument types, we consider all.
+
+        It searches no temporary schema for functions; those there could only be named with it.
+        """
+        if len(words) > 1 and is_temporary(words[0]):
+            raise NotAnalysableError("name.temporary", f"temporary functions such as `{words[-1]}` cannot be analysed")
         if len(words) == 1:
             functions = self.catalog.functions
             return [f for schema in self.path for f in functions.get((schema, words[0]), ())]
@@ -134,17 +183,17 @@ class Names:
     def types(self, words: Sequence[str]) -> list[Type]:
         """The user-defined types with code or casts that a type's name could mean."""
         types = self.catalog.types
+        schemas = self.path if len(words) == 1 else (self.own(words[-2], words[-1]) if len(words) > 1 else "",)
+        if self._unsure and len(words) == 1 and self.catalog.stray is not None:
+            raise self._unsure_name(words[-1], 0)
         if not types:
             return []
-        schemas = self.path if len(words) == 1 else (words[-2],)
         return [types[key] for key in ((schema, words[-1]) for schema in schemas) if key in types]
 
     def creation_schema(self, schema: str | None, location: int = 0) -> str:
         """The schema in which a CREATE with this (maybe missing) schema name makes its object."""
         if schema is not None:
-            if schema.startswith("pg_temp"):
-                raise self._temporary_name(schema, location)
-            return schema
+            return self.own(schema, "…", location)
         for candidate in self.path:
             if not candidate.startswith("pg_"):
                 return candidate
@@ -155,14 +204,14 @@ class Names:
     def lookup_schemas(self, schema: str | None) -> tuple[str, ...]:
         """Every schema in which an object outside the snapshot (an index, a type …) could be found."""
         if schema is not None:
-            return (schema,)
-        return tuple(s for s in self.path if not s.startswith("pg_")) or ("pg_catalog",)
+            return (self.own(schema, "…"),)
+        return tuple(s for s in self.path if s == TEMPORARY or not s.startswith("pg_")) or ("pg_catalog",)
 
-    @staticmethod
-    def _temporary_name(name: str, location: int) -> NotAnalysableError:
+    def _unsure_name(self, name: str, location: int) -> NotAnalysableError:
+        made = f"the type `{self.catalog.stray}`" if self.catalog.stray is not None else "an object"
         return NotAnalysableError(
             "name.temporary",
-            f"`{name}` could be a temporary object, and names private to a session cannot be checked",
-            cure="Qualify the name with its schema, and use a common table expression in place of a temporary table.",
+            f"`{name}` cannot be told for sure: {made} in a temporary schema on the search path cannot be analysed",
+            cure="DISCARD TEMP, or start a new session.",
             location=location,
         )

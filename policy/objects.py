@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from policy.catalog import Relation
 from policy.model import Action, ObjectKind, ObjectName
-from policy.names import is_system, parts
+from policy.names import TEMPORARY, is_system, parts
 from policy.parse import Node, NotAnalysableError
 from policy.reading import Role
 
@@ -44,24 +44,41 @@ def changes(walk: Analyser) -> None:
 def create(walk: Analyser, kind: ObjectKind, schema: str | None, name: str, location: int = 0) -> ObjectName:
     """Demand the making of an object in this schema, or in the one where unqualified names are made."""
     made = ObjectName(kind, walk.names.creation_schema(schema, location), name)
+    if made.schema == TEMPORARY:
+        _check_temporary(walk, made, location)
     changes(walk)
     walk.demand(Action.CREATE, made, location=location)
     return made
 
 
 def create_relation(walk: Analyser, var: Node) -> None:
-    """Demand the making of a relation. Raises NotAnalysableError for a temporary one."""
+    """Demand the making of a relation, a temporary one in `pg_temp`."""
     location = var.get("location", 0)
-    if var.get("relpersistence") == "t":
-        raise NotAnalysableError(
-            "temporary.create",
-            f"the temporary relation `{var['relname']}` cannot be made: names private to a session cannot be checked",
-            cure="Use a common table expression.",
-            location=location,
-        )
     if "catalogname" in var:
         walk.names.find(var)
-    create(walk, ObjectKind.RELATION, var.get("schemaname"), var["relname"], location)
+    schema = TEMPORARY if makes_temporary(walk, var) else var.get("schemaname")
+    create(walk, ObjectKind.RELATION, schema, var["relname"], location)
+
+
+def makes_temporary(walk: Analyser, var: Node) -> bool:
+    """Whether a statement that makes this relation says that it is temporary, by TEMP or by its schema."""
+    return var.get("relpersistence") == "t" or walk.names.own(var.get("schemaname", ""), var["relname"]) == TEMPORARY
+
+
+def _check_temporary(walk: Analyser, made: ObjectName, location: int) -> None:
+    """Refuse what could not be analysed once it is there. Raises NotAnalysableError `temporary.create`."""
+    why = None
+    if made.kind is not ObjectKind.RELATION:
+        why = f"temporary objects of the kind {made.kind.value} cannot be analysed"
+    elif made.name in walk.names.catalog.server_types:
+        why = "it would hide the type of that name"
+    if why is not None:
+        raise NotAnalysableError(
+            "temporary.create",
+            f"`{made}` cannot be made: {why}",
+            cure="Choose another name." if made.kind is ObjectKind.RELATION else "Make it in a schema that lasts.",
+            location=location,
+        )
 
 
 def existing(walk: Analyser, action: Action, var: Node, *, missing_ok: bool = False) -> Relation | None:

@@ -39,6 +39,11 @@ class MaskKey:
         if len(self.secret) < SHORTEST_SECRET:
             raise ValueError(f"the key of `hash` masks has {len(self.secret)} bytes; give it {SHORTEST_SECRET} or more")
 
+    @property
+    def digest_key(self) -> bytes:
+        """The key of the digests that stand for parameters in the audit."""
+        return hmac.digest(self.secret, b"countersign recorded parameters", "sha256")
+
     def subkey(self, pool: str) -> Subkey:
         """The key of one pool of columns."""
         return _derive(self.secret, pool)

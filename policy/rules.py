@@ -9,6 +9,8 @@ from functools import lru_cache
 from typing import Final, Literal
 
 from policy.conditions import ALWAYS, When
+from policy.detection import NOTHING, Detection
+from policy.detectors import Kinds
 from policy.filters import RowFilter
 from policy.limits import Limits, strictest
 from policy.masks import Mask
@@ -29,9 +31,14 @@ from policy.model import (
 )
 from policy.patterns import Pattern
 
+RecordingMode = Literal["off", "metadata", "full"]
+RECORDING_MODES: Final[tuple[RecordingMode, ...]] = ("off", "metadata", "full")  # each more than the one before
+
 _BUILTIN_CATALOG: Final = "builtin: catalog-read"
 _BUILTIN_FUNCTIONS: Final = "builtin: harmless-functions"
 _CURE_RULES: Final = 4
+# What works in a transaction that is read only.
+_READING: Final = frozenset((Action.SELECT, Action.EXPLAIN, Action.LISTEN, Action.NOTIFY))
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,18 +156,56 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
-class LimitEntry:
-    """One entry of the file: limits, and whom they are for."""
+class Concern:
+    """Whom an entry of the file is about, and where; nobody named is everybody."""
 
-    limits: Limits
     who: Who | None
     connections: tuple[Pattern, ...]
 
     def concerns(self, principal: Principal, connection: str) -> bool:
-        """Whether the limits are for this principal on this connection."""
+        """Whether it is about this principal on this connection."""
         if self.who is not None and not self.who.includes(principal):
             return False
         return not self.connections or any(p.matches((connection,)) for p in self.connections)
+
+
+@dataclass(frozen=True, slots=True)
+class LimitEntry(Concern):
+    """One entry of the file: limits, and whom they are for."""
+
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class RecordingEntry(Concern):
+    """One entry of the file: how much is recorded of what these principals are sent."""
+
+    mode: RecordingMode
+
+
+@dataclass(frozen=True, slots=True)
+class DetectEntry(Concern):
+    """One entry of the file: what to look for in what is delivered, for whom, on which connections.
+
+    `unless` is whoever is excused from it: members of any of the groups, or any of the users.
+    """
+
+    kinds: Kinds
+    exempt_groups: frozenset[str]
+    exempt_users: Users
+    label: str
+    place: tuple[int, int] = (1, 1)
+
+    def concerns(self, principal: Principal, connection: str) -> bool:
+        """Whether it looks at what this principal gets on this connection."""
+        if not Concern.concerns(self, principal, connection):
+            return False
+        return not is_exempt(principal, self.exempt_groups, self.exempt_users)
+
+
+def is_exempt(principal: Principal, groups: frozenset[str], users: Users) -> bool:
+    """Whether an `unless` of these groups and users excuses the principal."""
+    return not groups.isdisjoint(principal.groups) or principal in users
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -172,9 +217,13 @@ class Policy:
     rules: tuple[Rule, ...]
     masks: tuple[Mask, ...]
     rows: tuple[tuple[RowFilter, Who | None], ...] = ()
+    thresholds: tuple[int, ...] = ()  # the numbers of rows that conditions name, in order
     conditions: tuple[When, ...] = ()  # those of all rules that ask about time or session
     limits: tuple[LimitEntry, ...] = ()
+    recordings: tuple[RecordingEntry, ...] = ()
     auditors: tuple[Who, ...] = ()  # who may read the audit through the gateway
+    operators: tuple[Who, ...] = ()  # who may see and end everybody's sessions
+    detect: tuple[DetectEntry, ...] = ()
 
     @property
     def by_column(self) -> bool:
@@ -184,6 +233,31 @@ class Policy:
     def limits_of(self, principal: Principal, connection: str) -> Limits:
         """The strictest of all limits that are about this principal on this connection."""
         return strictest(entry.limits for entry in self.limits if entry.concerns(principal, connection))
+
+    def recording_of(self, principal: Principal, connection: str) -> RecordingMode | None:
+        """The most that any entry wants recorded of this principal on this connection; None where none says."""
+        modes = [entry.mode for entry in self.recordings if entry.concerns(principal, connection)]
+        return max(modes, key=RECORDING_MODES.index, default=None)
+
+    def may_write(self, principal: Principal, connection: str) -> bool:
+        """Whether any rule lets this principal do more than read there, be it with an approval.
+
+        Calls count as more: what a function does to the data is not in its name.
+        """
+        return any(
+            rule.effect is not Effect.DENY and not rule.actions <= _READING and rule.concerns(principal, connection)
+            for rule in self.rules
+        )
+
+    def detection(self, principal: Principal, connection: str) -> Detection | None:
+        """All that any entry looks for in what this principal gets on this connection; None for nothing."""
+        if not self.detect:
+            return None
+        entries = [entry for entry in self.detect if entry.concerns(principal, connection)]
+        if not entries:
+            return None
+        kinds = NOTHING.union(*(entry.kinds for entry in entries))
+        return Detection(kinds, tuple(sorted(entry.label for entry in entries)))
 
     def standing(self, circumstances: Circumstances) -> tuple[bool | None, ...]:
         """What of time and session this policy's verdicts depend on: decisions of equal ones are equal."""

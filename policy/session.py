@@ -245,8 +245,9 @@ def _check_encoding(body: Node) -> None:
 
 def _discard(walk: Analyser, body: Node) -> None:
     walk.effects["session"] = True
-    if body["target"] == "DISCARD_ALL":
+    if body["target"] in ("DISCARD_ALL", "DISCARD_TEMP"):
         walk.effects["search_path"] = True
+    if body["target"] == "DISCARD_ALL":
         walk.effects["deallocates"] = walk.effects["closes"] = ""
     walk.children("DiscardStmt", body)
 

@@ -11,6 +11,7 @@ from typing import Final
 
 from policy.catalog import Relation
 from policy.masking import Masked, Masking
+from policy.model import Action
 from policy.parse import Node, NotAnalysableError
 from policy.reading import Reading, Reference, Role
 from policy.session import is_on, options
@@ -120,6 +121,29 @@ def check_keyed(reading: Reading, keyed: Sequence[tuple[Reference, Masked]]) -> 
             _check_stored(reading.mentions, reference, columns)
 
 
+def could_meet_masks(reading: Reading, anyone: Masking) -> bool:
+    """Whether a parameter of the statement could be compared with a masked value, or be written in its place.
+
+    No column that is masked for anybody is named, nothing stands for a whole row, and no function that somebody
+    else wrote is called: then it cannot.
+    """
+    analysis = reading.analysis
+    if any(d.action is Action.CALL and not d.builtin for d in analysis.demands):
+        return anyone.any_column()
+    masked = [(r, columns) for r in reading.references if (columns := anyone.columns(r.relation))]
+    tree = Tree(reading.tree) if masked else None
+    return tree is not None and any(_could_meet(tree, reference, columns) for reference, columns in masked)
+
+
+def _could_meet(tree: Tree, reference: Reference, columns: Masked) -> bool:
+    try:
+        _check_unnamed(tree, reference, columns)
+        _check_whole(tree, reference)
+    except NotAnalysableError:
+        return True
+    return "colnames" in reference.var.get("alias", {}) or None in _written(tree.tree, reference)
+
+
 def is_analyzed(tree: Node) -> bool:
     """Whether an EXPLAIN runs its statement. Whatever is not plainly off counts as on."""
     return is_on(options(tree["ExplainStmt"]).get("analyze", {"Boolean": {}}))
@@ -134,6 +158,18 @@ def is_countable(reading: Reading) -> bool:
     """Whether the command tag will say how many rows the statement has changed: it is one write, on its own."""
     kind = reading.analysis.kind
     return kind in _WRITES and sum(tag in _WRITES for node in nodes(reading.tree) for tag in node) == 1
+
+
+def is_streamed(reading: Reading) -> bool:
+    """Whether the statement's rows will pass the gateway one by one, and nothing is written: it can be stopped."""
+    kind, effects = reading.analysis.kind, reading.analysis.effects
+    reads = kind in ("SelectStmt", "DeclareCursorStmt") or effects.copy_out
+    return reads and not effects.writes and not writes(reading)
+
+
+def is_plan(reading: Reading) -> bool:
+    """Whether the statement only asks how a read would run."""
+    return reading.analysis.kind == "ExplainStmt" and not is_analyzed(reading.tree) and not writes(reading)
 
 
 def _check_write(tree: Tree, reference: Reference, columns: Masked) -> None:

@@ -27,13 +27,16 @@ from gateway.policies import PolicyBook
 from gateway.recorder import Recorder
 from gateway.retention import keeping
 from gateway.reviews import reminding
+from gateway.rolling import rolling
 from gateway.session_secrets import SessionSecrets
 from gateway.sessions import Sessions
+from server.announcements import announcing
 from server.asgi import serving
-from server.config import Config, McpFile, OauthFile, Signing, TlsFile, WireFile, WireLimitsFile
+from server.config import Config, McpFile, Signing
 from server.http import build_app
 from server.mcp_settings import McpSettings
-from server.webhooks import announcing
+from server.webhooks import channels
+from server.wire_config import OauthFile, TlsFile, WireFile, WireLimitsFile
 from wire.listener import WireDoor
 from wire.oauthbearer import OauthOffer
 from wire.occupancy import DoorLimits
@@ -41,9 +44,6 @@ from wire.server_tls import ClientCertificates, ServerTls
 from wire.upstream import Factory
 
 log = logging.getLogger(__name__)
-
-# How long running statements may take to finish at shutdown before they are cancelled, seconds.
-_GRACE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,9 @@ async def gateway_of(config: Config) -> AsyncIterator[Hall]:
             bounds=config.recordings,
         )
         await stack.enter_async_context(keeping(recorder, config.audit_path, config.retention))
-        await stack.enter_async_context(announcing(config.webhooks, recorder))
+        await stack.enter_async_context(rolling(config.audit_path, config.signing.key, config.segments))
+        hooks = await stack.enter_async_context(channels(config.webhooks))
+        await stack.enter_async_context(announcing([*hooks, *config.mail], recorder))
         await stack.enter_async_context(reminding(gateway.approvals.reviews, config.remind))
         yield Hall(gateway, verifier, config, SessionSecrets())
         for session in gateway.sessions.list():
@@ -163,7 +165,7 @@ async def _wire_door(hall: Hall, file: WireFile) -> AsyncIterator[WireDoor]:
     try:
         yield door
     finally:
-        await door.stop(_GRACE_SECONDS)
+        await door.stop(hall.config.drain)
 
 
 @asynccontextmanager
@@ -172,7 +174,7 @@ async def _mcp_door(hall: Hall, file: McpFile) -> AsyncIterator[str]:
     port = listening.getsockname()[1]
     secrets = hall.secrets if hall.config.wire else None
     app = build_app(hall.gateway, hall.verifier, mcp_settings(hall.config, file, port), secrets)
-    async with serving(app, listening, grace=int(_GRACE_SECONDS)):
+    async with serving(app, listening, grace=hall.config.drain):
         yield f"http://{_shown(file.host)}:{port}/mcp"
 
 

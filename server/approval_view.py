@@ -54,8 +54,10 @@ def page_of(approval: Approval, now: datetime) -> RenderableType:
         facts.add_row("warning", Text(visible(warning), style="bold red"))
     if approval["review"]:
         facts.add_row("review", Text(visible(approval["review"]), style="bold red" * (approval["review"] == "open")))
-    for line in evidence.sentences(approval["evidence"]):
+    for line in evidence.sentences(approval["evidence"], with_locks=False):
         facts.add_row("measured", _plain(line))
+    if taken := evidence.locks(approval["evidence"]):
+        facts.add_row("locks", _locks(taken))
     for line in evidence.samples(approval["evidence"]):
         facts.add_row("row", _plain(line))
     facts.add_row("digest", _plain(approval["digest"]))
@@ -63,6 +65,15 @@ def page_of(approval: Approval, now: datetime) -> RenderableType:
     if approval["parameters"]:
         parts += [Text("parameters", style="dim"), _block(_parameters(approval["parameters"]))]
     return Group(*parts)
+
+
+def _locks(taken: Sequence[tuple[str, str, str]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("statement", "lock", "relation"):
+        table.add_column(name, overflow="fold")
+    for row in taken:
+        table.add_row(*map(_plain, row))
+    return table
 
 
 def left(approval: Approval, now: datetime) -> str:

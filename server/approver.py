@@ -14,6 +14,7 @@ from typing import Any
 import httpx2
 from mcp import Client, MCPError
 from mcp.client.streamable_http import streamable_http_client
+from mcp.shared.dispatcher import ProgressFnT
 from mcp.types import CallToolResult, Implementation, TextContent
 
 from gateway.errors import AuthenticationError, CountersignError, UpstreamUnavailableError
@@ -36,10 +37,10 @@ class Approver:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    async def call(self, tool: str, **arguments: object) -> dict[str, Any]:
-        """The structured answer of a tool. Raises ToolFailure with the door's own sentence."""
+    async def call(self, tool: str, *, progress: ProgressFnT | None = None, **arguments: object) -> dict[str, Any]:
+        """The structured answer of a tool; `progress` hears how far it is. Raises ToolFailure with its own sentence."""
         try:
-            result = await self._client.call_tool(tool, arguments)
+            result = await self._client.call_tool(tool, arguments, progress_callback=progress)
         except MCPError as error:
             raise ToolFailure(f"the server does not answer `{tool}`: {error}") from None
         if not isinstance(result, CallToolResult):

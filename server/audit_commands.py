@@ -19,6 +19,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from audit import search as finder
+from audit import segments as sealed
 from audit import verify as verifier
 from audit.approvals import Conflict
 from audit.retention import shredding
@@ -28,6 +29,7 @@ from gateway.errors import AuditUnavailableError, ConfigurationError
 from server import export_command, signing_commands
 from server.arguments import CONFIG, STORE
 from server.reading import record_reading, store_path
+from server.timestamp_roots import time_stamps
 from server.visible import visible
 
 
@@ -41,10 +43,32 @@ audit.add_command(signing_commands.checkpoint)
 audit.add_command(signing_commands.key)
 audit.add_command(signing_commands.prove)
 audit.add_command(signing_commands.consistency)
+audit.add_command(signing_commands.roll)
+audit.add_command(signing_commands.witnessed)
 
 
 @audit.command()
 @STORE
+@CONFIG
+@click.option("--json", "as_json", is_flag=True, help="JSON lines.")
+def segments(store: Path | None, config_path: Path, as_json: bool) -> None:
+    """List the segments that were sealed, the oldest first, and which of them are elsewhere."""
+    try:
+        found = sealed.sealed(store_path(store, config_path))
+    except AuditUnavailable as error:
+        raise AuditUnavailableError(str(error)) from None
+    for one in found:
+        size = one.path.stat().st_size if one.path.is_file() else None
+        if as_json:
+            told = {"first": one.first, "last": one.last, "path": str(one.path), "bytes": size}
+            click.echo(json.dumps(told))
+        else:
+            where = f"{one.path}  {size / 1e6:,.1f} MB" if size is not None else "elsewhere"
+            click.echo(f"{one.first:>12} to {one.last:>12}  {where}")
+
+
+@audit.command()
+@click.argument("store", required=False, type=click.Path(path_type=Path))
 @CONFIG
 @click.option(
     "--checkpoint",
@@ -54,6 +78,14 @@ audit.add_command(signing_commands.consistency)
     help="A file of signed notes from elsewhere, such as a witness; may be repeated.",
 )
 @click.option("--public-key", "public_keys", multiple=True, help="A key that you know from elsewhere (a vkey).")
+@click.option("--witness-key", "witness_keys", multiple=True, help="The vkey of a witness that cosigns.")
+@click.option(
+    "--timestamp-root",
+    "root_files",
+    multiple=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A PEM file: also hold every time-stamp of a checkpoint to these authorities.",
+)
 @click.option("--since", type=click.IntRange(min=1), default=1, help="Start at the last checkpoint before this seq.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.pass_context
@@ -63,14 +95,18 @@ def verify(
     config_path: Path,
     checkpoints: Sequence[Path],
     public_keys: Sequence[str],
+    witness_keys: Sequence[str],
+    root_files: Sequence[Path],
     since: int,
     as_json: bool,
 ) -> None:
     """Check the hash chain, its tree and its signed checkpoints, from the first entry to the last.
 
+    STORE may also be one segment, or a folder of them. What segments are elsewhere is said.
+
     Exit status 0: intact. 1: not intact, and the first bad entry is named. 2: unreadable.
     """
-    path = store_path(store, config_path)
+    path = store if store is not None and store.is_dir() else store_path(store, config_path)
     try:
         console = Console(stderr=True)
         with Progress(console=console, transient=True, disable=as_json or not console.is_terminal) as progress:
@@ -80,20 +116,30 @@ def verify(
                 lambda count: progress.update(task, completed=count),
                 public_keys=public_keys,
                 checkpoints=verifier.read_notes(checkpoints),
+                witness_keys=witness_keys,
                 since=since,
                 jobs=verifier.processors(),
             )
     except verifier.Unreadable as error:
         raise ConfigurationError(str(error)) from None
-    click.echo(json.dumps({**asdict(report), "ok": report.ok}) if as_json else verifier.sentence(report))
-    context.exit(0 if report.ok else 1)
+    stamped = time_stamps(path, root_files) if root_files and report.ok else None
+    ok = report.ok and (stamped is None or stamped.problem is None)
+    if as_json:
+        more = {} if stamped is None else {"timestamps": asdict(stamped)}
+        click.echo(json.dumps({**asdict(report), **more, "ok": ok}))
+    else:
+        click.echo(verifier.sentence(report))
+        if stamped is not None:
+            click.echo(stamped.sentence)
+    context.exit(0 if ok else 1)
 
 
 @audit.command()
 @STORE
 @CONFIG
-@click.option("--user", help="The subject: exactly.")
+@click.option("--user", help="A subject, an e-mail address, or the human behind an agent: exactly.")
 @click.option("--group", help="Sessions whose principal is in this group.")
+@click.option("--on-behalf-of", help="Sessions of agents that work for this human.")
 @click.option("--since", help="2h, 7d, 2026-11-24, 2026-11-24T10:00 (UTC).")
 @click.option("--until", help="As --since.")
 @click.option("--kind", help="intent, outcome, session.opened, approval.voted …")
@@ -105,6 +151,7 @@ def verify(
 @click.option("--action", help="What a statement demands: select, delete, drop, call …")
 @click.option("--relation", help="Of what: public.orders; sales.* for all of a schema.")
 @click.option("--column", help="A column that was masked: public.customers.ssn, or *.ssn.")
+@click.option("--detected", help="What was found in the result and hidden: card, ssn, iban, email, key; * for any.")
 @click.option("--verdict", type=click.Choice(["allow", "approve", "deny"]), help="The policy's word.")
 @click.option("--rule", help="A rule that decided, by its name.")
 @click.option("--door", type=click.Choice(["mcp", "wire"]), help="Where the statement came in.")
@@ -164,6 +211,7 @@ def shred(statement: str, store: Path | None, config_path: Path, why: str) -> No
             [result] = opened.append([[shredding(getpass.getuser(), seq, why)]])
             if isinstance(result, Conflict):
                 raise ConfigurationError(str(result))
+            sealed.shred(path, seq, seq)
             settled = opened.settle_log()
     except AuditUnavailable as error:
         raise AuditUnavailableError(str(error)) from None
@@ -220,6 +268,8 @@ def _what(entry: Found) -> str:
             return f"{span['first']} to {span['last']}: {body['why']}"
         case "checkpoint.failed":
             return str(body["reason"])
+        case "checkpoint.witnessed":
+            return f"{body['size']} entries, by {body['witness']}"
         case kind if kind.startswith("approval."):
             voter = body.get("voter", {}).get("subject", "")
             return " ".join(str(p) for p in (body["approval"], voter, body.get("choice", "")) if p)

@@ -18,10 +18,12 @@ from gateway.errors import CountersignError
 from server.approval_commands import approvals
 from server.arguments import CONFIG
 from server.audit_commands import audit
+from server.doctor_command import doctor
 from server.login_command import login
 from server.migrate_commands import migrate
 from server.policy_commands import policy
 from server.replay import replay
+from server.session_commands import sessions
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -63,10 +65,12 @@ def main(verbose: bool) -> None:
 
 main.add_command(approvals)
 main.add_command(audit)
+main.add_command(doctor)
 main.add_command(login)
 main.add_command(migrate)
 main.add_command(policy)
 main.add_command(replay)
+main.add_command(sessions)
 
 
 @main.command()

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 import httpx2
 
 from gateway.errors import ConfigurationError, CountersignError
-from server.config import is_private
+from server.witnesses import is_private
 
 log = logging.getLogger(__name__)
 

@@ -3,50 +3,40 @@
 from __future__ import annotations
 
 import os
-import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
-from audit import keys
+from audit import keys, rolling
 from audit.notary import Rhythm
 from audit.note import NoteError, PublicKey, Signer, check_name
-from audit.recording import Mode
 from audit.retention import Limits
-from audit.witness import FileWitness
-from gateway.certificates import NameKind
+from audit.witness import Witness
 from gateway.errors import ConfigurationError
 from gateway.identity import Issuer
-from gateway.model import Connection, Rehearse, SslMode
+from gateway.model import Connection
 from gateway.transcript import RecordingBounds
 from policy.document import DocumentError, parse_document, validate
 from policy.pseudonyms import MaskKey
+from server.config_model import STRICT, Port
+from server.connection_config import ConnectionFile, as_connection, password_of
+from server.mail import Mail, Security
 from server.webhooks import Webhook
+from server.wire_config import WireFile, issuers_named, with_absolute_paths
+from server.witnesses import LOOPBACK, WitnessFile, is_private, witness_of
 
 _MAKE_KEY = "`openssl rand -hex 32`"
 _SECRET_BYTES = 24  # the least that the Standard Webhooks specification lets a secret have
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
-
-Port = Annotated[int, Field(ge=0, le=65535)]
-
-
-def is_private(url: str) -> bool:
-    """Whether nobody on the way can read or change what is sent there: https, or http on this machine."""
-    return url.startswith("https://") or (url.startswith("http://") and urlsplit(url).hostname in _LOOPBACK)
-
-
-def _off(value: object) -> object:
-    """YAML 1.1 reads a bare `off` as false."""
-    return "off" if value is False else value
+_ADDRESS = r"^[^\s,<>]+@[^\s,<>]+$"
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = STRICT
 
 
 class CheckpointsFile(_Model):
@@ -65,31 +55,34 @@ class RecordingsFile(_Model):
     megabytes: Annotated[int, Field(ge=1)] | None = None
 
 
-class WitnessFile(_Model):
-    """A witness: an append-only file elsewhere. Nothing runs while a required one does not take checkpoints."""
+class SegmentsFile(_Model):
+    """When the audit is rolled into a segment: at so many megabytes, or when its oldest entry is so many days old."""
 
-    path: Path
-    required: bool = False
+    megabytes: Annotated[int, Field(ge=1)] | None = 1024
+    days: Annotated[float, Field(gt=0, le=36_500)] | None = 30
 
 
 class AuditFile(_Model):
     """Where the audit lies, with which key it is signed, and who sees the signatures elsewhere.
 
-    The key is in a file (made where there is none; without a name, beside the store) or in an environment variable.
+    The key is in a file (made where there is none; without a name, beside the store), in an environment variable, or
+    printed by a command.
     """
 
     path: Path
     key_file: Path | None = None
     key_env: str | None = None
+    key_command: Annotated[list[str], Field(min_length=1)] | None = None
     origin: str | None = None
     checkpoints: CheckpointsFile = CheckpointsFile()
-    witnesses: list[Path | WitnessFile] = []
+    witnesses: list[WitnessFile] = []
     recordings: RecordingsFile = RecordingsFile()
+    segments: SegmentsFile | None = None
 
     @model_validator(mode="after")
     def _one_key(self) -> AuditFile:
-        if self.key_file is not None and self.key_env is not None:
-            raise ValueError("give at most one of `key_file` and `key_env`")
+        if sum(given is not None for given in (self.key_file, self.key_env, self.key_command)) > 1:
+            raise ValueError("give at most one of `key_file`, `key_env` and `key_command`")
         return self
 
 
@@ -103,113 +96,6 @@ class IssuerFile(_Model):
     groups_claim: str = "groups"
     kind_claim: str = "principal_kind"
     on_behalf_of_claim: str = "on_behalf_of"
-
-
-class ConnectionFile(_Model):
-    """An upstream. The password comes from a file or an environment variable, never from this file."""
-
-    host: str
-    port: Port = 5432
-    database: str
-    user: str
-    password_file: Path | None = None
-    password_env: str | None = None
-    sslmode: SslMode = "prefer"
-    sslrootcert: Path | None = None
-    description: str = ""
-    recording: Annotated[Mode, BeforeValidator(_off)] = Mode.METADATA
-    rehearse: Annotated[Rehearse, BeforeValidator(_off)] = "live"
-
-    @model_validator(mode="after")
-    def _one_password(self) -> ConnectionFile:
-        if (self.password_file is None) == (self.password_env is None):
-            raise ValueError("give exactly one of `password_file` and `password_env`")
-        return self
-
-
-class ClientPrincipalFile(_Model):
-    """Certificates with a name that fits stand for this program; see gateway.certificates.CertificateRule."""
-
-    common_name: Annotated[str, Field(min_length=1)] | None = None
-    dns: Annotated[str, Field(min_length=1)] | None = None
-    uri: Annotated[str, Field(min_length=1)] | None = None
-    email: Annotated[str, Field(min_length=1)] | None = None
-    subject: Annotated[str, Field(min_length=1)]
-    groups: list[str] = []
-    on_behalf_of: Annotated[str, Field(min_length=1)] | None = None
-    on_behalf_of_issuer: str | None = None
-
-    @property
-    def names(self) -> dict[NameKind, str]:
-        """What is given of a certificate's names."""
-        kinds: tuple[NameKind, ...] = ("common_name", "dns", "uri", "email")
-        return {kind: pattern for kind in kinds if (pattern := getattr(self, kind)) is not None}
-
-    @model_validator(mode="after")
-    def _one_name(self) -> ClientPrincipalFile:
-        if len(self.names) != 1:
-            raise ValueError("give exactly one of `common_name`, `dns`, `uri` and `email`")
-        return self
-
-
-class TlsFile(_Model):
-    """The wire door's server certificate, and what clients' certificates are good for; PEM files.
-
-    `both`: each client needs a certificate and a login besides. `required`: each needs a certificate, and a login where
-    the certificate stands for nobody. `optional`: a certificate that stands for a program, or a login.
-    """
-
-    certificate: Path
-    key: Path
-    client_ca: Path | None = None
-    client_crl: Path | None = None
-    client_certificates: Literal["both", "required", "optional"] = "both"
-    client_principals: list[ClientPrincipalFile] = []
-
-    @model_validator(mode="after")
-    def _clients(self) -> TlsFile:
-        asked = self.client_crl or self.client_principals or self.client_certificates != "both"
-        if asked and self.client_ca is None:
-            raise ValueError("clients' certificates need a `client_ca` that signed them")
-        if self.client_principals and self.client_certificates == "both":
-            raise ValueError(
-                "with `client_certificates: both` no certificate stands for anybody: "
-                "say `required` or `optional` for `client_principals`"
-            )
-        return self
-
-
-class WireLimitsFile(_Model):
-    """What the wire door gives to its clients; see wire.occupancy.DoorLimits. Times are seconds, null is no limit."""
-
-    connections: Annotated[int, Field(ge=1, le=100_000)] = 500
-    per_principal: Annotated[int, Field(ge=1, le=100_000)] = 100
-    per_address: Annotated[int, Field(ge=1, le=100_000)] = 500
-    failures: Annotated[int, Field(ge=1, le=100_000)] = 60
-    start: Annotated[float, Field(gt=0, le=600)] = 30
-    idle: Annotated[float, Field(gt=0)] | None = None
-    idle_in_transaction: Annotated[float, Field(gt=0)] | None = None
-
-
-class OauthFile(_Model):
-    """Users whom the wire door asks for SASL OAUTHBEARER; `*` in a name is any run of characters.
-
-    A client without a token is told the issuer (one of `issuers`; may be left out where there is but one) and scope.
-    """
-
-    users: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
-    issuer: str | None = None
-    scope: str = "openid"
-
-
-class WireFile(_Model):
-    """The wire door. Port 0 takes a free one."""
-
-    host: str = "127.0.0.1"
-    port: Port = 6432
-    tls: TlsFile | None = None
-    oauth: OauthFile | None = None
-    limits: WireLimitsFile = WireLimitsFile()
 
 
 class McpFile(_Model):
@@ -239,6 +125,7 @@ class WebhookFile(_Model):
     secret_env: str | None = None
     events: list[Event] = _LOUD
     statement: bool = False
+    link: str | None = None
 
     @model_validator(mode="after")
     def _one_secret(self) -> WebhookFile:
@@ -246,6 +133,33 @@ class WebhookFile(_Model):
             raise ValueError("give exactly one of `secret_file` and `secret_env`")
         if not is_private(self.url):
             raise ValueError("`url` must be an https address, or http on this machine")
+        return self
+
+
+class MailFile(_Model):
+    """Who is told by e-mail. The password comes from a file or an environment variable, never from this file."""
+
+    host: str
+    port: Annotated[int, Field(ge=1, le=65535)] = 587
+    security: Security = "starttls"
+    ca: Path | None = None
+    user: str | None = None
+    password_file: Path | None = None
+    password_env: str | None = None
+    sender: Annotated[str, Field(pattern=_ADDRESS)]
+    to: Annotated[list[Annotated[str, Field(pattern=_ADDRESS)]], Field(min_length=1)]
+    events: list[Event] = _LOUD
+    statement: bool = False
+    link: str | None = None
+
+    @model_validator(mode="after")
+    def _is_safe(self) -> MailFile:
+        if self.password_file is not None and self.password_env is not None:
+            raise ValueError("give at most one of `password_file` and `password_env`")
+        if (self.user is not None) != (self.password_file is not None or self.password_env is not None):
+            raise ValueError("a `user` and its password go together; give both, or neither")
+        if self.security == "none" and self.host not in LOOPBACK:
+            raise ValueError("`security: none` is for a server on this machine only; use starttls or tls")
         return self
 
 
@@ -259,10 +173,12 @@ class ConfigFile(_Model):
     wire: WireFile | None = None
     mcp: McpFile | None = None
     longest_session: Annotated[int, Field(ge=60, le=7 * 86_400)] = 8 * 3600  # seconds
+    drain: Annotated[int, Field(ge=0, le=3600)] = 5  # seconds
     # The secret of `hash` masks comes from a file or an environment variable, never from this file.
     mask_key_file: Path | None = None
     mask_key_env: str | None = None
     webhooks: list[WebhookFile] = []
+    mail: list[MailFile] = []
     # How long the review of a broken glass may wait before it is announced again, and again.
     review_reminder_hours: Annotated[float, Field(gt=0, le=8760)] = 24
 
@@ -276,7 +192,7 @@ class ConfigFile(_Model):
     def _issuers_named(self) -> ConfigFile:
         """What the wire door says of an issuer is said of one that is trusted, and of which one it is."""
         trusted = [issuer.issuer for issuer in self.issuers]
-        for key, issuer in _issuers_named(self.wire):
+        for key, issuer in issuers_named(self.wire):
             if issuer is None and len(trusted) > 1:
                 raise ValueError(f"`{key}` must say which of the `issuers` is meant")
             if issuer is not None and issuer not in trusted:
@@ -284,40 +200,39 @@ class ConfigFile(_Model):
         return self
 
 
-def _issuers_named(wire: WireFile | None) -> list[tuple[str, str | None]]:
-    """The wire door's keys that name an issuer, with what they say; None means the only one."""
-    named: list[tuple[str, str | None]] = []
-    if wire is not None and wire.oauth is not None:
-        named.append(("wire.oauth.issuer", wire.oauth.issuer))
-    if wire is not None and wire.tls is not None:
-        named += [
-            ("on_behalf_of_issuer", entry.on_behalf_of_issuer)
-            for entry in wire.tls.client_principals
-            if entry.on_behalf_of is not None
-        ]
-    return named
+_key_printed_by = cache(keys.from_command)  # a vault is not asked for every checkpoint, on the writer's thread
 
 
 @dataclass(frozen=True, slots=True)
 class Signing:
-    """How the audit is signed: see AuditFile. Without `key_env`, the key is in `key_file`."""
+    """How the audit is signed: see AuditFile. Without `key_env` and `key_command`, the key is in `key_file`."""
 
     key_file: Path
     key_env: str | None = None
+    key_command: tuple[str, ...] | None = None
     origin: str | None = None
     rhythm: Rhythm = field(default_factory=Rhythm)
-    witnesses: tuple[FileWitness, ...] = ()
+    witnesses: tuple[Witness, ...] = ()
 
     def key(self) -> Signer:
-        """The key as it is now. Raises audit.errors.AuditUnavailable."""
+        """The key as it is now; a command is asked once in a process's life. Raises audit.errors.AuditUnavailable."""
+        if self.key_command is not None:
+            return _key_printed_by(self.key_command)
         return keys.load(self.key_file) if self.key_env is None else keys.from_environment(self.key_env)
+
+    @property
+    def elsewhere(self) -> str | None:
+        """Where the key is, if it is in no file of ours."""
+        if self.key_command is not None:
+            return f"printed by the command `{self.key_command[0]}`"
+        return None if self.key_env is None else f"in the environment variable `{self.key_env}`"
 
     def prepare(self, known: Sequence[PublicKey]) -> None:
         """See to it that there is a key: made for an audit that names none yet, never for one that does.
 
         Also ends a rotation that was cut off. Raises audit.errors.AuditUnavailable.
         """
-        if self.key_env is None:
+        if self.elsewhere is None:
             if not known:
                 keys.load_or_make(self.key_file, self.origin)
             keys.settle(self.key_file, known)
@@ -335,10 +250,13 @@ class Config:
     wire: WireFile | None
     mcp: McpFile | None
     longest_session: timedelta
+    drain: int = 5  # seconds that running statements get at shutdown before they are cancelled
     mask_key: MaskKey | None = None
     recordings: RecordingBounds = field(default_factory=RecordingBounds)
     retention: Limits = field(default_factory=Limits)
+    segments: rolling.Limits = field(default_factory=rolling.Limits)
     webhooks: tuple[Webhook, ...] = ()
+    mail: tuple[Mail, ...] = ()
     remind: timedelta = timedelta(hours=24)
 
 
@@ -367,14 +285,17 @@ def load_config(path: Path) -> Config:
         signing=_signing(file.audit, base),
         policy_path=base / file.policy,
         issuers=tuple(_issuer(issuer) for issuer in file.issuers),
-        connections=tuple(_connection(name, c, base) for name, c in file.connections.items()),
-        wire=_absolute_tls(file.wire, base),
+        connections=tuple(as_connection(name, c, base) for name, c in file.connections.items()),
+        wire=with_absolute_paths(file.wire, base),
         mcp=file.mcp,
         longest_session=timedelta(seconds=file.longest_session),
+        drain=file.drain,
         mask_key=_mask_key(file, base),
         recordings=RecordingBounds(file.audit.recordings.statement_bytes, file.audit.recordings.session_bytes),
         retention=_retention(file.audit.recordings),
+        segments=_segments(file.audit.segments),
         webhooks=tuple(_webhook(hook, base) for hook in file.webhooks),
+        mail=tuple(_mail(mail, base) for mail in file.mail),
         remind=timedelta(hours=file.review_reminder_hours),
     )
 
@@ -393,21 +314,26 @@ def _signing(file: AuditFile, base: Path) -> Signing:
     return Signing(
         key_file=base / file.key_file if file.key_file is not None else key_beside(base / file.path),
         key_env=file.key_env,
+        key_command=None if file.key_command is None else tuple(file.key_command),
         origin=file.origin,
         rhythm=Rhythm(file.checkpoints.seconds, file.checkpoints.entries),
-        witnesses=tuple(_witness(witness, base) for witness in file.witnesses),
+        witnesses=tuple(witness_of(witness, base) for witness in file.witnesses),
     )
-
-
-def _witness(file: Path | WitnessFile, base: Path) -> FileWitness:
-    named = WitnessFile(path=file) if isinstance(file, Path) else file
-    return FileWitness(base / named.path, required=named.required)
 
 
 def _retention(file: RecordingsFile) -> Limits:
     return Limits(
         age=None if file.days is None else timedelta(days=file.days),
         size=None if file.megabytes is None else file.megabytes * 1_000_000,
+    )
+
+
+def _segments(file: SegmentsFile | None) -> rolling.Limits:
+    if file is None:
+        return rolling.Limits()
+    return rolling.Limits(
+        size=None if file.megabytes is None else file.megabytes * 1_000_000,
+        age=None if file.days is None else timedelta(days=file.days),
     )
 
 
@@ -421,56 +347,6 @@ def _issuer(file: IssuerFile) -> Issuer:
         kind_claim=file.kind_claim,
         on_behalf_of_claim=file.on_behalf_of_claim,
     )
-
-
-def _connection(name: str, file: ConnectionFile, base: Path) -> Connection:
-    if file.password_file is not None:
-        try:
-            password = (base / file.password_file).read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise ConfigurationError(
-                f"the password file `{file.password_file}` of connection `{name}` cannot be read: {error.strerror}",
-                cure="Write the upstream password into it, mode 600.",
-            ) from None
-        except UnicodeDecodeError:
-            raise ConfigurationError(
-                f"the password file `{file.password_file}` of connection `{name}` is not UTF-8",
-                cure="Write the upstream password into it as plain text.",
-            ) from None
-    else:
-        variable = file.password_env or ""
-        if variable not in os.environ:
-            raise ConfigurationError(
-                f"the environment variable `{variable}` with the password of connection `{name}` is not set",
-                cure=f"Set `{variable}`, or use `password_file`.",
-            )
-        password = os.environ[variable]
-    return Connection(
-        name=name,
-        host=file.host,
-        port=file.port,
-        database=file.database,
-        user=file.user,
-        password=password,
-        sslmode=file.sslmode,
-        sslrootcert=_root_certificate(name, base / file.sslrootcert) if file.sslrootcert else None,
-        description=file.description,
-        recording=file.recording,
-        rehearse=file.rehearse,
-    )
-
-
-def _root_certificate(name: str, path: Path) -> str:
-    """The path of a file that TLS can trust: a wrong one is found at start, not at the first statement."""
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=path)
-    except (OSError, ssl.SSLError) as error:
-        why = "it holds no PEM certificate" if isinstance(error, ssl.SSLError) else error.strerror
-        raise ConfigurationError(
-            f"the root certificate `{path}` of connection `{name}` cannot be used: {why}",
-            cure="Name a PEM file with the certificate that signed the server's.",
-        ) from None
-    return str(path)
 
 
 def _mask_key(file: ConfigFile, base: Path) -> MaskKey | None:
@@ -510,12 +386,20 @@ def _webhook(file: WebhookFile, base: Path) -> Webhook:
         secret = os.environ.get(file.secret_env or "", "").strip().encode()
     if len(secret) < _SECRET_BYTES:
         raise ConfigurationError(f"{what} has fewer than {_SECRET_BYTES} bytes", cure=f"Make one: {_MAKE_KEY}.")
-    return Webhook(file.url, secret, frozenset(file.events), file.statement)
+    return Webhook(file.url, secret, frozenset(file.events), file.statement, file.link)
 
 
-def _absolute_tls(wire: WireFile | None, base: Path) -> WireFile | None:
-    if wire is None or wire.tls is None:
-        return wire
-    given = ((name, getattr(wire.tls, name)) for name in ("certificate", "key", "client_ca", "client_crl"))
-    tls = wire.tls.model_copy(update={name: base / path for name, path in given if path is not None})
-    return wire.model_copy(update={"tls": tls})
+def _mail(file: MailFile, base: Path) -> Mail:
+    return Mail(
+        host=file.host,
+        port=file.port,
+        sender=file.sender,
+        to=tuple(file.to),
+        security=file.security,
+        ca=base / file.ca if file.ca is not None else None,
+        user=file.user,
+        password=password_of(f"mail server `{file.host}`", file, base) if file.user is not None else None,
+        events=frozenset(file.events),
+        statement=file.statement,
+        link=file.link,
+    )

@@ -79,7 +79,11 @@ def export(
         try:
             after = _resumed(path, state_path, after)
             to = None if push is None else shown(push)
-            record_reading(path, exporter.reading(getpass.getuser(), after, follow=follow, how=how, to=to))
+            reader = getpass.getuser()
+            record_reading(
+                path,
+                exporter.reading(reader, after, follow=follow, how=how, without_texts=without_texts, to=to),
+            )
             _run(path, after, deliver, follow=follow, without_texts=without_texts, state_path=state_path)
         except AuditUnavailable as error:
             raise AuditUnavailableError(str(error)) from None

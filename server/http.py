@@ -36,11 +36,13 @@ from gateway.session_secrets import SessionSecrets
 from server.mcp import build_door
 from server.mcp_sessions import VerifiedAccessToken
 from server.mcp_settings import McpSettings
+from server.session_desk import ending, listing
 
 log = logging.getLogger(__name__)
 
 MCP_PATH = "/mcp"
 SECRET_PATH = "/wire-secret"  # noqa: S105 - a path
+SESSIONS_PATH = "/sessions"
 _WELL_KNOWN = "/.well-known/oauth-protected-resource"
 
 # Refused tokens are entries of the audit, but whoever sends garbage must not fill it.
@@ -51,7 +53,7 @@ _RETRY_SECONDS = 10
 def build_app(
     gateway: Gateway, verifier: TokenVerifier, settings: McpSettings, secrets: SessionSecrets | None = None
 ) -> Starlette:
-    """The ASGI app: `/mcp`, the metadata and `/healthz`. Its lifespan runs and closes the MCP door.
+    """The ASGI app: `/mcp`, `/sessions`, the metadata and `/healthz`. Its lifespan runs and closes the MCP door.
 
     With `secrets` also `/wire-secret`, where a token is changed for a short-lived password of the wire door.
     """
@@ -86,6 +88,8 @@ def build_app(
             *(Route(path, serve_metadata, middleware=[_PUBLIC]) for path in paths),
             Route(MCP_PATH, endpoint=BearerGate(mcp, gateway, verifier, settings)),
             *([Route(SECRET_PATH, BearerGate(issuing(secrets), gateway, verifier, settings))] if secrets else ()),
+            Route(SESSIONS_PATH, BearerGate(listing(gateway), gateway, verifier, settings)),
+            Route(f"{SESSIONS_PATH}/{{id}}", BearerGate(ending(gateway, secrets), gateway, verifier, settings)),
         ],
         lifespan=lifespan,
     )

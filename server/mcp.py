@@ -26,6 +26,7 @@ from server.mcp_failures import CallError, as_result
 from server.mcp_query import QUERY_DESCRIPTION, QueryTool
 from server.mcp_sessions import Identify, McpSessions, http_identity, token_identity
 from server.mcp_settings import McpSettings
+from server.mcp_tasks import Tasks
 
 NAME = "countersign"
 TITLE = "Countersign: governed access to PostgreSQL"
@@ -43,7 +44,7 @@ class CountersignServer(MCPServer[Any]):
     `closing` ends the door's sessions and cursors; whoever runs the server awaits it last.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tasks: Tasks) -> None:
         super().__init__(
             name=NAME,
             title=TITLE,
@@ -51,7 +52,9 @@ class CountersignServer(MCPServer[Any]):
             version=version("countersign"),
             log_level="WARNING",
             subscriptions=False,
+            extensions=[tasks],
         )
+        tasks.bind(self.call_tool)
 
     async def call_tool(
         self, name: str, arguments: dict[str, Any], context: Context[Any, Any] | None = None
@@ -75,6 +78,7 @@ class McpDoor:
     server: CountersignServer
     sessions: McpSessions
     cursors: Cursors
+    tasks: Tasks
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -82,6 +86,7 @@ class McpDoor:
         try:
             yield
         finally:
+            await self.tasks.close()
             await self.cursors.close()
             await self.sessions.close()
 
@@ -90,7 +95,8 @@ def build_door(gateway: Gateway, settings: McpSettings, identify: Identify = htt
     """The MCP door with all tools. `identify` says whose call this is: by default the request's token."""
     sessions = McpSessions(gateway, identify, settings)
     cursors = Cursors(gateway, per_session=settings.cursors_per_session, idle_seconds=settings.cursor_seconds)
-    server = CountersignServer()
+    tasks = Tasks(gateway, identify, settings)
+    server = CountersignServer(tasks)
     queries = QueryTool(gateway, sessions, cursors, settings)
     describing = DescribeTools(gateway, sessions)
     approvals = ApprovalTools(gateway, sessions, queries, settings)
@@ -177,7 +183,7 @@ def build_door(gateway: Gateway, settings: McpSettings, identify: Identify = htt
         destructive=True,
     )
     add(auditing.search_audit, "search_audit", "Search the audit", SEARCH_DESCRIPTION)
-    return McpDoor(server, sessions, cursors)
+    return McpDoor(server, sessions, cursors, tasks)
 
 
 def build_mcp(gateway: Gateway, settings: McpSettings, identify: Identify = http_identity) -> CountersignServer:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -13,6 +15,7 @@ from audit.approvals import ApprovalRecord, State
 from gateway.admission import Gateway, Grant
 from gateway.approvals import Pending, rejection
 from gateway.errors import ApprovalRejectedError
+from gateway.migration_run import Progress
 from gateway.migrations import Migrations, is_migration
 from gateway.voting import BREAK_GLASS, Login, approvers_of, is_requester
 from policy.model import Principal, PrincipalKind
@@ -190,7 +193,7 @@ class ApprovalTools:
             raise rejection(record)
         async with self._sessions.of(context, record.connection) as session:
             if is_migration(record):
-                return _ran(await self._migrations.run(record, session))
+                return _ran(await self._migrations.run(record, session, _reporting(context)))
             return await self._queries.run(
                 session, lambda: self._gateway.admit_approved(id, session), self._queries.limit()
             )
@@ -218,6 +221,17 @@ class ApprovalTools:
     def _answer(self, record: ApprovalRecord) -> CallToolResult:
         info = self._info(record)
         return completed(info, _text(info))
+
+
+def _reporting(context: ToolContext) -> Progress:
+    """Progress as the protocol wants it: each report is higher than the one before."""
+    reports = itertools.count(1)
+
+    async def report(done: int, total: int, text: str) -> None:
+        with contextlib.suppress(Exception):  # who does not listen any more must not stop what runs
+            await context.report_progress(done + next(reports) / 1000, total, text)
+
+    return report
 
 
 def _ran(grant: Grant) -> CallToolResult:

@@ -18,6 +18,7 @@ from gateway.drafts import outcome_of
 from gateway.errors import CountersignError, InvariantViolatedError, LimitExceededError, SessionEndedError
 from gateway.model import Outcome, Session, Status
 from gateway.upstream import ResultColumn, Upstream, UpstreamError
+from policy.detection import Found
 from policy.model import Principal
 from server import mcp_messages
 from server.mcp_failures import CallError, PostgresError
@@ -44,6 +45,7 @@ class Piece:
     more: bool
     dropped: int
     notices: tuple[str, ...]
+    detected: tuple[Found, ...]  # so far
 
 
 class Reading:
@@ -128,7 +130,8 @@ class Reading:
             portal = Portal(upstream, grant)
             try:
                 return await self._pages(upstream, grant, portal)
-            except UpstreamError as error:
+            except UpstreamError as raw:
+                error = UpstreamError(portal.screen.report(raw.fields))
                 grant.finish(portal.outcome(outcome_of(error)))
                 quiet = await self._hides_something(grant)
                 failure = PostgresError(error, grant.statement, grant.decision, grant.id, quiet=quiet)
@@ -159,7 +162,9 @@ class Reading:
             more = await portal.more()
             notices, portal.notices = tuple(portal.notices), []
             tag = None if more else portal.tag
-            piece = Piece(grant, portal.columns, types, rows, tag, more, portal.dropped, notices)
+            piece = Piece(
+                grant, portal.columns, types, rows, tag, more, portal.dropped, notices, tuple(portal.screen.findings)
+            )
             if not more:
                 if grant.counted:
                     await self._commit(upstream, grant, portal)

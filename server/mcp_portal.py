@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gateway.admission import Grant
-from gateway.errors import CountersignError, LimitExceededError
+from gateway.errors import CountersignError
 from gateway.model import Outcome, Status
+from gateway.screening import TextScreen
 from gateway.upstream import Page, ResultColumn, Upstream
 from server import mcp_messages
 from server.mcp_messages import Row
@@ -46,6 +47,7 @@ class Portal:
         self._upstream = upstream
         self._grant = grant
         self._transcript = grant.transcript
+        self.screen = TextScreen(grant.rewrite.detection)
         self._writes = _writes(grant)
         self._limits = grant.limits
         self._suspended = False
@@ -79,9 +81,9 @@ class Portal:
                 break
             size += row_size
             rows.append(self._buffer.popleft())
-        why = self._limits.exceeded_by(self._rows + len(rows), self._size + size)
-        if why is not None and not self._writes:
-            raise LimitExceededError(why, cure="Ask for less: a narrower condition, an aggregate or a LIMIT.")
+        error = self._grant.too_large(self._rows + len(rows), self._size + size)
+        if error is not None and not self._writes:
+            raise error
         self._count(rows, size)
         return rows
 
@@ -112,6 +114,7 @@ class Portal:
             rows=self._rows + self.dropped if affected is None else affected,
             size=self._size,
             digest=self._digest.hexdigest() if self._rows else None,
+            detected=tuple(self.screen.findings),
         )
 
     def completed(self) -> Outcome:
@@ -170,7 +173,7 @@ class Portal:
         return bool(self._buffer)
 
     def _add(self, page: Page) -> None:
-        self._buffer.extend(page.rows)
+        self._buffer.extend(self.screen.rows(self.columns or page.columns, page.rows))
         self._fetched += len(page.rows)
         self._fetched_size += page.size
         self._suspended, self.tag = page.suspended, whole_tag(page.tag, len(page.rows), self._fetched)
@@ -179,7 +182,7 @@ class Portal:
             if notice.get("V", "").startswith(("LOG", "DEBUG")):
                 continue
             text = self._grant.rewrite.without_secrets(notice.get("M", ""))
-            shown = {"S": notice.get("S", "NOTICE"), "M": text}
+            shown = self.screen.report({"S": notice.get("S", "NOTICE"), "M": text})
             self.notices.append(f"{shown['S']}: {shown['M']}")
             self._transcript.message(mcp_messages.report(b"N", shown))
 

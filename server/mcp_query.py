@@ -31,7 +31,7 @@ Run one SQL statement (PostgreSQL dialect) under the policy. Every call is recor
   need a session and are refused here.
 - Put values into `parameters` and write $1, $2 … in the SQL.
 - Columns may be masked by policy: filters and aggregates see the masked value too. Call `describe` first to
-  see what you may use.
+  see what you may use. What looks like personal data or a key may arrive as stars; `detected` says where.
 - A refusal names the rule and what would be allowed. status "pending" means that people must approve: do as
   `pending.next` says, do not send the statement again.
 - Values: numeric, bigint beyond 2^53, dates, bytea and NaN are strings (exact); arrays are lists; in json
@@ -164,6 +164,7 @@ def as_query_result(piece: Piece, duration_ms: float) -> QueryResult:
             type=piece.types[column.type].name if column.type in piece.types else f"oid {column.type}",
             # A masked column has no origin any more; it is known by its name, unless it was renamed.
             masked=kinds.get(column.name) if column.table == 0 else None,
+            detected=", ".join(one.kind for one in piece.detected if one.column == column.name) or None,
         )
         for column in piece.columns
     ]
@@ -181,6 +182,7 @@ def as_query_result(piece: Piece, duration_ms: float) -> QueryResult:
         tag=piece.tag,
         truncated=piece.more or bool(piece.dropped),
         masked=[f"{column}: {column.kind}" for column in masked],
+        detected=[str(one) for one in piece.detected],
         rules=explain.rules(grant.decision),
         messages=messages,
         duration_ms=duration_ms,

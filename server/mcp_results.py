@@ -29,6 +29,9 @@ class ResultColumn(Answer):
     masked: Annotated[
         str | None, Field(description="the kind of mask on this column, where the policy hides its raw value")
     ] = None
+    detected: Annotated[
+        str | None, Field(description="what the policy found in values of this column and hid, such as `card, email`")
+    ] = None
 
 
 class PendingApproval(Answer):
@@ -67,6 +70,10 @@ class QueryResult(Answer):
     ] = None
     masked: Annotated[
         list[str], Field(description="columns that the policy masked, as `schema.table.column: kind`")
+    ] = []
+    detected: Annotated[
+        list[str],
+        Field(description="what was found in values and hidden, as `column: count kind`, over the pages so far"),
     ] = []
     rules: Annotated[list[str], Field(description="the rules of the policy that decided")] = []
     messages: Annotated[list[str], Field(description="notices of the server and of the gateway")] = []
@@ -114,6 +121,8 @@ def as_text(result: QueryResult) -> str:
         lines += [" | ".join(_cell(value) for value in row) for row in result.rows]
     if result.masked:
         lines.append(f"masked by policy: {', '.join(result.masked)}")
+    if result.detected:
+        lines.append(f"found in values and hidden by policy: {', '.join(result.detected)}")
     lines += result.messages
     if result.cursor:
         lines.append(f'more rows: call query with cursor="{result.cursor}" and nothing else')
@@ -137,7 +146,8 @@ def _headline(result: QueryResult) -> str:
 
 def _heading(column: ResultColumn) -> str:
     masked = f", masked: {column.masked}" if column.masked else ""
-    return f"{_cell(column.name)} ({column.type}{masked})"
+    detected = f", hidden in it: {column.detected}" if column.detected else ""
+    return f"{_cell(column.name)} ({column.type}{masked}{detected})"
 
 
 # One line per row: a value cannot end its row, forge another one or hide from a reader's eye.

@@ -11,6 +11,7 @@ import click
 from gateway.errors import ConfigurationError
 from server.approval_commands import ID, JSON, URL, Call, print_approval, run
 from server.arguments import CONFIG
+from server.visible import visible
 
 
 @click.group()
@@ -61,7 +62,14 @@ def show(approval_id: str, config_path: Path, url: str | None, as_json: bool) ->
 @JSON
 def run_(approval_id: str, config_path: Path, url: str | None, as_json: bool) -> None:
     """Run an approved migration, once. Exit status 1 while people have not decided."""
-    answer = run(config_path, url, lambda call: call("await_approval", id=approval_id))
+    said: list[str] = []
+
+    async def say(done: float, total: float | None, text: str | None) -> None:
+        if text is not None and said[-1:] != [text]:
+            said.append(text)
+            click.echo(visible(text), err=True)
+
+    answer = run(config_path, url, lambda call: call("await_approval", id=approval_id, progress=say))
     if as_json:
         click.echo(json.dumps(answer, ensure_ascii=False))
     elif answer["status"] == "pending":

@@ -23,7 +23,6 @@ from policy.document import DocumentError
 from policy.engine import decide
 from policy.load import Policy, policy_schema
 from policy.model import Circumstances, Decision, Effect, Facts, Principal, PrincipalKind
-from policy.pseudonyms import MaskKey
 from server import policy_diff
 from server.arguments import CONFIG
 from server.config import Config, load_config
@@ -54,13 +53,14 @@ def check(context: click.Context, file: Path | None, config_path: Path) -> None:
     loaded, _ = read_policy(config.policy_path)
     worst = 0
     for connection in config.connections:
-        worst = max(worst, _report(connection.name, loaded, facts_of(connection).catalog, config.mask_key))
+        worst = max(worst, _report(connection.name, loaded, facts_of(connection).catalog, config))
     context.exit(worst)
 
 
-def _report(name: str, loaded: Policy, catalog: Catalog | None, mask_key: MaskKey | None = None) -> int:
+def _report(name: str, loaded: Policy, catalog: Catalog | None, config: Config | None = None) -> int:
     """Print what is wrong; 1 if any of it is an error."""
-    problems = check_against(loaded, catalog, mask_key)
+    mask_key, names = (config.mask_key, [c.name for c in config.connections]) if config else (None, None)
+    problems = check_against(loaded, catalog, mask_key, names)
     for problem in problems:
         click.echo(str(problem))
     errors = sum(problem.severity is Severity.ERROR for problem in problems)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import click
 
 from audit.entry import Draft
+from audit.segments import sealed
 from audit.store import AuditUnavailable, Item, Store
 from gateway.errors import ConfigurationError
 from server.config import load_config
@@ -21,7 +23,18 @@ def store_path(store: Path | None, config_path: Path) -> Path:
 
 
 def record_reading(path: Path, draft: Draft) -> None:
-    """Who read what is an entry. A copy that cannot be written (an auditor's) is read without one, and says so."""
+    """Who read what is an entry. A copy that cannot be written (an auditor's) is read without one, and says so.
+
+    So does what could not be read, as its segment is elsewhere.
+    """
+    with contextlib.suppress(AuditUnavailable):  # whoever reads has said why it cannot be read
+        away = [one for one in sealed(path) if not one.path.is_file()]
+        if away:
+            click.echo(
+                f"note: {len(away)} of its segments are elsewhere (up to entry {away[-1].last}), and were not read;"
+                " `audit segments` lists them",
+                err=True,
+            )
     try:
         store = Store.open(path)
     except AuditUnavailable as error:

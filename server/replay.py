@@ -8,11 +8,12 @@ import io
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 
 import click
+from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
@@ -31,8 +32,13 @@ _COLORS = {
     Style.WAIT: "yellow",
     Style.BAD: "red",
     Style.ASIDE: "dim",
+    Style.ROWS: "",
+    Style.MASKED: "yellow",
+    Style.NULL: "dim",
 }
-_WIDTH, _HEIGHT = 120, 36
+_HEIGHT = 36
+# A cast is as wide as its widest line, within these; what is wider breaks, as in a terminal.
+_NARROWEST, _WIDEST = 100, 140
 
 
 @click.command()
@@ -42,7 +48,8 @@ _WIDTH, _HEIGHT = 120, 36
 @click.option("--speed", type=click.FloatRange(0.01, 10_000), default=1.0, show_default=True, help="2: twice as fast.")
 @click.option("--max-pause", type=click.FloatRange(0), default=None, help="Wait no longer than so many seconds.")
 @click.option("--step", is_flag=True, help="Stop before each statement until Enter is pressed.")
-@click.option("--export", type=click.Choice(["cast", "html"]), help="An asciicast (v2), or one self-contained page.")
+@click.option("--export", type=click.Choice(["cast", "html"]), help="An asciicast, or one self-contained page.")
+@click.option("--cast-version", type=click.Choice(["2", "3"]), default="2", show_default=True, help="Of asciicasts.")
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Where to; without it, to stdout.")
 def replay(
     session: str,
@@ -52,6 +59,7 @@ def replay(
     max_pause: float | None,
     step: bool,
     export: str | None,
+    cast_version: str,
     output: Path | None,
 ) -> None:
     """Play a session as it was: prompts, verdicts, waits for approval, and what the client was sent."""
@@ -65,7 +73,8 @@ def replay(
     if export is None:
         play(shown, Console(highlight=False), speed=speed, longest=max_pause, step=step)
         return
-    text = (as_cast if export == "cast" else as_html)(shown, session, moments[0].time.timestamp())
+    begun = moments[0].time.timestamp()
+    text = as_cast(shown, session, begun, int(cast_version)) if export == "cast" else as_html(shown, session)
     if output is None:
         click.echo(text, nl=False)
         return
@@ -103,25 +112,45 @@ def _styled(one: Shown) -> Text:
     return Text.assemble(*((text, _COLORS[style]) for style, text in one.pieces))
 
 
-def as_cast(shown: Sequence[Shown], title: str, begun: float) -> str:
-    """An asciicast, version 2: a header line and one line of JSON per event (docs.asciinema.org)."""
-    header = {"version": 2, "width": _WIDTH, "height": _HEIGHT, "timestamp": int(begun), "title": title}
-    lines: list[object] = [header | {"idle_time_limit": 3}]
+def as_cast(shown: Sequence[Shown], title: str, begun: float, version: int = 2) -> str:
+    """An asciicast, version 2 or 3: a header line and one line of JSON per event (docs.asciinema.org).
+
+    Each statement is a marker, which players show on their time line and stop at.
+    """
+    lines = (line for one in shown for line in one.text.split("\n"))
+    width = min(max((cell_len(line) for line in lines), default=0), _WIDEST)
+    width = max(width, _NARROWEST)
+    header: dict[str, object] = {"version": version}
+    header |= {"width": width, "height": _HEIGHT} if version == 2 else {"term": {"cols": width, "rows": _HEIGHT}}
+    header |= {"timestamp": int(begun), "title": title, "idle_time_limit": 3}
+    events: list[tuple[float, str, str]] = []
     for one in shown:
         out = io.StringIO()
-        terminal = Console(file=out, force_terminal=True, color_system="standard", width=_WIDTH, highlight=False)
+        terminal = Console(file=out, force_terminal=True, color_system="standard", width=width, highlight=False)
         terminal.print(_styled(one), end="", soft_wrap=True)
-        lines.append([round(one.at, 6), "o", out.getvalue().replace("\n", "\r\n")])
-    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        if one.step:
+            events.append((one.at, "m", one.text.strip().split("\n")[0][:_NARROWEST]))
+        events.append((one.at, "o", out.getvalue().replace("\n", "\r\n")))
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in (header, *_timed(events, version)))
 
 
-def as_html(shown: Sequence[Shown], title: str, begun: float) -> str:
+def _timed(events: Sequence[tuple[float, str, str]], version: int) -> Iterator[tuple[float, str, str]]:
+    """Version 2 tells times since the beginning, version 3 since the event before."""
+    before = 0
+    for at, what, text in events:
+        moment = round(at * 1_000_000)
+        yield (moment if version == 2 else moment - before) / 1_000_000, what, text
+        before = moment
+
+
+def as_html(shown: Sequence[Shown], title: str) -> str:
     """One page that loads nothing, and may not: a player and the whole text, which is there without scripts too."""
-    del begun  # the first line of the session says it
     page = resources.files("server").joinpath("replay.html").read_text(encoding="utf-8")
     return page.replace("{{title}}", html.escape(title)).replace("{{moments}}", "".join(map(_element, shown)))
 
 
 def _element(one: Shown) -> str:
     pieces = "".join(f'<span class="{style}">{html.escape(text)}</span>' for style, text in one.pieces)
-    return f'<div data-at="{one.at:.6f}"{" data-step" if one.step else ""}>{pieces}</div>'
+    table = any(style is Style.ROWS for style, _ in one.pieces)
+    marks = f"{' class=table' if table else ''}{' data-step' if one.step else ''}"
+    return f'<div data-at="{one.at:.6f}"{marks}>{pieces}</div>'

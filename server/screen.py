@@ -6,7 +6,7 @@ a cursor, colour a line or forge one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -14,9 +14,9 @@ from rich.cells import cell_len
 
 from audit.playback import Moment
 from audit.recording import Chunk
-from server.binary import as_text
 from server.visible import visible
 from wire import backend
+from wire.binary import as_text
 from wire.codec import Frame
 from wire.fields import ProtocolError
 
@@ -24,6 +24,7 @@ from wire.fields import ProtocolError
 _NUMBERS = frozenset((20, 21, 23, 26, 700, 701, 790, 1700))
 _HEAD_BYTES = 5
 _WIDEST_CELL = 200
+_NULL = "∅"
 
 
 class Style(StrEnum):
@@ -36,6 +37,12 @@ class Style(StrEnum):
     WAIT = "wait"
     BAD = "bad"
     ASIDE = "aside"
+    ROWS = "rows"
+    MASKED = "masked"
+    NULL = "null"
+
+
+Piece = tuple[Style, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +50,7 @@ class Shown:
     """What appears `at` seconds after the session began; `step` marks what a reader going step by step stops before."""
 
     at: float
-    pieces: Sequence[tuple[Style, str]]
+    pieces: Sequence[Piece]
     step: bool = False
 
     @property
@@ -55,20 +62,23 @@ class Shown:
 def screen(moments: Sequence[Moment]) -> list[Shown]:
     """Everything that the moments show, in time."""
     begun = {m.body.get("statement"): m for m in moments if m.kind == "intent"}
+    # A statement that waited stands there twice: as it was asked for, and as it ran with the approval it used.
+    used = {str(m.body["statement_id"]) for m in moments if m.kind == "approval.consumed" and "statement_id" in m.body}
     shown: list[Shown] = []
     for moment in moments:
         at = (moment.time - moments[0].time).total_seconds()
         intent = begun.get(moment.body.get("statement")) if moment.kind == "outcome" else None
         if intent is None:
-            shown.append(Shown(at, list(_told(moment)), step=moment.kind == "intent"))
+            shown.append(Shown(at, list(_told(moment, used)), step=moment.kind == "intent"))
             continue
         start = (intent.time - moments[0].time).total_seconds()
-        shown += [Shown(start + when, pieces) for when, pieces in _sent(moment.sent or ())]
-        shown.append(Shown(max(start, at), list(_outcome(moment))))
+        masked = frozenset(str(name).rpartition(".")[2] for name in moment.body.get("masked") or ())
+        shown += [Shown(start + when, pieces) for when, pieces in _sent(moment.sent or (), masked)]
+        shown.append(Shown(max(start, at), list(_outcome(moment, intent))))
     return sorted(shown, key=lambda one: one.at)
 
 
-def _told(moment: Moment) -> Iterator[tuple[Style, str]]:
+def _told(moment: Moment, used: Collection[str]) -> Iterator[Piece]:
     body = moment.body
     match moment.kind:
         case "session.opened":
@@ -81,7 +91,7 @@ def _told(moment: Moment) -> Iterator[tuple[Style, str]]:
         case "session.closed":
             yield Style.ASIDE, f"\nthe session ended: {_line(str(body['reason']))}\n"
         case "intent":
-            yield from _intent(moment)
+            yield from _intent(moment, used)
         case "outcome":
             yield from _outcome(moment)
         case kind if kind.startswith("approval."):
@@ -95,7 +105,7 @@ def _told(moment: Moment) -> Iterator[tuple[Style, str]]:
             yield Style.BAD if kind == "invariant.violated" else Style.ASIDE, f"{_line(kind)}\n"
 
 
-def _intent(moment: Moment) -> Iterator[tuple[Style, str]]:
+def _intent(moment: Moment, used: Collection[str]) -> Iterator[Piece]:
     body = moment.body
     yield Style.PROMPT, "\n=> "
     first, *more = visible(body["text"]).split("\n")
@@ -107,13 +117,22 @@ def _intent(moment: Moment) -> Iterator[tuple[Style, str]]:
         yield Style.ASIDE, f"   ${number} = {'NULL' if value is None else _line(value)}\n"
     if reason := (body.get("request") or {}).get("reason"):
         yield Style.ASIDE, f"   reason: {_line(reason)}\n"
+    if body.get("rehearsal"):
+        yield Style.ASIDE, "   a rehearsal, to show people its effect: rolled back, whatever it does\n"
+        return
     verdict = body["verdict"]
-    style = {"allow": Style.GOOD, "approve": Style.WAIT}.get(verdict["effect"], Style.BAD)
-    why = "; ".join(verdict.get("rules") or ()) if verdict["effect"] == "allow" else "; ".join(verdict["reasons"])
-    yield style, f"   {verdict['effect']}{': ' if why else ''}{_line(why)}\n"
+    style, said = {"allow": Style.GOOD, "approve": Style.WAIT}.get(verdict["effect"], Style.BAD), verdict["effect"]
+    why = "; ".join(verdict.get("rules") or ()) if said == "allow" else _reasons(moment)
+    if said == "approve" and body["statement"] in used:
+        style, said, why = Style.GOOD, "approved", str(body["approval"])
+    yield style, f"   {said}{': ' if why else ''}{_line(why)}\n"
 
 
-def _outcome(moment: Moment) -> Iterator[tuple[Style, str]]:
+def _reasons(intent: Moment) -> str:
+    return "; ".join(intent.body["verdict"]["reasons"])
+
+
+def _outcome(moment: Moment, intent: Moment | None = None) -> Iterator[Piece]:
     body = moment.body
     recorded = body.get("recording")
     if recorded is not None and moment.sent is None:
@@ -123,14 +142,19 @@ def _outcome(moment: Moment) -> Iterator[tuple[Style, str]]:
     elif recorded is not None and recorded["left_out"]:
         yield Style.ASIDE, f"({recorded['left_out']} bytes of what was sent are not in the recording)\n"
     status = body["status"]
-    parts = [status, body.get("tag"), body.get("sqlstate"), *([] if status == "completed" else [body.get("message")])]
+    message = str(body.get("message") or "")
+    if intent is not None and (why := _reasons(intent)):
+        message = message.removesuffix(why).removesuffix(": ")  # it stands above, as the verdict's
+    parts = [status, body.get("tag"), body.get("sqlstate"), *([] if status == "completed" else [message])]
     parts += [f"{body['duration_ms']:g} ms"] if body.get("duration_ms") is not None else []
     parts += [f"masked: {', '.join(body['masked'])}"] if body.get("masked") else []
+    hidden = ", ".join(f"{one['count']} {one['kind']}" for one in body.get("detected", ()))
+    parts += [f"hidden: {hidden}"] if hidden else []
     style = {"completed": Style.ASIDE, "pending": Style.WAIT, "rehearsed": Style.WAIT}.get(status, Style.BAD)
     yield style, f"{_line(' · '.join(str(part) for part in parts if part))}\n"
 
 
-def _sent(chunks: Sequence[Chunk]) -> Iterator[tuple[float, list[tuple[Style, str]]]]:
+def _sent(chunks: Sequence[Chunk], masked: Collection[str]) -> Iterator[tuple[float, list[Piece]]]:
     """(seconds, what was shown) of a recording. Rows appear once all are there, as psql shows them."""
     columns: Sequence[backend.Column] = ()
     data, arrived = b"", 0.0
@@ -148,10 +172,10 @@ def _sent(chunks: Sequence[Chunk]) -> Iterator[tuple[float, list[tuple[Style, st
                 case backend.ErrorResponse():
                     yield when, [(Style.BAD, _report(message.fields))]
         if data:
-            yield arrived, [(Style.PLAIN, _rows(columns, data))]
+            yield arrived, _rows(columns, data, masked)
             data = b""
     if data:
-        yield arrived, [(Style.PLAIN, _rows(columns, data))]
+        yield arrived, _rows(columns, data, masked)
 
 
 def _messages(data: bytes) -> Iterator[object]:
@@ -175,8 +199,8 @@ def _report(fields: Mapping[str, str]) -> str:
     return "".join(f"{_line(line)}\n" for line in lines)
 
 
-def _rows(columns: Sequence[backend.Column], data: bytes) -> str:
-    rows: list[Sequence[str]] = []
+def _rows(columns: Sequence[backend.Column], data: bytes, masked: Collection[str]) -> list[Piece]:
+    rows: list[Sequence[str | None]] = []
     copied: list[str] = []
     for message in _messages(data):
         match message:
@@ -184,31 +208,56 @@ def _rows(columns: Sequence[backend.Column], data: bytes) -> str:
                 rows.append([_value(value, columns, at) for at, value in enumerate(values)])
             case bytes():
                 copied.append(_line(message.decode("utf-8", "backslashreplace").removesuffix("\n")) + "\n")
-    return "".join(copied) + (_table(columns, rows) if rows else "")
+    return [(Style.ROWS, "".join(copied)), *(_table(columns, rows, masked) if rows else ())]
 
 
-def _value(value: bytes | None, columns: Sequence[backend.Column], at: int) -> str:
+def _value(value: bytes | None, columns: Sequence[backend.Column], at: int) -> str | None:
     if value is None:
-        return ""
+        return None
     column = columns[at] if at < len(columns) else None
     text = as_text(value, column.type) if column and column.format else value.decode("utf-8", "backslashreplace")
     text = _line(text)
     return text if len(text) <= _WIDEST_CELL else f"{text[:_WIDEST_CELL]}…"
 
 
-def _table(columns: Sequence[backend.Column], rows: Sequence[Sequence[str]]) -> str:
-    """As psql's aligned format."""
+def _table(
+    columns: Sequence[backend.Column], rows: Sequence[Sequence[str | None]], masked: Collection[str]
+) -> Iterator[Piece]:
+    """As psql's aligned format with a sign for NULL; a column that bears a masked one's name has a coloured head."""
     count = max(len(row) for row in rows)
     names = [_line(columns[at].name) if at < len(columns) else "?" for at in range(count)]
-    widths = [max(cell_len(row[at]) for row in [names, *rows] if at < len(row)) for at in range(count)]
+    cells = [names, *([_NULL if cell is None else cell for cell in row] for row in rows)]
+    widths = [max(cell_len(row[at]) for row in cells if at < len(row)) for at in range(count)]
     right = [at < len(columns) and columns[at].type in _NUMBERS for at in range(count)]
-    lines = [" " + " | ".join(_padded(name, width, 0.5) for name, width in zip(names, widths, strict=True))]
-    lines.append("+".join("-" * (width + 2) for width in widths))
+    # What is masked comes out of a subquery, and so of no relation.
+    hidden = [at < len(columns) and not columns[at].table and columns[at].name in masked for at in range(count)]
+    heads = [Style.MASKED if one else Style.ROWS for one in hidden]
+    yield from _across([*zip(heads, (_padded(*one, 0.5) for one in zip(names, widths, strict=True)), strict=True)])
+    yield Style.ROWS, "+".join("-" * (width + 2) for width in widths) + "\n"
     for row in rows:
-        cells = zip(row, widths, right, strict=False)
-        lines.append(" " + " | ".join(_padded(cell, width, 1.0 if number else 0.0) for cell, width, number in cells))
-    plural = "row" if len(rows) == 1 else "rows"
-    return "".join(f"{line.rstrip()}\n" for line in lines) + f"({len(rows)} {plural})\n"
+        line: list[Piece] = []
+        for cell, width, number in zip(row, widths, right, strict=False):
+            style = Style.NULL if cell is None else Style.ROWS
+            line.append((style, _padded(_NULL if cell is None else cell, width, 1.0 if number else 0.0)))
+        yield from _across(line)
+    yield Style.ROWS, f"({len(rows)} {'row' if len(rows) == 1 else 'rows'})\n"
+
+
+def _across(cells: Sequence[Piece]) -> Iterator[Piece]:
+    """One line of a table: neighbours of one style become one piece, and nothing trails."""
+    last, text = Style.ROWS, " "
+    for number, (style, cell) in enumerate(cells):
+        if number:
+            joined = text if last is Style.ROWS else ""
+            if last is not Style.ROWS:
+                yield last, text
+            last, text = Style.ROWS, f"{joined} | "
+        if style is not last:
+            yield last, text
+            last, text = style, ""
+        text += cell
+    yield last, text.rstrip()
+    yield Style.ROWS, "\n"
 
 
 def _padded(text: str, width: int, before: float) -> str:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
 
-from audit import keys
+from audit import keys, rolling, testimony
 from audit.checkpoint import Checkpoint
 from audit.errors import AuditUnavailable
 from audit.merkle import ProofError
 from audit.note import NoteError, PublicKey, open_note, split_notes
 from audit.proof import Extension
-from audit.store import Store
+from audit.signed import Signed
+from audit.store import Item, Store
+from audit.testimony import Witnessed
+from audit.witness import statement_of
 from gateway.errors import AuditUnavailableError, ConfigurationError
 from server.arguments import CONFIG, STORE
 from server.config import Signing, key_beside, load_config
+from server.reading import record_reading, store_path
+from server.visible import visible
 
 
 @contextlib.contextmanager
@@ -48,10 +54,12 @@ def checkpoint(store: Path | None, config_path: Path) -> None:
     """
     with _opened(store, config_path) as (opened, signing):
         opened.checkpoint(signing.key())
-        notes = opened.notes()
+        signed = Signed(opened.path)
         for witness in signing.witnesses:
-            witness.add(notes)
-        click.echo(notes[-1][1], nl=False)
+            if (said := witness.take(signed)) is not None:
+                opened.append([[Item(statement_of(witness, said))]])
+        for _, note in opened.notes()[-1:]:
+            click.echo(note, nl=False)
 
 
 @click.command()
@@ -73,6 +81,23 @@ def key(store: Path | None, config_path: Path, rotate: bool) -> None:
 
 
 @click.command()
+@STORE
+@CONFIG
+def roll(store: Path | None, config_path: Path) -> None:
+    """Seal what the store holds as a segment now, and move it into the folder beside the store.
+
+    A gateway may run meanwhile. A roll that was cut off is finished first.
+    """
+    with _opened(store, config_path) as (opened, signing):
+        segment = rolling.roll(opened.path, signing.key)
+    if segment is None:
+        raise ConfigurationError(
+            "there is nothing to seal, or another process rolls just now", cure="`countersign audit segments` shows it."
+        )
+    click.echo(f"sealed: the entries {segment.first} to {segment.last}, in {segment.path}")
+
+
+@click.command()
 @click.argument("seq", type=click.IntRange(min=1))
 @STORE
 @CONFIG
@@ -88,6 +113,38 @@ def prove(seq: int, store: Path | None, config_path: Path) -> None:
                 f"entry {seq} is not signed yet, or not there", cure="Sign it with `countersign audit checkpoint`."
             )
         click.echo(proof.text, nl=False)
+
+
+@click.command()
+@STORE
+@CONFIG
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="A folder for each as files: SIZE-SEQ.note, and SIZE-SEQ.tsr of a time-stamp (for `openssl ts -verify`).",
+)
+def witnessed(store: Path | None, config_path: Path, output: Path | None) -> None:
+    """Show what witnesses said of checkpoints: cosignatures, time-stamps, locked objects, the oldest first."""
+    path = store_path(store, config_path)
+    record_reading(path, testimony.reading(getpass.getuser()))
+    try:
+        for one in testimony.witnessed(path):
+            click.echo(visible(f"{one.seq}  {one.time[:19]}  {one.size} entries  {one.what}  {one.witness}"))
+            if output is not None:
+                _keep(output, one)
+    except AuditUnavailable as error:
+        raise AuditUnavailableError(str(error)) from None
+
+
+def _keep(folder: Path, one: Witnessed) -> None:
+    name = f"{one.size}-{one.seq}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.note").write_text(one.note, encoding="utf-8")
+        if one.timestamp is not None:
+            (folder / f"{name}.tsr").write_bytes(one.timestamp)
+    except OSError as error:
+        raise ConfigurationError(f"`{folder}` cannot be written: {error.strerror}", cure="Name another.") from None
 
 
 @click.command()
@@ -158,9 +215,9 @@ def _text_of(path: Path) -> str:
 
 
 def _rotate(store: Store, signing: Signing) -> None:
-    if signing.key_env is not None:
+    if signing.elsewhere is not None:
         raise ConfigurationError(
-            f"the audit's key is in the environment variable `{signing.key_env}`, which cannot be rotated from here",
+            f"the audit's key is {signing.elsewhere}, and cannot be rotated from here",
             cure="Move it into `audit.key_file`, and rotate it there.",
         )
     old = signing.key()

@@ -1,34 +1,27 @@
-"""Announcements: what happens to approvals is posted to webhooks, signed, retried, and written down if it cannot be.
+"""Webhooks: announcements posted to an address, and signed.
 
 The signature is that of the Standard Webhooks specification: HMAC-SHA256 over `id.timestamp.body`. The body has a
-`text` that Slack shows as it is. Each process announces what it wrote itself, so that nobody hears things twice.
+`text` that Slack shows as it is.
 """
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 import hmac
 import json
-import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
 
-from audit.entry import Draft, Entry, Kind
-from gateway.recorder import Recorder
-from server.visible import visible
-
-log = logging.getLogger(__name__)
+from audit.entry import Entry, Kind
+from server import announcements
 
 _TIMEOUT_SECONDS = 10.0
-_WAITING_AT_MOST = 1000
-_PREFIX = "approval."
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,77 +32,51 @@ class Webhook:
     secret: bytes = field(repr=False)
     events: frozenset[str] = frozenset()  # of `requested`, `approved` …; empty: all
     statement: bool = False
-    pauses: Sequence[float] = (1.0, 5.0, 30.0, 120.0)  # seconds before each further attempt
+    link: str | None = None  # where people act, with `{approval}` for the id
+    pauses: Sequence[float] = announcements.PAUSES
 
 
-class Announcer:
-    """Posts to one webhook, in order. What it gives up on is an entry, `webhook.failed`."""
+@dataclass(frozen=True, slots=True)
+class WebhookChannel:
+    """Posts to one webhook."""
 
-    def __init__(self, hook: Webhook, recorder: Recorder, http: httpx2.AsyncClient) -> None:
-        self._hook = hook
-        self._recorder = recorder
-        self._http = http
-        self._waiting: asyncio.Queue[Entry] = asyncio.Queue(_WAITING_AT_MOST)
+    hook: Webhook
+    http: httpx2.AsyncClient
+    failure: Kind = Kind.WEBHOOK_FAILED
 
-    def heard(self, entry: Entry) -> None:
-        """An entry was written: queue it if the webhook is about it."""
-        event = entry.kind.removeprefix(_PREFIX)
-        if not entry.kind.startswith(_PREFIX) or (self._hook.events and event not in self._hook.events):
-            return
+    @property
+    def name(self) -> str:
+        """Its address."""
+        return self.hook.url
+
+    @property
+    def events(self) -> frozenset[str]:
+        """What it is about."""
+        return self.hook.events
+
+    @property
+    def pauses(self) -> Sequence[float]:
+        """Seconds before each further attempt."""
+        return self.hook.pauses
+
+    async def deliver(self, entry: Entry) -> str | None:
+        """Post it once; why that failed, or None."""
+        hook = self.hook
+        body = json.dumps(payload(entry, statement=hook.statement, link=hook.link), ensure_ascii=False).encode()
         try:
-            self._waiting.put_nowait(entry)
-        except asyncio.QueueFull:
-            self._give_up(entry, "too many announcements wait")
-
-    async def run(self) -> None:
-        """Post what comes, until cancelled."""
-        while True:
-            entry = await self._waiting.get()
-            if (why := await self._deliver(entry)) is not None:
-                self._give_up(entry, why)
-
-    async def _deliver(self, entry: Entry) -> str | None:
-        """Post it; why it could not be, after the last attempt."""
-        body = json.dumps(payload(entry, statement=self._hook.statement), ensure_ascii=False).encode()
-        why = ""
-        for pause in (*self._hook.pauses, None):
-            try:
-                answer = await self._http.post(
-                    self._hook.url, content=body, headers=headers(self._hook.secret, entry, body, int(time.time()))
-                )
-                if answer.is_success:
-                    return None
-                why = f"it answered {answer.status_code}"
-            except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-                why = str(error) or type(error).__name__
-            if pause is not None:
-                await asyncio.sleep(pause)
-        return why
-
-    def _give_up(self, entry: Entry, why: str) -> None:
-        log.warning("the webhook %s was not told of entry %d: %s", self._hook.url, entry.seq, why)
-        body = {"webhook": self._hook.url, "entry": entry.seq, "kind": entry.kind, "reason": why}
-        draft = Draft(Kind.WEBHOOK_FAILED, entry.session, entry.subject, entry.connection, body)
-        self._recorder.post(draft, failed=lambda error: log.error("and that cannot be recorded: %s", error))
+            answer = await self.http.post(
+                hook.url, content=body, headers=headers(hook.secret, entry, body, int(time.time()))
+            )
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            return str(error) or type(error).__name__
+        return None if answer.is_success else f"it answered {answer.status_code}"
 
 
 @asynccontextmanager
-async def announcing(hooks: Sequence[Webhook], recorder: Recorder) -> AsyncIterator[None]:
-    """Announce what `recorder` writes, until the block ends."""
-    if not hooks:
-        yield
-        return
+async def channels(hooks: Sequence[Webhook]) -> AsyncIterator[list[WebhookChannel]]:
+    """The webhooks' channels, usable until the block ends."""
     async with httpx2.AsyncClient(timeout=_TIMEOUT_SECONDS, follow_redirects=False) as http:
-        announcers = [Announcer(hook, recorder, http) for hook in hooks]
-        tasks = [asyncio.create_task(one.run(), name="webhook") for one in announcers]
-        recorder.listeners.extend(one.heard for one in announcers)
-        try:
-            yield
-        finally:
-            recorder.listeners.clear()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        yield [WebhookChannel(hook, http) for hook in hooks]
 
 
 def headers(secret: bytes, entry: Entry, body: bytes, timestamp: int) -> dict[str, str]:
@@ -124,9 +91,9 @@ def headers(secret: bytes, entry: Entry, body: bytes, timestamp: int) -> dict[st
     }
 
 
-def payload(entry: Entry, *, statement: bool) -> dict[str, Any]:
+def payload(entry: Entry, *, statement: bool, link: str | None = None) -> dict[str, Any]:
     """What is posted: who, what, why and how to act; the statement's text only where it is asked for."""
-    body: Mapping[str, Any] = json.loads(entry.body)
+    body = announcements.told_by(entry)
     said: dict[str, Any] = {
         "type": entry.kind,
         "approval": body["approval"],
@@ -138,23 +105,7 @@ def payload(entry: Entry, *, statement: bool) -> dict[str, Any]:
     }
     if statement and "statement" in body:
         said["statement"] = body["statement"]
-    said["text"] = _text(entry, body, statement=statement)
+    # Slack shows it: what could be markup or a mention there is escaped, as it asks for.
+    text = "\n".join(announcements.lines(entry, statement=statement, link=link))
+    said["text"] = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return said
-
-
-def _text(entry: Entry, body: Mapping[str, Any], *, statement: bool) -> str:
-    """Lines that Slack shows; what could be markup or a mention there is escaped, as it asks for."""
-    event, approval = entry.kind.removeprefix(_PREFIX), body["approval"]
-    by = f" by {entry.subject}" if entry.subject else ""
-    lines = [f"{approval}: {event}{by} on {entry.connection}"]
-    lines += [f"why: {reason}" for reason in dict.fromkeys(body.get("reasons", ()))]
-    if body.get("comment") and "reasons" not in body:
-        lines.append(f"comment: {body['comment']}")
-    if event == "requested":
-        lines.append(f"countersign approvals show {approval}")
-    elif event in ("review_opened", "review_due"):
-        lines.append(f"countersign approvals review {approval} --comment …")
-    if statement and "statement" in body:
-        lines.append(visible(str(body["statement"])))
-    text = "\n".join(lines)
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import uvloop
 
 from server.app import App, serve
+from server.config import Config
 from server.demo import PEOPLE, Demo, prepare
 
 T = TypeVar("T")
@@ -129,14 +130,18 @@ def psql_path() -> str:
 
 
 @contextmanager
-def running_stack(folder: Path) -> Iterator[Stack]:
-    """Everything started on free ports in `folder`; everything stopped at the end."""
+def running_stack(folder: Path, configure: Callable[[Demo], Config] | None = None) -> Iterator[Stack]:
+    """Everything started on free ports in `folder`, with the demo's configuration or what `configure` makes of it;
+    everything stopped at the end."""
     started = threading.Event()
     box: dict[str, Any] = {}
 
     async def main() -> None:
         stop = box["stop"] = asyncio.Event()
-        async with prepare(folder, mcp_port=0, wire_port=0) as demo, serve(demo.config) as app:
+        async with (
+            prepare(folder, mcp_port=0, wire_port=0) as demo,
+            serve(configure(demo) if configure else demo.config) as app,
+        ):
             box["stack"] = Stack(demo, asyncio.get_running_loop(), app, dict(demo.tokens))
             started.set()
             await stop.wait()

@@ -9,10 +9,13 @@ from contextlib import asynccontextmanager
 
 
 @asynccontextmanager
-async def tap(host: str, port: int, witness: Callable[[bytes], None]) -> AsyncIterator[int]:
+async def tap(
+    host: str, port: int, witness: Callable[[bytes], None], heard: Callable[[bytes], None] = lambda _: None
+) -> AsyncIterator[int]:
     """Listen on a free loopback port, until the block ends; yields the port.
 
-    `witness` runs before any byte of its piece reaches the server; where it raises, nothing of it does.
+    `witness` runs before any byte of its piece reaches the server; where it raises, nothing of it does. `heard` is
+    shown what the server answers.
     """
     tasks: set[asyncio.Task[None]] = set()
 
@@ -25,7 +28,7 @@ async def tap(host: str, port: int, witness: Callable[[bytes], None]) -> AsyncIt
 
     async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         server_reader, server_writer = await asyncio.open_connection(host, port)
-        for work in (relay(reader, server_writer, witness), relay(server_reader, writer, lambda _: None)):
+        for work in (relay(reader, server_writer, witness), relay(server_reader, writer, heard)):
             task = asyncio.create_task(work)
             tasks.add(task)
             task.add_done_callback(tasks.discard)

@@ -168,7 +168,7 @@ class NoticeResponse:
 
 
 def _encode_report(fields: Mapping[str, str]) -> bytes:
-    return b"".join(code.encode() + string(value) for code, value in fields.items()) + b"\0"
+    return b"".join(code.encode("latin-1") + string(value) for code, value in fields.items()) + b"\0"
 
 
 def _decode_report(body: bytes, of: str) -> dict[str, str]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from struct import Struct
 from typing import NamedTuple
 
+from policy.detection import MOST_SEARCHED_BYTES
 from wire.copy import CopyData
 from wire.fields import ProtocolError
 from wire.frontend import Packet, decode_packet
@@ -116,6 +117,8 @@ class FrontendDecoder:
             if tag != _COPY:
                 break
             if not 4 <= length <= _LARGE:
+                if count:
+                    break  # what came before it is whole
                 raise ProtocolError(f"invalid message length {length} of message type `d`")
             if at + 1 + length > end:
                 break
@@ -135,13 +138,14 @@ class FrontendDecoder:
 class Rows(NamedTuple):
     """Adjacent DataRow or CopyData messages, or a piece of a large one, untouched.
 
-    `messages` of them begin in it; `size` is the bytes of those messages' values.
+    `messages` of them begin in it; `size` is the bytes of those messages' values. `whole` is False for a piece.
     """
 
     data: bytes
     tag: int
     messages: int
     size: int
+    whole: bool = True
 
 
 class Frame(NamedTuple):
@@ -164,11 +168,16 @@ class Frame(NamedTuple):
 
 
 class BackendStream:
-    """A server's bytes for relaying. Buffers at most one small incomplete message."""
+    """A server's bytes for relaying. Buffers at most one small incomplete message.
+
+    With `whole_rows` a row is given out whole, up to the size in which the policy searches.
+    """
 
     def __init__(self) -> None:
-        self._tail = b""
+        self._held: list[bytes] = []
+        self._missing = 0  # bytes without which what is held cannot go on
         self._owed = 0
+        self.whole_rows = False
 
     @property
     def mid_message(self) -> bool:
@@ -181,10 +190,14 @@ class BackendStream:
         if self._owed:
             at = min(self._owed, len(chunk))
             self._owed -= at
-            yield Rows(chunk[:at], _ROW, 0, 0)
-        elif self._tail:
-            chunk = self._tail + chunk
-            self._tail = b""
+            yield Rows(chunk[:at], _ROW, 0, 0, whole=False)
+        elif self._held:
+            self._held.append(chunk)
+            self._missing -= len(chunk)
+            if self._missing > 0:
+                return
+            chunk = b"".join(self._held)
+            self._held.clear()
         end = len(chunk)
         while end - at >= _HEAD_BYTES:
             tag, length = _HEAD(chunk, at)
@@ -202,7 +215,21 @@ class BackendStream:
                 break
             yield Frame(tag, chunk[at:after])
             at = after
-        self._tail = chunk[at:]
+        if at < end:
+            self._hold(chunk[at:])
+
+    def _hold(self, rest: bytes) -> None:
+        """Keep the beginning of a message until it can be given out."""
+        self._held.append(rest)
+        self._missing = 1
+        if len(rest) >= _HEAD_BYTES:
+            tag, length = _HEAD(rest, 0)
+            if tag not in (_ROW, _COPY) or length < self._piece_bytes:
+                self._missing = 1 + length - len(rest)
+
+    @property
+    def _piece_bytes(self) -> int:
+        return MOST_SEARCHED_BYTES if self.whole_rows else _PIECE_BYTES
 
     def _run(self, chunk: bytes, start: int, end: int, tag: int) -> Rows | None:
         """The whole rows from `start` on; a piece of the row there if it is large; None to wait."""
@@ -219,10 +246,10 @@ class BackendStream:
         if count:
             return Rows(chunk[start:at], tag, count, at - start - count * _overhead(chunk, start, tag))
         _, length = _HEAD(chunk, start)
-        if length < _PIECE_BYTES or end - start < _HEAD_BYTES + 2:
+        if length < self._piece_bytes or end - start < _HEAD_BYTES + 2:
             return None
         self._owed = length + 1 - (end - start)
-        return Rows(chunk[start:end], tag, 1, length + 1 - _overhead(chunk, start, tag))
+        return Rows(chunk[start:end], tag, 1, length + 1 - _overhead(chunk, start, tag), whole=False)
 
 
 def _overhead(chunk: bytes, start: int, tag: int) -> int:

@@ -16,12 +16,14 @@ from gateway.admission import Gateway, Grant
 from gateway.errors import CountersignError
 from gateway.model import Outcome, Session, Statement, Status
 from gateway.upstream import UpstreamError, UpstreamLostError
+from policy.detection import NOTHING
+from policy.detectors import Kinds
 from policy.model import Decision, Effect
-from wire import backend, copy, cursors, frontend, reports, sqlstate
+from wire import backend, copy, cursors, frontend, reports, searching, sqlstate
 from wire.batch import Batch
+from wire.batched import POISON, BatchedRuns
 from wire.client import ClientConnection, ClientGoneError
 from wire.codec import Received
-from wire.counted import POISON, CountedRuns
 from wire.fields import ProtocolError
 from wire.idling import IdleClock, Waiting
 from wire.limiting import Limiter
@@ -61,15 +63,17 @@ class Conversation:
         self._upstream = upstream
         self._session = session
         self._gateway = gateway
-        self._replies = Replies(wire, self._settle, self._transaction_ended)
+        self._replies = Replies(wire, self._settle, self._transaction_ended, looks_for=self._looks_for)
         self._progress = asyncio.Event()
         self._over: EndedError | None = None
         self._batch = Batch()
-        self._parking = Parking(client, gateway)
-        self._counted = CountedRuns(client, upstream, self._replies, gateway, self._forward, self._until_idle)
+        self._parking = Parking(client, gateway, upstream)
+        self._batched = BatchedRuns(client, upstream, self._replies, gateway, self._forward, self._until_idle)
         self._limiter = Limiter(wire, self._replies, self.cancel)
         self._cancelling: asyncio.Task[None] | None = None
         self._refreshed_in_batch = False
+        self._drained: Report | None = None  # what to end with as soon as nothing runs
+        self._parted = False  # the client left; nothing went wrong
         self._listening = False  # waits for the client's next message
         self._idle = IdleClock(limits, self._waiting, self.end)
         client.on_gone = self._client_gone
@@ -101,10 +105,14 @@ class Conversation:
                     received = await self._next()
                 self._idle.touch()
                 if isinstance(received.message, frontend.Terminate):
+                    self._parted = True
                     return
+                if self._drained is not None and self.quiet:
+                    raise EndedError(self._drained)
                 before = self._wire.receive(received.message)
                 await self._handle(before, received)
         except ClientGoneError:
+            self._parted = True
             raise EndedError(None) from None
         except ProtocolError as error:
             raise EndedError(reports.fatal(error.sqlstate, str(error))) from None
@@ -117,6 +125,7 @@ class Conversation:
         """Let nothing run on, and give every statement an outcome. The client hears nothing of it any more."""
         self._replies.unheard = True
         self._idle.stop()
+        reusable = self._parted and self.quiet and self._upstream.plain and not self._upstream.batch_open
         self._batch.clear(self._replies)
         self._upstream.resume_reading()
         with contextlib.suppress(ValueError):
@@ -128,7 +137,12 @@ class Conversation:
         self._replies.abandon(Status.UNKNOWN, sqlstate.CONNECTION_FAILURE, "the connection ended before an answer came")
         if self._cancelling is not None:
             await self._cancelling
-        await self._upstream.disconnect()
+        if reusable and not self._upstream.cancelled and not self._upstream.congested:
+            self._upstream.detach()
+            self._upstream.transaction_status = "I"
+            await self._gateway.connections.give_back(self._upstream)
+        else:
+            await self._upstream.disconnect()
 
     def cancel(self) -> None:
         """A CancelRequest came: withdraw what waits for approval, or cancel what runs."""
@@ -138,12 +152,19 @@ class Conversation:
             self._cancelling = asyncio.create_task(self._upstream.cancel())
 
     def end(self, report: Report | None) -> None:
-        """End it from outside: the report goes to the client as its last message."""
+        """End it from outside: the client's last message is this report, or the FATAL that the server has sent."""
         if self._over is None:
-            self._over = EndedError(report)
+            fatal = self._replies.fatal
+            self._over = EndedError(report) if fatal is None else EndedError(None, fatal["M"])
         self._parking.abandon()
         self._progress.set()
         self._client.data_received(b"")  # wakes whoever waits for the client
+
+    def drain(self, report: Report) -> None:
+        """End it as soon as nothing runs and no transaction is open: nothing new begins."""
+        self._drained = report
+        if self.quiet:
+            self.end(report)
 
     @property
     def quiet(self) -> bool:
@@ -238,13 +259,17 @@ class Conversation:
         )
         self._wire.simple_query()
         if len(grants) == 1 and grants[0].counted:
-            await self._counted.simple(grants[0], forwarded)
+            await self._batched.counted(grants[0], forwarded)
+            return
+        deliveries = tuple(self._limiter.delivery(grant) for grant in grants)
+        if len(grants) == 1 and searching.copies(decisions[0]):
+            await self._batched.searched(deliveries[0], forwarded)
             return
         self._replies.expect(
             Owed(
                 Owes.QUERY,
                 text=forwarded,
-                deliveries=tuple(self._limiter.delivery(grant) for grant in grants),
+                deliveries=deliveries,
                 origins=frozenset().union(*(grant.rewrite.origins for grant in grants)),
             )
         )
@@ -275,7 +300,8 @@ class Conversation:
         await self._freshen()
         prepared = await self._renewed(self._wire.prepared(message.statement))
         formats, search_path = message.results, self._session.search_path
-        portal = Portal(message.portal, prepared, message.readable(), search_path, formats=formats)
+        parameters = message.readable(prepared.parameter_types)
+        portal = Portal(message.portal, prepared, parameters, search_path, formats=formats)
         await self._send(Owed(Owes.BIND, text=prepared.text, undo=self._wire.bind(portal)), raw)
 
     async def _renewed(self, prepared: Prepared) -> Prepared:
@@ -315,25 +341,29 @@ class Conversation:
             await self._send(Owed(Owes.EXECUTE, text=prepared.text), raw)
             return
         counted = self._gateway.counts(decision)
-        decision = recheck(decision, portal, session.search_path, in_parts=counted and message.max_rows > 0)
+        catalog = await self._gateway.catalog(session)
+        decision = recheck(decision, portal, session.search_path, catalog, in_parts=counted and message.max_rows > 0)
         statement = Statement(session, text, portal.parameters)
         [grant] = await self._begin(text, [statement], [decision], [0])
         if grant.sql != prepared.text.sql:
             # The approval took its time, and the policy changed meanwhile: what was approved is not what runs.
             self._settle(grant, Outcome(Status.FAILED, message="the rewrite changed while it waited"))
             raise RefusalError(reports.CHANGED)
+        delivery = self._limiter.delivery(grant, portal)
+        for described, asking in searching.describing(delivery, message.portal, prepared.text):
+            await self._send(described, asking)
         await self._send(
             Owed(
                 Owes.EXECUTE,
                 text=prepared.text,
-                deliveries=(self._limiter.delivery(grant, portal),),
+                deliveries=(delivery,),
                 origins=grant.rewrite.origins,
                 withhold=grant.counted,
             ),
             raw,
         )
         if grant.counted:
-            await self._counted.settle(grant)
+            await self._batched.settle(grant)
         if decision.analysis is not None and decision.analysis.effects.copy_in:
             # Only the server's word says whether the client's next messages are COPY data.
             self._forward(frontend.Flush().encode())
@@ -496,6 +526,10 @@ class Conversation:
         if self._session.schema_changed:
             # What it changed is everybody's only now: others may have looked since, and seen nothing.
             self._gateway.connections.changed(self._session)
+
+    def _looks_for(self) -> Kinds:
+        detection = self._gateway.policies.current.detection(self._session.principal, self._session.connection.name)
+        return detection.kinds if detection is not None else NOTHING
 
     def _settle(self, grant: Grant, outcome: Outcome) -> None:
         self._gateway.settle(grant, outcome)

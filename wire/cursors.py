@@ -8,6 +8,7 @@ it was declared to read, whatever the policy has become since.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from gateway.admission import Gateway
 from gateway.drafts import denial
@@ -52,4 +53,4 @@ async def checked(decision: Decision, portals: Mapping[str, Portal], session: Se
                 f'the policy has changed since the cursor "{name}" was declared',
                 "Declare it again.",
             )
-    return decision
+    return replace(decision, at_most=portal.prepared.decision.at_most)

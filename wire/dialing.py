@@ -16,7 +16,6 @@ from gateway.model import Connection, SslMode
 from gateway.upstream import UpstreamLostError
 from wire.frontend import SslRequest
 
-_CONNECT_SECONDS = 10.0
 # Seconds of silence before the first probe, seconds between probes, probes without an answer.
 _KEEP_ALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 
@@ -26,12 +25,12 @@ P = TypeVar("P", bound=asyncio.Protocol)
 async def dial(connection: Connection, make: Callable[[], P]) -> tuple[asyncio.Transport, P]:
     """Connect as the connection says. Raises UpstreamLostError with a sentence that names the server."""
     try:
-        async with asyncio.timeout(_CONNECT_SECONDS):
+        async with asyncio.timeout(connection.connect_timeout):
             if connection.host.startswith("/"):
                 return await _dial_local(connection, make)
             return await _dial_tcp(connection, make)
     except TimeoutError:
-        raise lost(connection, f"no answer within {_CONNECT_SECONDS:.0f} seconds") from None
+        raise lost(connection, f"no answer within {connection.connect_timeout:g} seconds") from None
     except ssl.SSLError as error:
         raise lost(connection, f"TLS failed: {_tls_reason(error)}") from None
     except OSError as error:
@@ -113,7 +112,7 @@ def tls_context(mode: SslMode, root: str | None) -> ssl.SSLContext | None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.check_hostname = mode == "verify-full"
-    verify = mode == "verify-full" or (mode == "require" and root is not None)
+    verify = mode in ("verify-ca", "verify-full") or (mode == "require" and root is not None)
     context.verify_mode = ssl.CERT_REQUIRED if verify else ssl.CERT_NONE
     if root is not None:
         context.load_verify_locations(cafile=root)

@@ -6,10 +6,11 @@ Texts of SQL stay bytes; names are UTF-8 text, to which `client_encoding` is pin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
+from wire.binary import as_text
 from wire.fields import Bare, Fields, ProtocolError, frame, int16, int32, sized, string, uint32
 
 PROTOCOL_MAJOR = 3
@@ -218,15 +219,16 @@ class Bind:
             raise ProtocolError(f"bind message has {len(formats)} parameter formats but {len(values)} parameters")
         return cls(portal, statement, formats, values, results)
 
-    def readable(self) -> tuple[bytes | None, ...]:
-        """The values for people: text as it is, binary as `\\x…`."""
+    def readable(self, types: Sequence[int] = ()) -> tuple[bytes | None, ...]:
+        """The values as text: binary ones by their types as far as those are known, else as `\\x…`."""
         formats = self.formats
         if not any(formats):
             return self.values
         each = formats if len(formats) > 1 else formats * len(self.values)
+        known = (*types, *(0 for _ in self.values[len(types) :]))
         return tuple(
-            b"\\x" + value.hex().encode() if binary and value is not None else value
-            for binary, value in zip(each, self.values, strict=True)
+            as_text(value, oid).encode() if binary and value is not None else value
+            for binary, value, oid in zip(each, self.values, known, strict=False)
         )
 
 

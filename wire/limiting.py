@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from gateway.admission import Grant
-from gateway.errors import LimitExceededError
+from gateway.errors import LimitExceededError, UnsearchableError
 from wire.codec import Rows
+from wire.cursors import read_by
 from wire.replies import Delivery, Replies
 from wire.session import Portal, WireSession
 
@@ -22,19 +23,18 @@ class Limiter:
 
     def delivery(self, grant: Grant, portal: Portal | None = None) -> Delivery:
         """The books of a statement's result; of a portal or cursor that is read in parts all parts count together."""
-        analysis = grant.decision.analysis
-        used = self._session.used(analysis.kind if analysis else "", portal)
+        used = self._session.used(read_by(grant.decision), portal)
         if portal is None:
             return Delivery(grant, used)
         return Delivery(grant, used, portal.prepared.description, portal.formats)
 
-    def passes(self, piece: Rows) -> bool:
-        """Whether rows may go to the client."""
+    def rows(self, piece: Rows) -> bytes:
+        """What of these rows may go to the client; where it may get no more, the server is asked to stop."""
         try:
             return self._replies.rows(piece)
-        except LimitExceededError:
+        except (LimitExceededError, UnsearchableError):
             self._cancel()
-            return False
+            return b""
 
     def time(self, grants: Sequence[Grant]) -> None:
         """Cancel the statements of these grants, each after the time that its principal may have."""

@@ -7,12 +7,14 @@ import contextlib
 import hmac
 import logging
 import secrets
+from collections.abc import Mapping
 
 from gateway.admission import Gateway
 from gateway.certificates import CertificatePrincipals
 from gateway.errors import AuthenticationError, CountersignError, IssuerUnavailableError, TooManyConnectionsError
 from gateway.identity import TokenVerifier
 from gateway.model import Door, Session
+from gateway.pool import NAME as POOL_NAME
 from gateway.session_secrets import SessionSecrets
 from gateway.upstream import UpstreamError, UpstreamLostError
 from wire import backend, frontend, reports, sqlstate
@@ -84,24 +86,28 @@ class WireDoor:
         return int(self._server.sockets[0].getsockname()[1])
 
     async def stop(self, grace: float) -> None:
-        """Accept no more; idle conversations end now, busy ones after `grace` seconds at the latest."""
+        """Accept no more. Idle conversations end now, busy ones when done, after `grace` seconds at the latest."""
         if self._server is not None:
             self._server.close()
-        end = asyncio.get_running_loop().time() + grace
-        for _, conversation in list(self._conversations.values()):
-            if conversation.quiet:
-                conversation.end(reports.fatal(sqlstate.ADMIN_SHUTDOWN, _SHUTDOWN))
+        report = reports.fatal(sqlstate.ADMIN_SHUTDOWN, _SHUTDOWN)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(end):
-                while any(not c.quiet for _, c in self._conversations.values()):
+            async with asyncio.timeout(grace):
+                while self._busy(report):
                     await asyncio.wait(self._tasks, timeout=0.05, return_when=asyncio.FIRST_COMPLETED)
         for _, conversation in list(self._conversations.values()):
-            conversation.end(reports.fatal(sqlstate.ADMIN_SHUTDOWN, _SHUTDOWN))
+            conversation.end(report)
         starting = [task for task in self._tasks if task.get_name() == "wire start"]
         for task in starting:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=grace + 10)
+
+    def _busy(self, report: Report) -> bool:
+        """Whether some still do something; each ends with this report when it has done."""
+        conversations = [conversation for _, conversation in self._conversations.values()]
+        for conversation in conversations:
+            conversation.drain(report)
+        return not all(conversation.quiet for conversation in conversations)
 
     # -- one connection -------------------------------------------------------------------------------
 
@@ -150,7 +156,7 @@ class WireDoor:
         assert task is not None
         task.set_name("wire conversation")
         conversation = Conversation(client, wire, upstream, session, self._gateway, self._limits)
-        pid = secrets.randbelow(2**31 - 1) + 1
+        pid = self._pid(upstream)
         key = cancel_key(arrival)
         self._conversations[pid] = (key, conversation)
         reason = "the client disconnected"
@@ -158,7 +164,7 @@ class WireDoor:
             self._greet(client, wire, upstream, arrival, pid, key)
             await conversation.run()
         except EndedError as ended:
-            reason = ended.report["M"] if ended.report else reason
+            reason = str(ended)
             if conversation.mid_row:
                 raise EndedError(None) from None
             raise
@@ -195,7 +201,7 @@ class WireDoor:
         name = told.encode()[:_NAME_BYTES].decode(errors="ignore")
         settings = {k: v for k, v in arrival.settings.items() if k != "application_name"}
         try:
-            upstream = await connect(session.connection, name, settings)
+            upstream = await self._named(session, name, settings)
             try:
                 await self._gateway.refresh(session, upstream)
             except BaseException:
@@ -209,6 +215,25 @@ class WireDoor:
             raise TurnedAwayError(reports.fatal(code, text)) from None
         except CountersignError as error:
             raise TurnedAwayError(turned_away(error)) from None
+        return upstream
+
+    async def _named(self, session: Session, name: str, settings: Mapping[str, str]) -> UpstreamSession:
+        """A connection that DBAs see under this name. One with settings of the client's is its own to the end:
+        what came with the start-up packet no reset takes back.
+        """
+        if settings:
+            return await connect(session.connection, name, settings)
+        naming = "SET application_name = '" + name.replace("'", "''") + "'"
+        while (idle := self._gateway.connections.idle(session)) is not None:
+            assert isinstance(idle, UpstreamSession), "the composition root gives both doors one factory"
+            try:
+                await idle.probe(naming)
+            except (UpstreamError, UpstreamLostError):
+                await idle.disconnect()  # the server may have been restarted meanwhile
+            else:
+                return idle
+        upstream = await connect(session.connection, POOL_NAME, {})
+        await upstream.probe(naming)
         return upstream
 
     def _greet(
@@ -226,6 +251,16 @@ class WireDoor:
         messages += [backend.ParameterStatus(name, value).encode() for name, value in told.items()]
         messages += [backend.BackendKeyData(pid, key).encode(), backend.ReadyForQuery("I").encode()]
         client.send(b"".join(messages))
+
+    def _pid(self, upstream: UpstreamSession) -> int:
+        """The server's own process id, which notifications and pg_backend_pid() tell; another where it is taken.
+
+        Servers do not agree on theirs. It is no secret: what a CancelRequest proves is the key.
+        """
+        pid = upstream.pid
+        while pid is None or pid in self._conversations:
+            pid = secrets.randbelow(2**31 - 1) + 1
+        return pid
 
     async def _cancel(self, request: frontend.CancelRequest) -> None:
         """Cancel what runs under this key. A wrong key is answered like a right one: not at all."""

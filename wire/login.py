@@ -10,6 +10,7 @@ from typing import Any
 
 from scramp import ScramClient, ScramException
 
+from gateway.model import ChannelBinding
 from wire.backend import Authentication
 from wire.fields import ProtocolError
 from wire.frontend import AuthenticationResponse
@@ -24,12 +25,21 @@ class LoginError(Exception):
 class Login:
     """One authentication. Feed it each Authentication message, send what it returns."""
 
-    def __init__(self, user: str, password: str, *, private: bool, tls: SSLObject | None) -> None:
+    def __init__(
+        self,
+        user: str,
+        password: str,
+        *,
+        private: bool,
+        tls: SSLObject | None,
+        channel_binding: ChannelBinding = "prefer",
+    ) -> None:
         """`private`: nobody else can read the connection (TLS, or this machine's loopback)."""
         self._user = user
         self._password = password
         self._private = private
-        self._tls = tls
+        self._tls = tls if channel_binding != "disable" else None
+        self._bound = channel_binding == "require"
         self._scram: Any = None
         self._proved = False
         self.done = False
@@ -60,9 +70,13 @@ class Login:
     def _accept(self) -> None:
         if self._scram is not None and not self._proved:
             raise LoginError("it did not prove that it knows the password")
+        if self._bound and self._scram is None:
+            raise LoginError("it lets us in without SCRAM, but channel_binding is `require`")
         self.done = True
 
     def _cleartext(self) -> AuthenticationResponse:
+        if self._bound:
+            raise LoginError("it asks for the password in clear text, but channel_binding is `require`")
         if not self._private:
             raise LoginError("it asks for the password in clear text outside of TLS")
         return AuthenticationResponse.password(self._password)
@@ -74,6 +88,9 @@ class Login:
         binding = None
         if self._tls is not None and "SCRAM-SHA-256-PLUS" in known:
             binding = ("tls-server-end-point", self._tls)
+        if self._bound and binding is None:
+            why = "it does not offer SCRAM-SHA-256-PLUS" if self._tls is not None else "there is no TLS"
+            raise LoginError(f"{why}, but channel_binding is `require`")
         self._scram = ScramClient(known, self._user, self._password, channel_binding=binding)
         first = self._scram.get_client_first()
         return AuthenticationResponse.sasl_initial(self._scram.mechanism_name, first.encode())

@@ -6,20 +6,26 @@ import asyncio
 
 from gateway.admission import Gateway, Grant
 from gateway.approvals import Pending
-from gateway.errors import CountersignError, RefusedError, SessionEndedError
-from gateway.model import Statement
+from gateway.errors import CountersignError, RefusedError, SessionEndedError, UpstreamUnavailableError
+from gateway.model import Session, Statement
+from gateway.upstream import UpstreamError, UpstreamLostError
 from policy.model import Decision, Effect
 from wire import backend, reports, sqlstate
 from wire.client import ClientConnection
 from wire.reports import RefusalError
+from wire.upstream import UpstreamSession
+
+# Locked relations that a notice names.
+_LOCKS_NAMED = 10
 
 
 class Parking:
     """Where one conversation's statements wait for their approval; one message's at a time."""
 
-    def __init__(self, client: ClientConnection, gateway: Gateway) -> None:
+    def __init__(self, client: ClientConnection, gateway: Gateway, upstream: UpstreamSession) -> None:
         self._client = client
         self._gateway = gateway
+        self._upstream = upstream
         self._waiting: asyncio.Task[list[Grant]] | None = None
         self._withdrawn = False
 
@@ -45,10 +51,7 @@ class Parking:
         try:
             if all(d.verdict.effect is not Effect.APPROVE for d in decisions):
                 return await self._gateway.begin(statements, decisions) if statements else []
-            if in_transaction:
-                self._notice(
-                    "the transaction stays open, with the locks it holds, while this statement waits for approval"
-                )
+            await self._tell_locks(statements[0].session, in_transaction=in_transaction)
             return await self._park(statements, decisions)
         except RefusedError as error:
             index = next((i for i, d in enumerate(decisions) if d is error.decision), 0)
@@ -88,6 +91,23 @@ class Parking:
             ) from None
         finally:
             self._waiting = None
+
+    async def _tell_locks(self, session: Session, *, in_transaction: bool) -> None:
+        """Say what a transaction that waits keeps from others. Waiting adds nothing to it: nothing is sent on.
+
+        It is asked beside the session, whose transaction would otherwise have its snapshot from then on.
+        """
+        try:
+            locks = await self._gateway.connections.locks(session, self._upstream.pid or 0)
+        except (UpstreamError, UpstreamLostError, UpstreamUnavailableError):
+            holds = "with the locks it holds"
+        else:
+            if not locks and not in_transaction:
+                return
+            more = f" and {len(locks) - _LOCKS_NAMED} more" if len(locks) > _LOCKS_NAMED else ""
+            named = f": {', '.join(locks[:_LOCKS_NAMED])}{more}" if locks else ""
+            holds = f"and holds locks on {len(locks)} relation{'s' * (len(locks) != 1)}{named}"
+        self._notice(f"the transaction stays open while this statement waits for approval, {holds}")
 
     async def _pending(self, pending: Pending) -> None:
         self._notice(

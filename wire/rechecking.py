@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from gateway.drafts import denial
+from policy.catalog import Catalog
 from policy.model import Decision
-from wire.session import Portal, Prepared
+from wire.session import Description, Portal, Prepared
 from wire.texts import forward_one
 
 
@@ -17,16 +18,21 @@ def renewed(prepared: Prepared, decision: Decision) -> Prepared | None:
     rewrite, before = decision.verdict.rewrite, prepared.decision
     if rewrite is None or decision.catalog != before.catalog or rewrite.sql == prepared.text.sql:
         return None
-    return Prepared(prepared.name, forward_one(prepared.text.client, rewrite), decision, prepared.types)
+    types = Description(parameters=prepared.description.parameters)
+    return Prepared(prepared.name, forward_one(prepared.text.client, rewrite), decision, prepared.types, types)
 
 
-def recheck(decision: Decision, portal: Portal, search_path: tuple[str, ...], *, in_parts: bool) -> Decision:
+def recheck(
+    decision: Decision, portal: Portal, search_path: tuple[str, ...], catalog: Catalog, *, in_parts: bool
+) -> Decision:
     """The decision of this moment on a portal's text, denied where PostgreSQL would run what was prepared before it.
 
     `in_parts`: its rows are counted, but the client asks for a part of them only.
     """
-    rewrite = decision.verdict.rewrite
+    rewrite, before = decision.verdict.rewrite, portal.prepared.decision.analysis
     changed = rewrite is not None and rewrite.sql != portal.prepared.text.sql
+    if before is not None and decision.analysis is not None:
+        changed = changed or decision.analysis.means_other(before, catalog)
     if changed or portal.search_path != search_path:
         decision = denial(
             decision,

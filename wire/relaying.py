@@ -49,21 +49,23 @@ class Relaying:
         self._end = end
         self._violated = violated
         self._stream = BackendStream()
+        self._cut_short = False  # the last row that the client got is not whole
 
     @property
     def mid_row(self) -> bool:
         """Whether the client has got a part of a row, so that it would take a message for the rest."""
-        return self._stream.mid_message
+        return self._stream.mid_message and self._cut_short
 
     def upstream_received(self, chunk: bytes) -> None:
         """Relay what came, as far as it may be relayed."""
         out: list[bytes] = []
         self._idle.touch()
+        self._stream.whole_rows = self._replies.searches
         try:
             for piece in self._stream.feed(chunk):
                 if isinstance(piece, Rows):
-                    if self._limiter.passes(piece):
-                        out.append(piece.data)
+                    out.append(data := self._limiter.rows(piece))
+                    self._cut_short = not piece.whole and bool(data)
                     continue
                 if (setting := reported(piece)) is not None:
                     self._upstream.note_parameter(setting.name, setting.value)
@@ -83,8 +85,11 @@ class Relaying:
 
     def upstream_said(self, message: BackendMessage) -> None:
         """What came while the gateway asked something of its own: settings and notifications are the client's."""
-        if isinstance(message, ParameterStatus | backend.NotificationResponse):
-            self._client.send(message.encode())
+        match message:
+            case ParameterStatus():
+                self._client.send(message.encode())
+            case backend.NotificationResponse():
+                self._client.send(self._replies.notification(message))
 
     def upstream_lost(self, reason: str) -> None:
         """Tell the client, with the outcome open: the server may have finished what it was doing."""

@@ -10,18 +10,32 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from gateway.errors import LimitExceededError
+from gateway.errors import CountersignError, LimitExceededError, UnsearchableError
 from gateway.model import Outcome, Status
+from gateway.screening import searched_report
+from policy.detection import NOTHING, hide_text
+from policy.detectors import Kinds
 from policy.model import Decision, Effects, Transaction
 from wire import sqlstate
-from wire.backend import CommandComplete, ErrorResponse, NoticeResponse, ParameterStatus, ReadyForQuery, RowDescription
+from wire.backend import (
+    CommandComplete,
+    ErrorResponse,
+    NoticeResponse,
+    NotificationResponse,
+    ParameterDescription,
+    ParameterStatus,
+    ReadyForQuery,
+    RowDescription,
+)
 from wire.codec import Frame, Rows
+from wire.copy import CopyOutResponse
 from wire.fields import ProtocolError
-from wire.reports import Report, as_client_sees, is_log_line, of_error
+from wire.reports import Report, as_client_sees, found_notice, is_log_line, of_error
+from wire.screening import Screen
 from wire.session import Description, Event, Phase, Portal, Prepared, Undo, Used, WireSession
 from wire.texts import Forwarded
 
@@ -31,6 +45,8 @@ if TYPE_CHECKING:
 Origins = frozenset[tuple[int, int]]
 
 _NO_EFFECTS = Effects()
+# Severities of an error that ends the connection.
+_LAST_WORDS = ("FATAL", "PANIC")
 
 
 class Owes(StrEnum):
@@ -70,7 +86,7 @@ ANSWERS: Mapping[Owes, Mapping[bytes, Step]] = {
 _STEPS = {owes: {ord(tag): step for tag, step in of.items()} for owes, of in ANSWERS.items()}
 
 _ERROR, _NOTICE, _PARAMETER, _NOTIFICATION = b"ENSA"
-_DESCRIPTION, _NO_DATA, _COPY_IN, _COMPLETE, _READY = b"TnGCZ"
+_DESCRIPTION, _NO_DATA, _COPY_IN, _COPY_OUT, _COMPLETE, _SUSPENDED, _READY, _PARAMETERS = b"TnGHCsZt"
 # What belongs to a statement's recording, besides rows, notices and errors.
 _SAID = b"TGHCIs"
 
@@ -107,7 +123,12 @@ class Delivery:
     rows: int = 0
     size: int = 0
     settled: bool = False
+    screen: Screen | None = None  # searches the rows, where the policy looks for something
     _hash: Any = None
+
+    def __post_init__(self) -> None:
+        if (detection := self.grant.rewrite.detection) is not None:
+            self.screen = Screen(detection)
 
     def add(self, piece: Rows) -> None:
         """Rows, or a piece of one, are sent."""
@@ -148,7 +169,8 @@ class Delivery:
 
     def _outcome(self, status: Status, **more: Any) -> Outcome:
         digest = self._hash.hexdigest() if self._hash else None
-        return Outcome(status, size=self.size, digest=digest, **more)
+        detected = tuple(self.screen.findings) if self.screen is not None else ()
+        return Outcome(status, size=self.size, digest=digest, detected=detected, **more)
 
 
 @dataclass(slots=True, eq=False)
@@ -172,6 +194,7 @@ class Owed:
     rows_only: bool = False  # of a Describe that the client did not send: NoData is hidden
     cut: bool = False  # its result was too large: the rest of it is hidden, and `substitute` ends it
     withhold: bool = False  # the completion waits for `take_withheld`
+    describes: Delivery | None = None  # of a Describe of ours: whose columns the answer tells
     next: int = 0  # which delivery the next answer belongs to
 
     @property
@@ -193,6 +216,7 @@ class Withheld:
 class Replies:
     """The queue of one session, and the outcomes that wait for their transaction.
 
+    `looks_for` says what the policy looks for in messages to this client now.
     `settle` writes an outcome. Outside an explicit transaction a statement's success is only final with
     the ReadyForQuery that follows: until then it is held, and an error turns it into a failure. `ended` hears
     of each transaction's end.
@@ -205,6 +229,9 @@ class Replies:
     dirty: bool = False  # something was sent since: the server may have an implicit transaction open
     copying: bool = False  # the server waits for COPY data
     unheard: bool = False  # nothing reaches the client any more: nothing is delivered
+    fatal: Report | None = None  # with which the server has ended the connection
+    looks_for: Callable[[], Kinds] = lambda: NOTHING
+    searches: bool = False  # rows of some statement must be seen whole
     _withheld: Withheld | None = None
     _queue: deque[Owed] = field(default_factory=deque)
     _held: list[tuple[Delivery, Outcome]] = field(default_factory=list)
@@ -232,29 +259,34 @@ class Replies:
     def expect(self, owed: Owed) -> None:
         """A message was sent on."""
         self._queue.append(owed)
+        self.searches = self.searches or any(delivery.screen is not None for delivery in owed.deliveries)
         self.dirty = owed.owes not in (Owes.SYNC, Owes.QUERY)
 
     # -- answers --------------------------------------------------------------------------------------
 
-    def rows(self, piece: Rows) -> bool:
-        """Rows or COPY data were received: whether the client may get them, or they exceed what it may have.
+    def rows(self, piece: Rows) -> bytes:
+        """Rows or COPY data were received: what of them the client is to get.
 
-        Raises ProtocolError where nobody asked, LimitExceededError the first time that they are too many.
+        Raises ProtocolError where nobody asked, LimitExceededError the first time that they exceed what it may
+        have, UnsearchableError where what the policy looks for cannot be found in them.
         """
         owed = self._queue[0] if self._queue else None
         current = owed.current if owed else None
         if owed is None or current is None:
             raise ProtocolError("the server sent rows that nobody asked for")
         if owed.cut:
-            return False
-        why = current.grant.limits.exceeded_by(current.used.rows + piece.messages, current.used.size + piece.size)
-        if why is not None and not current.effects.writes and not self.copying:
-            error = LimitExceededError(why, cure="Ask for less: a narrower condition, an aggregate or a LIMIT.")
-            owed.cut, owed.substitute = True, of_error(error)
-            raise error
+            return b""
+        error = current.grant.too_large(current.used.rows + piece.messages, current.used.size + piece.size)
+        if error is not None and not current.effects.writes and not self.copying:
+            raise _cut(owed, current, error)
+        if current.screen is not None:
+            try:
+                piece = current.screen.rows(piece)
+            except (LimitExceededError, UnsearchableError) as error:
+                raise _cut(owed, current, error) from None
         if not self.unheard:
             current.add(piece)
-        return True
+        return piece.data
 
     def received(self, frame: Frame) -> bytes:
         """Any other message was received; returns what the client is to get for it.
@@ -264,6 +296,8 @@ class Replies:
         tag = frame.tag
         if tag == _NOTICE:
             return self._noticed(frame)
+        if tag == _NOTIFICATION and self.looks_for():
+            return self.notification(NotificationResponse.decode(frame.body))
         if tag in (_PARAMETER, _NOTIFICATION):
             return frame.raw
         if tag == _ERROR:
@@ -283,18 +317,36 @@ class Replies:
             owed.hidden = False
         elif owed.cut:
             return self._ended_early(owed, step)
+        if tag in (_DESCRIPTION, _COPY_OUT):
+            _tell_screen(owed, frame)
+        told = self._tell_found(owed) if tag in (_COMPLETE, _SUSPENDED) else b""
         unseen = owed.hidden or (owed.rows_only and tag == _NO_DATA) or (owed.withhold and tag == _COMPLETE)
         if tag in _SAID and not unseen:
             self._said(owed, frame.raw)
         if tag == _DESCRIPTION and owed.description is not None:
             owed.description.raw, owed.description.formats = frame.raw, owed.formats
+        if tag == _PARAMETERS and owed.description is not None:
+            owed.description.parameters = ParameterDescription.decode(frame.body).types
         if step in (Step.RESULT, Step.LAST_RESULT):
             self._completed(owed, frame)
         if step in (Step.DONE, Step.LAST_RESULT):
             self._queue.popleft()
         if tag == _READY:
             self._ready(frame)
-        return b"" if unseen else frame.raw
+        return told if unseen else told + frame.raw
+
+    def notification(self, message: NotificationResponse) -> bytes:
+        """A notification as the client is to get it: its payload may hold anything."""
+        return replace(message, payload=hide_text(message.payload, self.looks_for())).encode()
+
+    def _tell_found(self, owed: Owed) -> bytes:
+        """The notice that something in the result was hidden, ahead of the result's end."""
+        delivery = owed.current
+        if delivery is None or delivery.screen is None or not delivery.screen.findings:
+            return b""
+        notice = NoticeResponse(found_notice(delivery.screen.findings)).encode()
+        self._said(owed, notice)
+        return notice
 
     def _ended_early(self, owed: Owed, step: Step) -> bytes:
         """A result that was cut came to its end before the cancel request did: the client gets the error for it.
@@ -381,7 +433,7 @@ class Replies:
         if is_log_line(fields):
             return b""
         owed = self._queue[0] if self._queue else None
-        seen = as_client_sees(fields, owed.text if owed else None)
+        seen = self._without_found(as_client_sees(fields, owed.text if owed else None), owed)
         raw = frame.raw if seen == fields else NoticeResponse(seen).encode()
         self._said(owed, raw)
         return raw
@@ -390,10 +442,14 @@ class Replies:
 
     def _failed(self, frame: Frame) -> bytes:
         fields = ErrorResponse.decode(frame.body).fields
+        if fields.get("V", fields.get("S")) in _LAST_WORDS:
+            self.fatal = fields
         if not self._queue:
-            return frame.raw  # a FATAL out of the blue: the connection ends with it
+            # A FATAL out of the blue: the connection ends with it.
+            seen = self._without_found(fields, None)
+            return frame.raw if seen == fields else ErrorResponse(seen).encode()
         owed = self._queue[0]
-        fields = owed.substitute or as_client_sees(fields, owed.text)
+        fields = owed.substitute or self._without_found(as_client_sees(fields, owed.text), owed)
         code, message, raw = fields.get("C"), fields.get("M"), ErrorResponse(fields).encode()
         status = Status.CANCELLED if code == sqlstate.QUERY_CANCELED else Status.FAILED
         self._said(owed, raw)
@@ -412,6 +468,11 @@ class Replies:
             self.copying = False
             self.session.happened(Event.ERROR)
         return raw
+
+    def _without_found(self, fields: Report, owed: Owed | None) -> Report:
+        current = owed.current if owed is not None else None
+        findings = current.screen.findings if current is not None and current.screen is not None else None
+        return searched_report(fields, self.looks_for(), findings)
 
     def skip(self, owed: Owed) -> None:
         """A message was not sent on, because an earlier one failed: as if the server had skipped it."""
@@ -462,6 +523,25 @@ class Replies:
         self._queue.clear()
         for delivery in unheard:
             self._settle(delivery, delivery.failure(status, code, message))
+
+
+def _tell_screen(owed: Owed, frame: Frame) -> None:
+    """The columns of rows that must be searched are known now."""
+    delivery = owed.describes or owed.current
+    if delivery is None or delivery.screen is None:
+        return
+    if frame.tag == _DESCRIPTION:
+        delivery.screen.describe(RowDescription.decode(frame.body))
+    else:
+        delivery.screen.begin_copy(CopyOutResponse.decode(frame.body))
+
+
+def _cut(owed: Owed, delivery: Delivery, error: CountersignError) -> Exception:
+    """What to raise where a result cannot go on. What a write has done cannot be taken back: its session ends."""
+    if delivery.effects.writes:
+        return CutError(of_error(error))
+    owed.cut, owed.substitute = True, of_error(error)
+    return error
 
 
 def changes_context(effects: Effects) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gateway.errors import CountersignError, RefusedError
+from policy.detection import Findings
 from wire import sqlstate
 from wire.texts import Forwarded, position_at
 
@@ -74,7 +75,7 @@ def of_refusal(error: RefusedError, client: bytes, start: int) -> dict[str, str]
     fields = of_error(error)
     fields["C"] = sqlstate.of_reason(reason.code)
     if reason.code == "statement.several":
-        fields["M"] = _MULTIPLE_COMMANDS
+        return report(fields["C"], _MULTIPLE_COMMANDS)
     if reason.location is not None:
         fields["P"] = str(position_at(client, start + reason.location))
     return fields
@@ -97,6 +98,16 @@ def as_client_sees(fields: Report, text: Forwarded | None) -> Report:
         else:
             mapped["P"] = str(position)
     return mapped
+
+
+def found_notice(findings: Findings) -> Report:
+    """Says what was hidden in a result."""
+    return report(
+        sqlstate.NOTICE,
+        f"the policy hid in this result: {'; '.join(map(str, findings))}",
+        severity="NOTICE",
+        hint="They were replaced by stars, in numbers by zeros.",
+    )
 
 
 def _is_number(text: str) -> bool:

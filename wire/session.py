@@ -109,13 +109,15 @@ TRANSITIONS: Mapping[Phase, Mapping[Trigger, Phase]] = {
 
 @dataclass(slots=True, eq=False)
 class Description:
-    """The RowDescription that the client was sent for a prepared statement; None before, and where it has no rows.
+    """What the server has said of a prepared statement.
 
-    `formats` are the result formats (Bind's) that it says.
+    `raw` is the RowDescription that the client was sent; None before, and where it has no rows. `formats` are the
+    result formats (Bind's) that it says. `parameters` are the types of the parameters, once they were described.
     """
 
     raw: bytes | None = None
     formats: tuple[int, ...] = ()
+    parameters: tuple[int, ...] = ()
 
     def in_formats(self, formats: tuple[int, ...]) -> bytes | None:
         """The message as a portal with these result formats would be described."""
@@ -129,7 +131,7 @@ class Description:
 class Prepared:
     """A statement that Parse made: the client's text, what runs for it, what was decided, its types as given.
 
-    `description` is what the client was told of its columns.
+    `description` is what the client was told of it.
     """
 
     name: str
@@ -137,6 +139,11 @@ class Prepared:
     decision: Decision
     types: tuple[int, ...] = ()
     description: Description = field(default_factory=Description)
+
+    @property
+    def parameter_types(self) -> tuple[int, ...]:
+        """As far as anybody has said them; 0 for one that is not known."""
+        return self.description.parameters or self.types
 
     @property
     def size(self) -> int:
@@ -174,10 +181,10 @@ class Portal:
 
 
 class EndedError(Exception):
-    """The conversation is over; `report` is the FATAL to send, None where nobody listens."""
+    """The conversation is over; `report` is the FATAL to send, None where nobody listens or all is said."""
 
-    def __init__(self, report: Report | None) -> None:
-        super().__init__(report["M"] if report else "the client went away")
+    def __init__(self, report: Report | None, why: str = "the client disconnected") -> None:
+        super().__init__(report["M"] if report else why)
         self.report = report
 
 
@@ -207,7 +214,7 @@ class WireSession:
     phase: Phase = Phase.STARTUP
     statements: dict[str, Prepared] = field(default_factory=dict)
     portals: dict[str, Portal] = field(default_factory=dict)
-    fetched: Used = field(default_factory=Used)  # by FETCH since the last DECLARE
+    fetched: Used = field(default_factory=Used)  # by FETCH in this transaction, of cursors that are in no book
 
     def receive(self, message: object) -> Phase:
         """Move on by a client's message; returns the phase before. Raises ProtocolError where it is illegal."""
@@ -258,12 +265,14 @@ class WireSession:
             return Undo(self.statements, name, self.statements.pop(name, None))
         return Undo(self.portals, name, self.portals.pop(name, None))
 
-    def used(self, kind: str, portal: Portal | None = None) -> Used:
-        """What the result of a statement of this kind (the parser's tag) counts on."""
-        if kind == "DeclareCursorStmt":
-            self.fetched = Used()
-        if kind == "FetchStmt":
-            return self.fetched
+    def used(self, cursor: str | None, portal: Portal | None = None) -> Used:
+        """What a result counts on: that of its portal, of the `cursor` that it fetches from, or its own.
+
+        Cursors that are in no book of ours (a function opened them) count together.
+        """
+        if cursor is not None:
+            declared = self.portals.get(cursor)
+            return declared.used if declared is not None else self.fetched
         return portal.used if portal is not None else Used()
 
     def simple_query(self) -> None:
@@ -285,6 +294,7 @@ class WireSession:
 
     def transaction_over(self) -> None:
         """Portals live no longer than their transaction; of those that were declared only the server knows."""
+        self.fetched = Used()
         self.portals = {name: portal for name, portal in self.portals.items() if portal.declared}
 
 

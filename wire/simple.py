@@ -9,7 +9,7 @@ from gateway.drafts import denial
 from gateway.model import Session, Statement
 from policy.engine import NotAnalysableError, split
 from policy.model import Decision
-from wire import cursors
+from wire import cursors, searching
 from wire.replies import depends_on_context, moves_context
 from wire.session import Portal
 
@@ -32,6 +32,7 @@ async def decide_each(
         ranges = ((0, len(text)),)  # `decide` says the same of it, as a value to be recorded
     statements, decisions = [], []
     moved = False
+    declared: set[str] = set()  # cursors whose rows are counted
     for start, end in ranges:
         await freshen()
         statement = Statement(session, text[start:end])
@@ -51,6 +52,16 @@ async def decide_each(
                 "a statement whose rows are counted cannot be part of several in one message",
                 "Send it on its own.",
             )
+        if (name := cursors.read_by(decision)) is not None and name in declared:
+            decision = denial(
+                decision,
+                "cursor.declared",
+                f'"{name}" is declared in the same message, and how many rows may be fetched of it is not known yet',
+                "Send the statements one by one.",
+            )
+        if decision.streams and decision.analysis is not None and decision.analysis.effects.declares is not None:
+            declared.add(decision.analysis.effects.declares)
+        decision = searching.checked(decision, alone=len(ranges) == 1)
         moved = moved or moves_context(decision)
         statements.append(statement)
         decisions.append(decision)

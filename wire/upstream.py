@@ -16,7 +16,7 @@ from typing import Protocol, cast
 
 from gateway.model import Connection
 from gateway.upstream import Page, ResultColumn, Upstream, UpstreamError, UpstreamLostError
-from wire import backend, copy, frontend
+from wire import backend, copy, frontend, sqlstate
 from wire.codec import BackendDecoder
 from wire.dialing import dial, lost
 from wire.fields import ProtocolError
@@ -80,6 +80,8 @@ class UpstreamSession(asyncio.Protocol):
         self._room: int | None = None  # bytes that an answer to a client's statement may still have
         self.transaction_status = "I"
         self.batch_open = False  # extended messages were sent on since the last Sync
+        self.plain = True  # started without settings of a client's, which no reset would take back
+        self.cancelled = False  # a request to cancel was sent, which may still arrive
         self.congested = False  # more is written than the server takes: wait for `upstream_writable`
 
     # -- asyncio's side -------------------------------------------------------------------------------
@@ -132,6 +134,12 @@ class UpstreamSession(asyncio.Protocol):
         self._relay = relay
         self._own = False
 
+    def detach(self) -> None:
+        """Nothing is owed any more: bytes are answers to our own messages again."""
+        self._relay = None
+        self._own = True
+        self.resume_reading()
+
     def write(self, data: bytes) -> None:
         """Send bytes. The caller watches `congested`."""
         if self._transport is not None and self._over is None:
@@ -156,6 +164,11 @@ class UpstreamSession(asyncio.Protocol):
             raise ProtocolError(f"`{name}` was changed to `{value}`, but must stay `{pinned}`")
 
     # -- the port's side ------------------------------------------------------------------------------
+
+    @property
+    def connection(self) -> Connection:
+        """What it was made for."""
+        return self._connection
 
     @property
     def parameters(self) -> Mapping[str, str]:
@@ -237,10 +250,16 @@ class UpstreamSession(asyncio.Protocol):
             self._send(frontend.Close(b"P", ""), frontend.Sync())
             await self._page(frozenset((backend.ReadyForQuery,)))
 
+    @property
+    def pid(self) -> int | None:
+        """The process that serves this session; None where the server has not said."""
+        return self._key.pid if self._key is not None else None
+
     async def cancel(self) -> None:
         """Send a CancelRequest on a connection of its own. A server that is gone needs none."""
         if self._key is None or self._over is not None:
             return
+        self.cancelled = True
         request = frontend.CancelRequest(self._key.pid, self._key.key)
         try:
             async with asyncio.timeout(_CANCEL_SECONDS):
@@ -270,10 +289,12 @@ class UpstreamSession(asyncio.Protocol):
     async def start(self, application_name: str, settings: Mapping[str, str]) -> None:
         """Start-up and authentication, to the first ReadyForQuery."""
         connection = self._connection
+        self.plain = not settings
         parameters = {
             "user": connection.user,
             "database": connection.database,
             **settings,
+            **({"default_transaction_read_only": "on"} if connection.read_only else {}),
             "application_name": application_name,
             **PINNED,
         }
@@ -302,7 +323,25 @@ class UpstreamSession(asyncio.Protocol):
         assert self._transport is not None
         tls = self._transport.get_extra_info("ssl_object")
         private = tls is not None or self._connection.host.startswith(_LOOPBACK)
-        return Login(self._connection.user, self._connection.password, private=private, tls=tls)
+        return Login(
+            self._connection.user,
+            self._connection.password,
+            private=private,
+            tls=tls,
+            channel_binding=self._connection.channel_binding,
+        )
+
+    async def check_target(self) -> None:
+        """Raises UpstreamLostError where the connection wants a server that writes, and this one does not."""
+        if self._connection.target == "any":
+            return
+        standby = self._parameters.get("in_hot_standby")
+        if standby is None:  # not reported before PostgreSQL 14
+            standby = "on" if await self.probe("SELECT pg_catalog.pg_is_in_recovery()") == [("t",)] else "off"
+        # Where we asked for it ourselves, it says nothing of the server.
+        read_only = self._parameters.get("default_transaction_read_only") == "on" and not self._connection.read_only
+        if standby == "on" or read_only:
+            raise lost(self._connection, "it does not take writes, but target_session_attrs is `read-write`")
 
     # -- inside ---------------------------------------------------------------------------------------
 
@@ -469,11 +508,34 @@ class Factory:
 
 
 async def connect(connection: Connection, application_name: str, settings: Mapping[str, str]) -> UpstreamSession:
-    """As `Factory.connect`, with the relay's side in its type."""
+    """As `Factory.connect`, with the relay's side in its type. The first host that answers and will do is it.
+
+    As with libpq, a host that refuses us by name or password is an answer; one that is starting or stopping is none.
+    """
+    failures: list[UpstreamLostError | UpstreamError] = []
+    for candidate in connection.candidates():
+        try:
+            session = await _connect_to(candidate, application_name, settings)
+        except UpstreamLostError as error:
+            failures.append(error)
+        except UpstreamError as error:
+            if error.sqlstate != sqlstate.CANNOT_CONNECT_NOW:
+                raise
+            failures.append(error)
+        else:
+            connection.answered(candidate)
+            return session
+    if len(failures) == 1:
+        raise failures[0]
+    raise UpstreamLostError("; ".join(str(failure) for failure in failures))
+
+
+async def _connect_to(connection: Connection, application_name: str, settings: Mapping[str, str]) -> UpstreamSession:
     _, session = await dial(connection, lambda: UpstreamSession(connection))
     try:
         async with asyncio.timeout(_START_SECONDS):
             await session.start(application_name, settings)
+            await session.check_target()
     except (LoginError, ProtocolError) as error:
         await session.disconnect()
         raise lost(connection, str(error)) from None

@@ -1,6 +1,8 @@
 """A second verifier, written from audit/SPEC.md alone: it imports nothing of the product. Slow, short, plain.
 
 python reverify.py audit.db VKEY [NOTES]    prints the number of signed entries, or fails with an AssertionError
+
+`audit.db` is a store with the segments beside it, or a segment alone.
 """
 
 from __future__ import annotations
@@ -24,20 +26,28 @@ def f(text: str | None) -> bytes:
     return (0xFFFFFFFF if text is None else len(data)).to_bytes(4, "big") + data
 
 
-def tree(leaves: list[bytes]) -> bytes:
-    """RFC 6962, 2.1, for one leaf or more."""
-    if len(leaves) == 1:
-        return leaves[0]
-    k = 1 << (len(leaves) - 1).bit_length() - 1
-    return sha256(b"\x01", tree(leaves[:k]), tree(leaves[k:]))
+class Tree:
+    """RFC 6962, 2.1, leaf by leaf: perfect subtrees as (leaves, root), the largest first."""
 
+    def __init__(self, size: int, peaks: bytes) -> None:
+        bits = [bit for bit in range(63, -1, -1) if size >> bit & 1]
+        assert len(peaks) == 32 * len(bits), f"these are no peaks of {size} entries"
+        self.subtrees = [(1 << bit, peaks[at * 32 : at * 32 + 32]) for at, bit in enumerate(bits)]
 
-def peaks(leaves: list[bytes]) -> bytes:
-    """The roots of the perfect subtrees, the largest first."""
-    if not leaves:
-        return b""
-    largest = 1 << len(leaves).bit_length() - 1
-    return tree(leaves[:largest]) + peaks(leaves[largest:])
+    def append(self, leaf: bytes) -> None:
+        self.subtrees.append((1, leaf))
+        while len(self.subtrees) > 1 and self.subtrees[-1][0] == self.subtrees[-2][0]:
+            (size, right), (_, left) = self.subtrees.pop(), self.subtrees.pop()
+            self.subtrees.append((2 * size, sha256(b"\x01", left, right)))
+
+    def peaks(self) -> bytes:
+        return b"".join(root for _, root in self.subtrees)
+
+    def root(self) -> bytes:
+        root = self.subtrees[-1][1]
+        for _, left in self.subtrees[-2::-1]:
+            root = sha256(b"\x01", left, root)
+        return root
 
 
 def check_signed(note: str, vkey: str) -> list[str]:
@@ -56,63 +66,144 @@ def check_signed(note: str, vkey: str) -> list[str]:
     raise AssertionError(f"{name} did not sign")
 
 
-def reverify(path: Path, vkey: str, elsewhere: list[str]) -> int:
-    db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
-    assert db.execute("PRAGMA application_id").fetchone() == (0x434E5453,)
-    assert db.execute("PRAGMA user_version").fetchone() == (4,)
-    columns = "seq, time, kind, session, subject, connection, body, prev, hash"
-    head, last, leaves, keys = sha256(b"countersign audit chain v1\n"), "", [], []
-    for number, row in enumerate(db.execute(f"SELECT {columns} FROM entries ORDER BY seq"), 1):
-        seq, time, kind, session, subject, connection, body, prev, hash_ = row
-        assert (seq, prev) == (number, head), f"entry {number} does not follow"
-        fields = [f(field) for field in (time, kind, session, subject, connection, body)]
-        assert hash_ == sha256(prev, seq.to_bytes(8, "big"), *fields), f"entry {number} was edited"
-        assert time >= last, f"entry {number} is before the one before it"
-        head, last = hash_, time
-        leaves.append(sha256(b"\x00", hash_))
-        if kind == "key.created":
-            assert not keys, f"entry {number} makes a second first key"
-            keys.append((seq, json.loads(body)["vkey"]))
-        if kind == "key.rotated":
-            note = json.loads(body)["note"]
-            title, old, new = check_signed(note, keys[-1][1])
-            assert (title, old) == ("countersign key rotation v1", keys[-1][1])
-            assert old.split("+")[0] == new.split("+")[0]
-            check_signed(note, new)
-            keys.append((seq, new))
-    reverify_recordings(db)
-    assert vkey in [key for _, key in keys], "another key signs this audit"
-    stored = db.execute("SELECT size, note, peaks FROM checkpoints ORDER BY size").fetchall()
-    assert stored, "nothing is signed"
-    for size, note, subtrees in [*stored, *((None, note, None) for note in elsewhere)]:
-        says = int(note.split("\n")[1])
-        assert says <= len(leaves), f"{says} entries were signed and {len(leaves)} are there"
-        signer = [key for seq, key in keys if seq <= says][-1]
-        origin, _, root = check_signed(note, signer)[:3]
-        assert origin == signer.split("+")[0]
-        assert base64.b64decode(root) == tree(leaves[:says]), f"another history was signed up to {says}"
-        assert size in (None, says)
-        assert subtrees in (None, peaks(leaves[:says]))
-    return max(size for size, _, _ in stored)
+COLUMNS = "seq, time, kind, session, subject, connection, body, prev, hash"
 
 
-def reverify_recordings(db: sqlite3.Connection) -> None:
-    """Every digest has its bytes, or an entry after it that says they were shredded; there are no other bytes."""
-    stored = dict(db.execute("SELECT seq, data FROM recordings"))
-    gone, shredded = [], []
-    for seq, kind, body in db.execute("SELECT seq, kind, body FROM entries ORDER BY seq"):
-        told = json.loads(body)
-        if kind == "outcome" and "recording" in told and seq not in stored:
-            gone.append(seq)
-        elif kind == "outcome" and "recording" in told:
-            assert hashlib.sha256(stored.pop(seq)).hexdigest() == told["recording"]["digest"], (
-                f"recording {seq} is another"
+class Audit:
+    """What is known of the audit so far, from one file to the next."""
+
+    def __init__(self) -> None:
+        self.seq, self.head, self.last, self.tree = 0, sha256(b"countersign audit chain v1\n"), "", Tree(0, b"")
+        self.keys: list[tuple[int, str]] = []
+        self.signed = 0
+        self.first = 1  # of the segment at hand
+        self.sealed = False  # the last file is a segment: what follows, such as who shredded, is elsewhere
+        self.gone: list[int] = []
+        self.shredded: list[tuple[int, int]] = []
+
+    def file(self, path: Path, elsewhere: list[str]) -> None:
+        db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+        assert db.execute("PRAGMA application_id").fetchone() == (0x434E5453,)
+        assert db.execute("PRAGMA user_version").fetchone() == (4,)
+        begin = db.execute("SELECT max(seq) FROM entries WHERE kind = 'segment.sealed'").fetchone()[0] or 1
+        stored = {size: (note, peaks) for size, note, peaks in db.execute("SELECT size, note, peaks FROM checkpoints")}
+        [oldest] = db.execute("SELECT coalesce(min(seq), 1) FROM entries").fetchone()
+        if self.seq < begin - 1 and oldest < begin:  # sealed, and not in a file of its own yet
+            [body] = db.execute("SELECT body FROM entries WHERE seq = ?", (begin,)).fetchone()
+            begin = oldest if json.loads(body)["segment"]["first"] == oldest else begin
+        assert begin > self.seq, f"{path} does not go on after entry {self.seq}"
+        if begin - 1 != self.seq:  # begins with what its first entry says, under the checkpoint over those before
+            [body, self.head] = db.execute("SELECT body, prev FROM entries WHERE seq = ?", (begin,)).fetchone()
+            self.keys, self.seq, self.last = keys_told(json.loads(body)), begin - 1, ""
+            self.first, self.tree = json.loads(body)["segment"]["first"], Tree(begin - 1, stored[begin - 1][1])
+        if begin > 1:
+            self.check(begin - 1, *stored[begin - 1])
+        self.leftovers(db, begin)
+        for row in db.execute(f"SELECT {COLUMNS} FROM entries WHERE seq >= ? ORDER BY seq", (begin,)):
+            self.entry(row)
+            if self.seq in stored:
+                self.check(self.seq, *stored[self.seq])
+            for note in elsewhere:
+                if int(note.split("\n")[1]) == self.seq:
+                    self.check(self.seq, note, None)
+        assert max(stored, default=0) <= self.seq, f"{max(stored)} entries were signed and {self.seq} are there"
+        [(sealed,)] = db.execute("SELECT coalesce(max(last), 0) FROM segments")
+        assert sealed != self.seq or sealed in stored, f"nothing signs the segment up to {sealed}"
+        assert sealed <= self.seq, f"the segment up to {sealed} ends at {self.seq}"
+        self.sealed = sealed == self.seq
+        self.recordings(db, begin)
+
+    def leftovers(self, db: sqlite3.Connection, begin: int) -> None:
+        """Entries of a segment that are still in the store must be those that were sealed: back from their hash."""
+        expected = db.execute("SELECT prev FROM entries WHERE seq = ?", (begin,)).fetchone()
+        rows = db.execute(f"SELECT {COLUMNS} FROM entries WHERE seq < ? ORDER BY seq DESC", (begin,)).fetchall()
+        for number, row in enumerate(rows):
+            assert (row[0], row[8]) == (begin - 1 - number, expected[0]), (
+                f"entry {row[0]} is not the one that was sealed"
             )
-        elif kind == "recording.shredded":
-            shredded.append((told["shredded"]["first"], min(told["shredded"]["last"], seq)))
-    assert not stored, f"nobody tells of the recordings {sorted(stored)}"
-    for seq in gone:
-        assert any(first <= seq <= last for first, last in shredded), f"the recording of {seq} was deleted"
+            check_hash(row)
+            expected = row[7:8]
+
+    def entry(self, row: tuple) -> None:
+        seq, time, kind, *_, body, prev, hash_ = row
+        assert (seq, prev) == (self.seq + 1, self.head), f"entry {self.seq + 1} does not follow"
+        check_hash(row)
+        assert time >= self.last, f"entry {seq} is before the one before it"
+        if kind == "segment.sealed":
+            told = json.loads(body)
+            sealed = {"first": self.first, "last": seq - 1, "root": self.tree.root().hex()}
+            assert told["segment"] == sealed, f"entry {seq} seals another segment"
+            assert keys_told(told) == self.keys, f"entry {seq} names other keys"
+            self.first = seq
+        self.seq, self.head, self.last = seq, hash_, time
+        self.tree.append(sha256(b"\x00", hash_))
+        if kind == "key.created":
+            assert not self.keys, f"entry {seq} makes a second first key"
+            self.keys.append((seq, json.loads(body)["vkey"]))
+        if kind == "key.rotated":
+            self.keys.append((seq, handed_over(self.keys[-1][1], json.loads(body)["note"])))
+
+    def check(self, size: int, note: str, peaks: bytes | None) -> None:
+        signer = [key for seq, key in self.keys if seq <= size][-1]
+        origin, says, root = check_signed(note, signer)[:3]
+        assert (origin, int(says)) == (signer.split("+")[0], size)
+        assert base64.b64decode(root) == self.tree.root(), f"another history was signed up to {size}"
+        assert peaks in (None, self.tree.peaks())
+        self.signed = size
+
+    def recordings(self, db: sqlite3.Connection, begin: int) -> None:
+        """Every digest has its bytes, or is gone; there are no other bytes."""
+        stored = dict(db.execute("SELECT seq, data FROM recordings WHERE seq >= ?", (begin,)))
+        for seq, kind, body in db.execute("SELECT seq, kind, body FROM entries WHERE seq >= ? ORDER BY seq", (begin,)):
+            told = json.loads(body)
+            if kind == "outcome" and "recording" in told and seq not in stored:
+                self.gone.append(seq)
+            elif kind == "outcome" and "recording" in told:
+                digest = hashlib.sha256(stored.pop(seq)).hexdigest()
+                assert digest == told["recording"]["digest"], f"recording {seq} is another"
+            elif kind == "recording.shredded":
+                self.shredded.append((told["shredded"]["first"], min(told["shredded"]["last"], seq)))
+        before = db.execute("SELECT seq FROM recordings WHERE seq < (SELECT min(seq) FROM entries)").fetchall()
+        assert not stored, f"nobody tells of the recordings {sorted(stored)}"
+        assert not before, f"the recordings {before} belong to no entry"
+
+
+def check_hash(row: tuple) -> None:
+    seq, *fields, prev, hash_ = row
+    assert hash_ == sha256(prev, seq.to_bytes(8, "big"), *map(f, fields)), f"entry {seq} was edited"
+
+
+def handed_over(old: str, note: str) -> str:
+    title, before, new = check_signed(note, old)
+    assert (title, before) == ("countersign key rotation v1", old)
+    assert old.split("+")[0] == new.split("+")[0]
+    check_signed(note, new)
+    return new
+
+
+def keys_told(body: dict) -> list[tuple[int, str]]:
+    keys = [(body["keys"][0]["seq"], body["keys"][0]["vkey"])]
+    for key in body["keys"][1:]:
+        keys.append((key["seq"], handed_over(keys[-1][1], key["note"])))
+    return keys
+
+
+def reverify(path: Path, vkey: str, elsewhere: list[str]) -> int:
+    audit = Audit()
+    segments = sorted(
+        path.with_name(f"{path.name}.segments").glob("*.db"), key=lambda file: int(file.stem.split("-")[1])
+    )
+    for file in [*segments, path]:
+        audit.file(file, elsewhere)
+    assert vkey in [key for _, key in audit.keys], "another key signs this audit"
+    assert audit.signed, "nothing is signed"
+    for note in elsewhere:
+        size = int(note.split("\n")[1])
+        assert size <= audit.seq, f"{size} entries were signed and {audit.seq} are there"
+    for seq in audit.gone:
+        shredded = any(first <= seq <= last for first, last in audit.shredded)
+        assert shredded or audit.sealed, f"the recording of {seq} was deleted"
+    return audit.signed
 
 
 def notes_of(text: str) -> list[str]:

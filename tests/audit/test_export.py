@@ -154,7 +154,9 @@ def test_records_decode_as_otlp_and_join_the_agents_trace(path: Path) -> None:
     records = resource.scope_logs[0].log_records
     assert [record.event_name for record in records] == [f"countersign.{entry.kind}" for entry in exported]
     one = next(record for record in records if record.event_name == "countersign.intent")
-    assert (one.trace_id.hex(), one.span_id.hex(), one.flags) == (TRACE, SPAN, 1)
+    ended = next(record for record in records if record.event_name == "countersign.outcome")
+    for record in (one, ended):
+        assert (record.trace_id.hex(), record.span_id.hex(), record.flags) == (TRACE, SPAN, 1)
     named = {attribute.key: attribute.value for attribute in one.attributes}
     assert named["db.query.text"].string_value == f"SELECT '{SECRET}'"
     assert named["client.port"].int_value == 47652

@@ -55,7 +55,10 @@ STATEMENTS: list[tuple[Item, Item]] = [
         ),
         outcome(4, "grace", status="refused", sqlstate="42501", duration_ms=None, rows=None),
     ),
-    (intent(5, "grace"), outcome(5, "grace", duration_ms=1500.0)),
+    (
+        intent(5, "grace"),
+        outcome(5, "grace", duration_ms=1500.0, detected=[{"column": "body", "kind": "card", "count": 2}]),
+    ),
 ]
 
 
@@ -83,6 +86,9 @@ FACETS = [
     (Query(relation="sales.*", action="delete"), ()),  # of one and the same demand
     (Query(column="public.customers.ssn"), (3,)),
     (Query(column="*.ssn"), (3,)),
+    (Query(detected="card"), (5,)),
+    (Query(detected="*"), (5,)),
+    (Query(detected="ssn"), ()),
     (Query(verdict="deny"), (4,)),
     (Query(rule="no-drops"), (4,)),
     (Query(door="wire"), (3,)),
@@ -118,7 +124,13 @@ def test_each_facet_finds_its_statements(path: Path, query: Query, statements: t
 
 
 @pytest.mark.parametrize(
-    ("query", "first"), [(Query(user="ada"), 1), (Query(user="grace@x.org"), 2), (Query(group="ai-agents"), 1)]
+    ("query", "first"),
+    [
+        (Query(user="ada"), 1),
+        (Query(user="grace@x.org"), 2),
+        (Query(group="ai-agents"), 1),
+        (Query(on_behalf_of="ada"), 1),
+    ],
 )
 def test_people_are_found_through_their_sessions(path: Path, query: Query, first: int) -> None:
     whose = {"devin": (0, 1, 2), "grace": (3, 4, 5)}["devin" if first == 1 else "grace"]

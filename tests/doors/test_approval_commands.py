@@ -35,7 +35,7 @@ def process(
 
 
 def finish(running: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, said = running.communicate(timeout=40)
+    out, said = running.communicate(timeout=90)
     return running.returncode, out, said
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from typing import Any
 
 import pytest
 
 from audit.entry import Draft, Kind
+from audit.search import Query
 from policy.document import DocumentError
 from policy.load import load_policy
-from tests.doors.mcp_calls import answer, call, error, query, text
+from tests.doors.mcp_calls import answer, call, client, error, query, text
 from tests.stack import Stack
 
 
@@ -29,6 +31,25 @@ async def test_an_auditor_finds_statements_and_leaves_an_entry(stack: Stack) -> 
     [told] = readings(stack, "grace")[before:]
     assert told["query"]["words"] == "auditor"
     assert (told["how"], told["found"], told["principal"]["groups"]) == ("search", len(found["entries"]), ["dba"])
+
+
+async def test_the_tool_looks_for_all_that_the_command_looks_for(stack: Stack) -> None:
+    async with client(stack, "grace") as connected:
+        [tool] = [tool for tool in (await connected.list_tools()).tools if tool.name == "search_audit"]
+    told = {"duration_ms": "min_ms", "rows": "min_rows"}
+    assert set(tool.input_schema["properties"]) == {told.get(part.name, part.name) for part in fields(Query)}
+    await query(stack, "devin", "SELECT 'by each of them'")
+    asked = {
+        "user": "devin",
+        "on_behalf_of": "ada",
+        "group": "ai-agents",
+        "door": "mcp",
+        "text": "BY EACH",
+        "min_ms": 0,
+    }
+    found = answer(await call(stack, "grace", "search_audit", **asked, kind="intent", min_rows=1))
+    assert [entry["body"]["text"] for entry in found["entries"]] == ["SELECT 'by each of them'"]
+    assert answer(await call(stack, "grace", "search_audit", text="by each", min_rows=2))["entries"] == []
 
 
 @pytest.mark.parametrize("who", ["devin", "ada"])

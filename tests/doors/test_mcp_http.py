@@ -67,6 +67,7 @@ async def test_a_client_with_a_token_lists_and_calls_the_tools_in_both_eras(stac
         "propose_migration",
         "approve",
         "reject",
+        "review_approval",
         "withdraw",
         "await_approval",
         "search_audit",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.doors.mcp_calls import answer, call, error, text
+from tests.doors.mcp_calls import answer, call, client, error, query, text
 from tests.doors.test_approval_commands import finish, process
 from tests.stack import Stack, running_stack
 from tests.waiting import until
@@ -24,10 +26,17 @@ ALTER TABLE public.tickets ALTER COLUMN id TYPE bigint;
 """
 
 
+# A mask on columns that are not there yet.
+PASSPORTS = "  - {columns: [public.*.passport], with: redact}\n"
+
+
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A stack whose schema these tests change."""
     with running_stack(tmp_path_factory.mktemp("migrations")) as stack:
+        path = stack.demo.config.policy_path
+        path.write_text(path.read_text().replace("masks:\n", f"masks:\n{PASSPORTS}"))
+        stack.call(stack.app.hall.gateway.policies.reload)
         yield stack
 
 
@@ -76,6 +85,13 @@ async def test_a_dba_sees_what_five_statements_do_and_they_run_once(shop: Stack)
     assert shop.direct("SELECT count(*) FROM information_schema.columns WHERE column_name = 'priority'") == [(1,)]
     said = error(await call(shop, "devin", "await_approval", id=shown["id"]))
     assert "already been used" in said["what"]
+    undo = ["ALTER TABLE public.labels DROP CONSTRAINT labels_ticket_fkey;", "DROP INDEX public.tickets_priority;"]
+    assert [line for line in seen["undo"] if line in undo] == undo
+    [changed] = shop.audit("SELECT body FROM entries WHERE kind = 'schema.changed'")
+    told = json.loads(changed["body"])
+    assert told["changes"] == seen["changes"]
+    assert (told["approval"], told["statement"]) == (shown["id"], done["statement"])
+    assert told["undo"] == seen["undo"]
     statuses = shop.audit("SELECT status FROM statements WHERE sql LIKE 'ALTER TABLE public.labels ADD%' ORDER BY seq")
     assert [row["status"] for row in statuses] == ["rehearsed", "rehearsed", "completed"]
 
@@ -158,11 +174,72 @@ async def test_a_run_that_does_not_get_its_lock_lets_others_go_first_and_tries_a
 async def test_what_cannot_run_in_a_transaction_is_said_and_runs_one_by_one(shop: Stack) -> None:
     shown = await proposed(shop, "CREATE INDEX CONCURRENTLY tickets_body ON public.tickets (body)")
     seen = shown["evidence"]["migration"]
-    assert seen["how"].startswith("one by one")
-    assert seen["statements"][0]["note"] == "not rehearsed: it cannot run in a transaction"
+    assert seen["how"].startswith("in 1 step,")
+    assert seen["steps"] == ["statement 1, outside of a transaction: CREATE INDEX CONCURRENTLY cannot be in one"]
+    assert seen["statements"][0]["note"] == "not rehearsed: CREATE INDEX CONCURRENTLY cannot be in one"
     await approve(shop, shown)
     assert answer(await call(shop, "devin", "await_approval", id=shown["id"]))["tag"] == "MIGRATION 1"
     assert shop.direct("SELECT indisvalid FROM pg_index WHERE indexrelid = 'tickets_body'::regclass") == [(True,)]
+
+
+async def test_a_failure_in_the_middle_says_what_lasts_and_what_it_left(shop: Stack) -> None:
+    shop.direct("CREATE TABLE public.twins (n integer); INSERT INTO public.twins VALUES (1), (1)")
+    shop.direct("ALTER TABLE public.twins OWNER TO countersign_gateway")
+    first, unique, last = (
+        "ALTER TABLE public.twins ADD COLUMN one text",
+        "CREATE UNIQUE INDEX CONCURRENTLY twins_n ON public.twins (n)",
+        "ALTER TABLE public.twins ADD COLUMN three text",
+    )
+    shown = await proposed(shop, f"{first}; {unique}; {last}")
+    seen = shown["evidence"]["migration"]
+    assert [step.partition(":")[0] for step in seen["steps"]] == [
+        "statement 1, in a transaction",
+        "statement 2, outside of a transaction",
+        "statement 3, in a transaction",
+    ]
+    assert ["note" in step for step in seen["statements"]] == [False, True, False]
+    await approve(shop, shown)
+    reported: list[str] = []
+
+    async def progress(done: float, total: float | None, text: str | None) -> None:
+        reported.append(text or "")
+
+    async with client(shop, "devin") as agent:
+        said = error(await agent.call_tool("await_approval", {"id": shown["id"]}, progress_callback=progress))
+    assert "statement 2 of the migration fails (23505)" in said["what"]
+    assert "statement 1 of it last; it left the invalid index public.twins_n" in said["what"]
+    assert said["cure"].startswith("Clear up by DROP INDEX CONCURRENTLY public.twins_n. Then propose what is left")
+    assert reported[0] == "it is rehearsed once more"
+    assert [text.partition(":")[0] for text in reported[1:]] == ["statement 1 of 3", "statement 2 of 3"]
+    columns = shop.direct("SELECT column_name FROM information_schema.columns WHERE table_name = 'twins' ORDER BY 1")
+    assert columns == [("n",), ("one",)]
+    told = json.loads(shop.audit("SELECT body FROM entries WHERE kind = 'schema.changed' ORDER BY seq DESC")[0]["body"])
+    assert (told["steps"], told["done"]) == (3, 1)
+    assert told["left"] == {"the invalid index public.twins_n": "DROP INDEX CONCURRENTLY public.twins_n"}
+
+
+async def test_a_new_value_of_an_enum_is_there_for_the_statement_behind_it(shop: Stack) -> None:
+    shop.direct("CREATE TYPE public.mood AS ENUM ('good'); ALTER TYPE public.mood OWNER TO countersign_gateway")
+    use = "ALTER TABLE public.tickets ADD COLUMN mood public.mood DEFAULT 'bad'"
+    shown = await proposed(shop, f"ALTER TYPE public.mood ADD VALUE 'bad'; {use}")
+    seen = shown["evidence"]["migration"]
+    assert len(seen["steps"]) == 2
+    assert "PostgreSQL refuses it here (55P04), where statement 1 is not done for good" in seen["statements"][1]["note"]
+    assert "-- there is no way back for the type public.mood: it was good" in seen["undo"]
+    await approve(shop, shown)
+    assert answer(await call(shop, "devin", "await_approval", id=shown["id"]))["tag"] == "MIGRATION 2"
+    assert shop.direct("SELECT DISTINCT mood::text FROM tickets") == [("bad",)]
+
+
+async def test_a_new_column_that_a_mask_is_about_is_masked_from_its_first_row(shop: Stack) -> None:
+    shown = await proposed(shop, "ALTER TABLE public.customers ADD COLUMN passport text DEFAULT 'C01X00T47'")
+    assert "public.customer_orders" in shown["evidence"]["migration"]["read_by"]
+    await approve(shop, shown)
+    answer(await call(shop, "devin", "await_approval", id=shown["id"]))
+    answered = await query(shop, "devin", "SELECT passport FROM customers LIMIT 1")
+    assert "public.customers.passport: redact" in answered["masked"]
+    assert "C01X00T47" not in str(answered)
+    assert "C01X00T47" not in shop.psql("devin", "TABLE customers").stdout
 
 
 async def test_the_command_line_proposes_shows_and_runs(shop: Stack, tmp_path: Path) -> None:
@@ -174,12 +251,18 @@ async def test_the_command_line_proposes_shows_and_runs(shop: Stack, tmp_path: P
 
     status, out, said = await migrate("propose", str(file), "--reason", "asked")
     assert (status, said) == (0, "")
-    for shown in ("migration: add.sql", "lock AccessExclusiveLock on public.customers", "created column", "digest"):
+    for shown in ("migration: add.sql", "created column", "undo: ALTER TABLE", "digest"):
         assert shown in out
+    assert re.search(r"^locks +statement +lock +relation *\n +1 +AccessExclusiveLock +public\.customers *$", out, re.M)
     approval = next(word for word in out.split() if word.startswith("apr-"))
     status, _, said = await migrate("run", approval)
-    assert (status, said.startswith("still waiting")) == (1, True)
+    assert status == 1
+    assert said.splitlines()[-1].startswith("still waiting")
     await approve(shop, answer(await call(shop, "grace", "approval_status", id=approval)))
-    status, out, _ = await migrate("run", approval)
+    status, out, said = await migrate("run", approval)
     assert status == 0
+    assert said.splitlines() == [
+        "it is rehearsed once more",
+        "statement 1 of 1: ALTER TABLE public.customers ADD COLUMN remark text",
+    ]
     assert out.startswith("MIGRATION 1 in ")

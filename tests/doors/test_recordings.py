@@ -17,6 +17,8 @@ from audit.recording import Chunk, Mode, unpack
 from audit.verify import verify
 from gateway.model import ClientInfo, Connection, Door, Session
 from gateway.transcript import RecordingBounds, Transcript
+from policy.document import DocumentError
+from policy.load import load_policy
 from policy.model import Principal, PrincipalKind
 from tests.doors.mcp_calls import answer, call, client, query
 from tests.doors.mcp_calls import error as failure
@@ -220,3 +222,51 @@ def test_a_sessions_bound_is_shared_by_its_statements() -> None:
     assert made(Mode.FULL, bounds, b"D1234567", of=one) == ([b"D1234567"], 0)
     assert made(Mode.FULL, bounds, b"D1234567", of=one) == ([b"D1"], 6)
     assert made(Mode.FULL, bounds, b"D1234567", of=one) == ([b""], 8)
+
+
+def test_the_policys_word_overrides_the_connections() -> None:
+    for said, kept in ((None, [b""]), (Mode.FULL, [b"D1"]), (Mode.OFF, [])):
+        assert made(Mode.METADATA, RecordingBounds(mode=said), b"D1")[0] == kept
+
+
+async def test_a_policy_that_is_loaded_now_holds_at_both_doors(stack: Stack) -> None:
+    policies, path = stack.app.hall.gateway.policies, stack.demo.config.policy_path
+    before = path.read_text(encoding="utf-8")
+    path.write_text(f"{before}\nrecordings:\n  - {{who: {{groups: [ai-agents]}}, mode: off}}\n", encoding="utf-8")
+    try:
+        stack.call(policies.reload)
+        stack.psql("devin", "SELECT 'unseen at the wire door'")
+        await query(stack, "devin", "SELECT 'unseen at the MCP door'")
+    finally:
+        path.write_text(before, encoding="utf-8")
+        stack.call(policies.reload)
+    stack.psql("devin", "SELECT 'seen again'")
+    recording(stack, "SELECT 'seen again'")
+    told = stack.audit("SELECT sql, recorded FROM statements WHERE sql LIKE 'SELECT ''%seen a%' ORDER BY sql")
+    assert [row["recorded"] for row in told] == ["full", None, None]
+
+
+POLICY = """
+recordings:
+  - {who: {groups: [ai-agents]}, mode: metadata}
+  - {who: {groups: [ai-agents]}, connections: [pay*], mode: full}
+  - {who: {groups: [ai-agents]}, connections: [payments], mode: off}
+  - {who: {users: [ada]}, mode: off}
+"""
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_of_several_entries_the_one_that_records_most_counts(reverse: bool) -> None:
+    head, *entries = POLICY.strip().splitlines()
+    policy = load_policy("\n".join([head, *(reversed(entries) if reverse else entries)]), "policy.yaml")
+    agent = Principal("devin", "i", PrincipalKind.AGENT, groups=frozenset(("ai-agents",)))
+    human = Principal("ada", "i", PrincipalKind.HUMAN)
+    told = [policy.recording_of(agent, name) for name in ("shop", "payments")]
+    assert told == ["metadata", "full"]
+    assert policy.recording_of(human, "shop") == "off"
+    assert policy.recording_of(Principal("grace", "i", PrincipalKind.HUMAN), "shop") is None
+
+
+def test_a_mode_that_there_is_not_is_refused() -> None:
+    with pytest.raises(DocumentError, match="`everything`"):
+        load_policy("recordings: [{mode: everything}]", "policy.yaml")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -71,7 +72,8 @@ async def test_a_wait_for_approval_and_the_run_are_in_the_picture(stack: Stack) 
     at = [shown.index(words) for words in (text, "reason: to see it again", "approve: ", f"{pending['id']} requested")]
     at += [shown.index(words) for words in (f"{pending['id']} voted", "(why not)", f"{pending['id']} approved")]
     assert at == sorted(at)
-    assert shown.index("completed · CREATE TABLE") > at[-1]
+    assert at[-1] < shown.index(f"approved: {pending['id']}") < shown.index("completed · CREATE TABLE")
+    assert shown.count(f"approved: {pending['id']}") == 1  # not where it was asked for
     stack.direct("DROP TABLE replayed")
 
 
@@ -159,15 +161,49 @@ def test_any_recording_at_all_can_be_shown(chunks: list[tuple[int, bool, bytes]]
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f]", "".join(one.text for one in screen(both)))
 
 
-def test_the_cast_is_asciicast_version_2(path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [2, 3])
+def test_the_cast_is_an_asciicast_with_a_marker_for_each_statement(path: Path, tmp_path: Path, version: int) -> None:
     target = tmp_path / "session.cast"
-    assert run("se-1", path, "--export", "cast", "--output", target).exit_code == 0
+    done = run("se-1", path, "--export", "cast", "--cast-version", version, "--output", target)
+    assert done.exit_code == 0
     header, *events = [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
-    assert {"version": 2, "width": 120, "height": 36, "title": "se-1"}.items() <= header.items()
-    assert all(code == "o" for _, code, _ in events)
+    assert (header["version"], header["title"], header["idle_time_limit"]) == (version, "se-1", 3)
+    width, height = (header["width"], header["height"]) if version == 2 else header["term"].values()
+    assert (100 <= width <= 140, height) == (True, 36)
     times = [when for when, _, _ in events]
-    assert times == sorted(times)
+    assert min(times) >= 0
+    assert times == sorted(times) or version == 3  # there, each since the one before
+    assert [text for _, code, text in events if code == "m"] == [f"=> select {number}" for number in range(1, 6)]
+    assert {code for _, code, _ in events} == {"o", "m"}
     assert all("\n" not in text.replace("\r\n", "") for _, _, text in events)
+
+
+def test_both_versions_of_a_cast_tell_the_same_times() -> None:
+    shown = [Shown(at, [(Style.PLAIN, "x")], step=True) for at in (0.0, 0.1, 0.3, 71.000001)]
+    second, third = ([json.loads(line) for line in as_cast(shown, "t", 0, v).splitlines()[1:]] for v in (2, 3))
+    passed = list(itertools.accumulate(when for when, _, _ in third))
+    assert passed == pytest.approx([when for when, _, _ in second])
+    assert passed[-1] == pytest.approx(71.000001)
+
+
+def test_null_is_no_empty_text_and_a_masked_column_is_marked() -> None:
+    columns = (Column("ssn"), Column("note", table=7), Column("n", type=23))
+    rows_ = DataRow((b"***1", b"", None)).encode() + DataRow((None, b"x ", b"5")).encode()
+    now = datetime(2026, 11, 24, tzinfo=UTC)
+    chunks = [Chunk(0, False, RowDescription(columns).encode()), Chunk(1, True, rows_)]
+    intended = {"statement": "st-1", "text": "select", "verdict": {"effect": "allow", "rules": [], "reasons": []}}
+    told = {"statement": "st-1", "status": "completed", "masked": ["public.customers.ssn", "public.customers.note"]}
+    both = [playback.Moment(1, now, "intent", "d", intended), playback.Moment(2, now, "outcome", "d", told, chunks)]
+    table = next(one for one in screen(both) if any(style is Style.ROWS for style, _ in one.pieces))
+    assert table.text.splitlines() == [
+        " ssn  | note | n",
+        "------+------+---",
+        " ***1 |      | ∅",
+        " ∅    | x    | 5",
+        "(2 rows)",
+    ]
+    assert [text.strip() for style, text in table.pieces if style is Style.MASKED] == ["ssn"]
+    assert [text.strip() for style, text in table.pieces if style is Style.NULL] == ["∅", "∅"]
 
 
 def test_the_page_is_one_file_that_loads_nothing(path: Path) -> None:
@@ -176,7 +212,7 @@ def test_the_page_is_one_file_that_loads_nothing(path: Path) -> None:
     assert not re.findall(r'(?:src|href)="|url\(|@import', done.output)
     assert "default-src 'none'" in done.output
     assert done.output.count("data-step") >= 5
-    page = as_html([Shown(0.0, [(Style.PLAIN, "<script>alert(1)</script>")])], "<b>", 0)
+    page = as_html([Shown(0.0, [(Style.PLAIN, "<script>alert(1)</script>")])], "<b>")
     assert "<script>alert" not in page
     assert "<title>&lt;b&gt;</title>" in page
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import re
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import psycopg
+import pytest
 
 from tests.doors.mcp_calls import answer, call, error
 from tests.doors.wire_calls import errors, kinds, raw_client, values
-from tests.stack import Stack, psql_path
+from tests.policy.corpus import ROOT
+from tests.stack import Stack, psql_path, running_stack, use_policy
 from tests.waiting import until
 from wire.backend import NoticeResponse, ReadyForQuery
 from wire.frontend import Bind, Execute, Parse, Query, Sync
@@ -145,14 +151,87 @@ async def test_a_schema_that_changed_meanwhile_voids_the_yes(fresh_stack: Stack)
     assert "completed" not in [s["status"] for s in statuses]
 
 
-async def test_in_a_transaction_the_client_is_told_that_its_locks_stay(stack: Stack) -> None:
+def locks(stack: Stack, pid: int) -> list[tuple[str, str]]:
+    """What a server process has locked, but for catalogs."""
+    return stack.direct(
+        "SELECT relation::regclass::text, mode FROM pg_locks WHERE locktype = 'relation' AND relation >= 16384"
+        f" AND pid = {pid} ORDER BY 1, 2"
+    )
+
+
+@pytest.mark.parametrize("extended", [False, True], ids=["simple", "extended"])
+async def test_a_transaction_that_waits_locks_nothing_more_and_says_what_it_holds(stack: Stack, extended: bool) -> None:
     queue = Queue(stack)
     with raw_client(stack, "devin") as client:
+        [(pid,)] = values(client.cycle(Query(b"SELECT pg_backend_pid()")))
         client.cycle(Query(b"BEGIN"))
-        client.send(Query(UPDATE.encode()))
-        assert "the locks it holds" in client.until(NoticeResponse)[-1].fields["M"]
-        answer(await call(stack, "grace", "reject", id=queue.next(), comment="no"))
+        client.cycle(Query(b"SELECT id FROM orders LIMIT 1"))
+        before = locks(stack, int(pid or 0))
+        assert ("orders", "AccessShareLock") in before
+        if extended:
+            client.send(Parse("", UPDATE.encode()), Bind("", ""), Execute(""), Sync())
+        else:
+            client.send(Query(UPDATE.encode()))
+        said = client.until(NoticeResponse)[-1].fields["M"]
+        assert f"and holds locks on {len({name for name, _ in before})} relations: " in said
+        assert "orders (AccessShareLock)" in said
+        approval = queue.next()
+        assert locks(stack, int(pid or 0)) == before
+        answer(await call(stack, "grace", "reject", id=approval, comment="no"))
         assert client.until(ReadyForQuery)[-1].status == "E"
+
+
+async def test_a_transaction_without_locks_says_so_and_keeps_its_snapshot_for_later(stack: Stack) -> None:
+    queue = Queue(stack)
+    with raw_client(stack, "devin") as client:
+        client.cycle(Query(b"BEGIN ISOLATION LEVEL REPEATABLE READ"))
+        client.send(Query(UPDATE.encode()))
+        assert client.until(NoticeResponse)[-1].fields["M"].endswith("and holds locks on 0 relations")
+        approval = queue.next()
+        stack.direct("UPDATE tickets SET subject = subject WHERE id = 1")  # would fail a snapshot of before
+        await approve(stack, approval)
+        assert errors(client.until(ReadyForQuery)) == []
+        client.cycle(Query(b"ROLLBACK"))
+
+
+async def test_many_clients_wait_at_once_without_a_thread_each_and_are_all_answered(stack: Stack) -> None:
+    many, before = 15, threading.active_count()
+    with contextlib.ExitStack() as opened:
+        waiting = {}
+        for _ in range(many):
+            queue = Queue(stack)
+            client = opened.enter_context(raw_client(stack, "devin"))
+            client.send(Query(UPDATE.encode()))
+            waiting[queue.next()] = client
+        assert threading.active_count() - before <= 8  # asyncio's own workers, however many wait
+        for number, (approval, client) in enumerate(waiting.items()):
+            if number % 2:
+                answer(await call(stack, "grace", "reject", id=approval, comment="no"))
+            else:
+                await approve(stack, approval)
+            assert [code for code, _ in errors(client.until(ReadyForQuery))] == ["42501"] * (number % 2)
+
+
+async def test_one_that_expires_while_it_waits_is_an_error(fresh_stack: Stack, tmp_path: Path) -> None:
+    policy = (ROOT / "server" / "sample" / "policy.yaml").read_text().replace("expires: 30m", "expires: 1s")
+    (tmp_path / "short.yaml").write_text(policy)
+    await asyncio.to_thread(use_policy, fresh_stack, tmp_path / "short.yaml")
+    with parked(fresh_stack) as (process, approval):
+        _, said = await asyncio.to_thread(process.communicate, timeout=20)
+    assert process.returncode == 1
+    assert f"approval `{approval}` expired at" in said
+    assert state(fresh_stack, approval) == "expired"
+
+
+def test_a_server_that_is_stopped_tells_who_waits_and_withdraws(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as ending:
+        stack = ending.enter_context(running_stack(tmp_path))
+        with parked(stack) as (process, approval):
+            ending.close()
+            _, said = process.communicate(timeout=20)
+    assert "terminating connection" in said
+    assert state(stack, approval) == "cancelled"
+    assert stack.audit("SELECT status FROM statements WHERE sql = ? AND status = 'completed'", UPDATE) == []
 
 
 async def test_what_waits_at_the_wire_door_runs_there_only(stack: Stack) -> None:

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from server.app import certificate_principals, server_tls
-from server.config import ClientPrincipalFile, TlsFile, WireFile
+from server.wire_config import ClientPrincipalFile, TlsFile, WireFile
 from tests.certificates import Certificate, make, revoke
 from tests.stack import Stack
 from wire.listener import WireDoor

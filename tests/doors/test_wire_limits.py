@@ -19,10 +19,11 @@ from wire import backend
 from wire.frontend import Bind, Execute, Flush, Parse, Query, StartupRequest, Sync
 from wire.listener import WireDoor
 from wire.occupancy import DoorLimits
+from wire.server_tls import ServerTls
 
 
 @contextmanager
-def door(stack: Stack, **limits: float) -> Iterator[int]:
+def door(stack: Stack, tls: ServerTls | None = None, **limits: float) -> Iterator[int]:
     """Another wire door of the same gateway, with these limits; its port."""
     hall = stack.app.hall
     opened = WireDoor(
@@ -31,7 +32,7 @@ def door(stack: Stack, **limits: float) -> Iterator[int]:
         hall.secrets,
         host="127.0.0.1",
         port=0,
-        tls=None,
+        tls=tls,
         limits=DoorLimits(**limits),  # type: ignore[arg-type]
     )
     stack.call(opened.start)

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from server.app import server_tls
-from server.config import TlsFile, WireFile
+from server.wire_config import TlsFile, WireFile
 from tests.certificates import Certificate, make
 from tests.doors.wire_calls import errors, raw_client
 from tests.stack import Stack, psql_path, running_stack

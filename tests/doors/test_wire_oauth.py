@@ -14,8 +14,8 @@ import psycopg_binary
 import pytest
 
 from server.app import oauth_offer
-from server.config import OauthFile
 from server.postgres import binaries
+from server.wire_config import OauthFile
 from tests.doors.wire_calls import errors, raw_client
 from tests.stack import Stack
 from wire.backend import Authentication

@@ -232,12 +232,29 @@ async def test_an_upstream_is_verified_as_its_sslmode_says(stack: Stack, tmp_pat
         await reached(upstream(stack, port, "verify-full", None))
 
 
-async def test_an_upstream_with_anothers_name_is_not_believed(stack: Stack, tmp_path: Path) -> None:
+async def test_an_upstream_with_anothers_name_is_not_believed(
+    stack: Stack, tmp_path: Path, certificate: Certificate
+) -> None:
     elsewhere = make(tmp_path, "elsewhere", "db.example")
     with tls_door(stack, ServerTls(elsewhere.certificate, elsewhere.key)) as port:
         with pytest.raises(UpstreamLostError, match="certificate is not trusted"):
             await reached(upstream(stack, port, "verify-full", elsewhere.certificate))
-        assert await reached(upstream(stack, port, "require", elsewhere.certificate, "127.0.0.1")) is True
+        for mode in ("require", "verify-ca"):
+            assert await reached(upstream(stack, port, mode, elsewhere.certificate, "127.0.0.1"))
+        with pytest.raises(UpstreamLostError, match="certificate is not trusted"):
+            await reached(upstream(stack, port, "verify-ca", certificate.certificate))
+
+
+async def test_an_upstream_can_be_required_to_bind_the_channel(stack: Stack, tmp_path: Path, port: int) -> None:
+    bound = dataclasses.replace(
+        upstream(stack, port, "verify-full", tmp_path / "server.crt"), channel_binding="require"
+    )
+    assert await reached(bound)
+    with pytest.raises(UpstreamLostError, match="there is no TLS, but channel_binding is `require`"):
+        await reached(dataclasses.replace(bound, sslmode="disable", host="127.0.0.1"))
+    token = dataclasses.replace(bound, user="grace", password=stack.tokens["grace"])
+    with pytest.raises(UpstreamLostError, match="in clear text, but channel_binding is `require`"):
+        await reached(token)
 
 
 async def test_an_upstream_without_tls_is_not_used_where_tls_is_required(stack: Stack) -> None:

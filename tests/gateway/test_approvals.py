@@ -14,10 +14,12 @@ import pytest
 
 from audit.approvals import ApprovalRecord, Conflict, Reader, State
 from audit.entry import Draft, Kind
+from audit.instances import Instance, close_dangling
 from audit.store import Store
 from audit.verify import verify
 from audit.writer import Writer
 from gateway.approvals import Approvals, Pending
+from gateway.asking import Asking
 from gateway.certificates import CertificateRule
 from gateway.errors import ApprovalRejectedError
 from gateway.model import ClientInfo, Connection, Door, Session, Statement
@@ -84,7 +86,9 @@ class Desk:
 
     async def ask(self, *terms: ApprovalTerms, who: Principal = DEVIN) -> Pending:
         statement = Statement(session_of(who), SQL)
-        item, pending = self.approvals.request_item(statement, decision_of(*(terms or (TERMS,))), CATALOG, "st-1")
+        item, pending = self.approvals.request_item(
+            statement, decision_of(*(terms or (TERMS,))), CATALOG, "st-1", {"parameters": []}
+        )
         await self.recorder.record(item)
         return pending
 
@@ -428,6 +432,35 @@ async def test_an_approval_is_used_once_though_many_try_and_the_chain_says_so(de
     assert report.open_statements == 1
 
 
+@pytest.mark.parametrize("voted", [False, True], ids=["requested", "approved"])
+async def test_what_waited_on_a_connection_of_a_process_that_died_is_over_at_the_next_start(
+    desk: Desk, voted: bool
+) -> None:
+    instance = Instance.start(desk.path)
+    session = replace(session_of(DEVIN), door=Door.WIRE)
+    opened = {"session": session.id, "instance": instance.id}
+    await desk.recorder.record(Draft(Kind.SESSION_OPENED, session.id, "devin", "shop", opened))
+    waits, stays = [], await desk.ask(who=person("cursor", kind=PrincipalKind.AGENT))  # at the MCP door
+    for _ in range(2):
+        item, pending = desk.approvals.request_item(Statement(session, SQL), decision_of(TERMS), CATALOG, "st-1", {})
+        await desk.recorder.record(item)
+        waits.append(pending)
+    if voted:
+        await desk.vote(waits[0], GRACE)
+    for alive in (True, False):
+        if not alive:
+            instance.stop()  # its lock is gone, and it has not closed its session
+        with contextlib.closing(Store.open(desk.path)) as beside:
+            close_dangling(beside)
+        states = [(await desk.approvals.get(pending.id)).state for pending in (*waits, stays)]
+        first = State.APPROVED if voted else State.REQUESTED
+        ended = State.VOID if voted else State.CANCELLED
+        expected = [first, State.REQUESTED] if alive else [ended, State.CANCELLED]
+        assert states == [*expected, State.REQUESTED]
+    report = verify(desk.path)
+    assert report.ok, report.problem
+
+
 OTHERS = [
     person("devin", "ai-agents", kind=PrincipalKind.AGENT, of="grace"),
     person("devin", "ai-agents", "on-call", kind=PrincipalKind.AGENT, of="ada"),
@@ -456,3 +489,15 @@ async def test_requests_that_wait_are_counted_for_each_principal(desk: Desk) -> 
     await desk.ask(who=GRACE)
     await desk.vote(pending, GRACE, "reject")
     assert await desk.approvals.open_requests(DEVIN) == 1
+
+
+async def test_who_has_asked_too_much_asks_nobody_further(desk: Desk) -> None:
+    asking, statement = Asking(desk.approvals), Statement(session_of(DEVIN), SQL)
+    for _ in range(20):
+        await desk.ask()
+    asking.begun(DEVIN)
+    refused = await asking.unfit(statement, decision_of(TERMS))
+    assert refused is not None
+    assert refused.verdict.reasons[0].text == "you have 20 requests for approval open"
+    asking.over(DEVIN)
+    assert await asking.unfit(statement, decision_of(TERMS)) is None

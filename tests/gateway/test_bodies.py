@@ -69,6 +69,7 @@ ALLOWED: list[tuple[str, set[str]]] = [
     ("INSERT INTO stamps (id) VALUES (1)", {"insert app.stamps", "call app.stamped", "select app.regions"}),
     ("COPY stamps (id) FROM STDIN", {"insert app.stamps", "call app.stamped", "select app.regions"}),
     ("SELECT * FROM totals", {"select app.totals", "call app.total", "select app.orders"}),
+    ("INSERT INTO indexed_parsed VALUES (1)", {"insert app.indexed_parsed", "call app.parsed"}),
     ("SELECT of_domain(1)", {"call app.of_domain", "call app.loops"}),
     ("SELECT 1 <+> 2", {"call app.adds", "call app.total", "select app.orders"}),
     ("PREPARE p AS SELECT total_text($1)", {"call app.total_text", "select app.orders"}),
@@ -113,6 +114,7 @@ REFUSED: list[tuple[str, str, str]] = [
     ("DECLARE c CURSOR WITH HOLD FOR SELECT total_text(1)", "body.refused", "run it later"),
     ("CREATE TABLE app.copy AS SELECT total_text(1)", "body.refused", "run it later"),
     ("EXPLAIN ANALYZE CREATE TABLE app.copy AS SELECT total(1)", "body.refused", "run it later"),
+    ("INSERT INTO indexed VALUES (1)", "body.refused", "could run it when the transaction ends"),
     ("CREATE INDEX ON orders (loops(id))", "body.refused", "run it later"),
 ]
 

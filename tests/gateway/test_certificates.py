@@ -91,3 +91,10 @@ def test_two_rules_for_one_subject_are_nobodys_choice(etl: bytes) -> None:
     )
     with pytest.raises(AuthenticationError, match="several rules"):
         rules.login(etl, "etl")
+
+
+def test_what_cannot_be_read_is_nobodys_certificate(etl: bytes) -> None:
+    rules = CertificatePrincipals([CertificateRule("dns", "*", "etl")])
+    for unreadable in (b"", b"nothing", etl[:200]):
+        with pytest.raises(AuthenticationError, match="cannot be read"):
+            rules.login(unreadable, "etl")

@@ -51,6 +51,7 @@ def dump(catalog: Catalog) -> str:
     lines = [
         f'"server_version": {catalog.server_version}',
         f'"schemas": {json.dumps(sorted(catalog.schemas))}',
+        f'"server_types": {json.dumps(sorted(catalog.server_types))}',
         '"relations": [\n' + ",\n".join(map(json.dumps, relations)) + "]",
         '"functions": [\n' + ",\n".join(map(json.dumps, functions)) + "]",
     ]
@@ -89,6 +90,7 @@ def read(text: str) -> Catalog:
         relations=relations,
         functions=functions,
         schemas=frozenset(data["schemas"]),
+        server_types=frozenset(data["server_types"]),
     )
 
 

@@ -144,6 +144,46 @@ def test_what_no_command_tag_counts_may_be_any_number(sql: str) -> None:
     assert not decision.counts
 
 
+EXPORTS = load_policy(
+    """\
+rules:
+  - {name: small, effect: allow, actions: [select], when: {rows_at_most: 10}}
+  - {name: large, effect: approve, actions: [select], when: {rows_over: 10}, approvers: {groups: [dba]}}
+  - {name: plans, effect: allow, actions: [explain, create, insert]}
+""",
+    "p.yaml",
+)
+
+
+@pytest.mark.parametrize(
+    ("sql", "rows", "effect", "streams"),
+    [
+        ("SELECT id FROM tickets", 10, Effect.ALLOW, True),
+        ("SELECT id FROM tickets", 11, Effect.APPROVE, True),
+        ("SELECT id FROM tickets", None, Effect.APPROVE, True),
+        ("COPY tickets TO STDOUT", 11, Effect.APPROVE, True),
+        ("COPY (SELECT id FROM tickets) TO STDOUT", 10, Effect.ALLOW, True),
+        ("DECLARE c CURSOR FOR SELECT id FROM tickets", 10, Effect.ALLOW, True),
+        ("EXPLAIN SELECT id FROM tickets", None, Effect.ALLOW, False),
+        # What is stored, or passes nobody who could count it, may be any number.
+        ("EXPLAIN ANALYZE SELECT id FROM tickets", 1, Effect.APPROVE, False),
+        ("CREATE TABLE t AS SELECT id FROM tickets", 1, Effect.APPROVE, False),
+        ("PREPARE p AS SELECT id FROM tickets", 1, Effect.APPROVE, False),
+    ],
+)
+def test_the_number_of_rows_that_a_read_returns_decides(
+    sql: str, rows: int | None, effect: Effect, streams: bool
+) -> None:
+    known = replace(facts(), circumstances=Circumstances(rows=rows))
+    decision = decide(EXPORTS, PRINCIPALS["devin"], known, sql.encode())
+    assert decision.verdict.effect is effect
+    assert (decision.streams, decision.counts) == (streams, False)
+
+
+def test_a_policy_knows_the_numbers_that_its_verdicts_change_at() -> None:
+    assert (POLICY.thresholds, EXPORTS.thresholds) == ((10, 100), (10,))
+
+
 def test_statements_that_no_row_condition_is_about_are_not_counted() -> None:
     assert not decided("SELECT id FROM tickets", None).counts
 

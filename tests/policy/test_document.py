@@ -27,8 +27,8 @@ WRONG: list[tuple[str, str]] = [
         "p.yaml:5:57: `Mars/Olympus` is no time zone; write one like Europe/Berlin or UTC",
     ),
     (
-        RULE + "    when: {any_of: [{bounded: true}, {rows_at_most: 1}]}",
-        "p.yaml:2:5: `rows_at_most` and `rows_over` count the rows that a write changes; give them to rules",
+        RULE.replace("[select]", "[drop]") + "    when: {any_of: [{bounded: true}, {rows_at_most: 1}]}",
+        "p.yaml:2:5: `rows_at_most` and `rows_over` count the rows that a write changes or a read returns; give them",
     ),
     (RULE + "    when: {any_of: [{bound: true}]}", "p.yaml:5:22: unknown key `bound`; did you mean `bounded`?"),
     (RULE.replace("allow", "alow"), "p.yaml:3:13: `alow`: input should be 'allow', 'approve' or 'deny'"),
@@ -89,5 +89,6 @@ def test_rules_name_their_file_and_line_without_its_folder() -> None:
 
 def test_the_schema_knows_every_key() -> None:
     schema = policy_schema()
-    assert set(schema["properties"]) == {"version", "rules", "masks", "rows", "limits", "auditors"}
+    known = {"version", "rules", "masks", "rows", "limits", "recordings", "auditors", "operators", "detect"}
+    assert set(schema["properties"]) == known
     assert "with" in schema["$defs"]["MaskFile"]["properties"]

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from audit import rolling
 from audit.recording import Mode
 from audit.retention import Limits
 from gateway.errors import ConfigurationError
+from gateway.model import Connection, UpstreamRole
 from gateway.transcript import RecordingBounds
+from policy.model import Principal, PrincipalKind
 from server.app import oauth_offer
 from server.config import Config, load_config
 
@@ -107,3 +110,55 @@ def test_the_only_issuer_is_told_to_clients_without_a_token(tmp_path: Path) -> N
 def test_client_certificates_say_whole_what_they_are_good_for(tmp_path: Path, more: str, says: str) -> None:
     with pytest.raises(ConfigurationError, match=re.escape(says)):
         config(tmp_path, wire=f"wire: {{tls: {{certificate: c.pem, key: k.pem, {more}}}}}\n")
+
+
+def test_segments_are_rolled_as_configured_and_not_at_all_by_default(tmp_path: Path) -> None:
+    assert config(tmp_path).segments == rolling.Limits()
+    assert config(tmp_path, "  segments: {}\n").segments == rolling.Limits(1_024_000_000, timedelta(days=30))
+    assert config(tmp_path, "  segments: {megabytes: 1, days: null}\n").segments == rolling.Limits(1_000_000, None)
+
+
+def test_a_key_comes_from_one_place(tmp_path: Path) -> None:
+    assert config(tmp_path, "  key_command: [vault, read]\n").signing.key_command == ("vault", "read")
+    with pytest.raises(ConfigurationError, match="at most one of `key_file`, `key_env` and `key_command`"):
+        config(tmp_path, "  key_command: [vault]\n  key_env: KEY\n")
+
+
+def upstream(folder: Path, text: str) -> Connection:
+    (folder / "other").write_text("for the dbas")
+    path = folder / "countersign.yaml"
+    config(folder)
+    path.write_text(re.sub(r"shop: \{host: h, (.*)\}\n", rf"shop: {{\1, {text}}}\n", path.read_text()))
+    return load_config(path).connections[0]
+
+
+def test_an_upstream_may_have_several_hosts_and_a_user_for_each_group(tmp_path: Path) -> None:
+    loaded = upstream(
+        tmp_path,
+        "hosts: [{host: a}, {host: b, port: 5433}], target_session_attrs: read-write, connect_timeout: 2, warm: 3, "
+        "sslmode: verify-ca, channel_binding: require, roles: [{groups: [dba], user: gw_dba, password_file: other}]",
+    )
+    assert (loaded.host, loaded.port, loaded.fallbacks) == ("a", 5432, (("b", 5433),))
+    assert (loaded.target, loaded.connect_timeout, loaded.warm) == ("read-write", 2, 3)
+    assert (loaded.sslmode, loaded.channel_binding) == ("verify-ca", "require")
+    assert loaded.roles == (UpstreamRole(frozenset({"dba"}), "gw_dba", "for the dbas"),)
+    dba = Principal("grace", "i", PrincipalKind.HUMAN, frozenset({"dba", "developers"}))
+    ada = Principal("ada", "i", PrincipalKind.HUMAN, frozenset({"developers"}))
+    used = [(c.user, c.read_only) for c in (loaded.for_principal(p, writes=p is dba) for p in (dba, ada))]
+    assert used == [("gw_dba", False), ("u", True)]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("description: none", "exactly one of `host` and `hosts`"),
+        ("host: a, hosts: [{host: b}]", "exactly one of `host` and `hosts`"),
+        ("host: a, channel_binding: require", "needs TLS"),
+        ("host: a, roles: [{groups: [dba], user: gw_dba}]", "exactly one of `password_file` and `password_env`"),
+        ("host: a, roles: [{groups: [dba], user: gw_dba, password_file: nowhere}]", "cannot be read"),
+        ("host: a, sslmode: allow", "allow"),
+    ],
+)
+def test_an_upstream_that_cannot_be_is_told_at_the_start(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(says)):
+        upstream(tmp_path, text)

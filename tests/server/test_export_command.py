@@ -35,9 +35,10 @@ def test_each_export_with_a_state_goes_on_after_the_last(path: Path, tmp_path: P
     state = tmp_path / "exported"
     first = run(path, "--state", state)
     assert [json.loads(line)["seq"] for line in first.stdout.splitlines()] == list(range(1, 14))
-    again = run(path, "--state", state, "--format", "ocsf")
+    again = run(path, "--state", state, "--format", "ocsf", "--without-texts")
     assert [json.loads(line)["metadata"]["sequence"] for line in again.stdout.splitlines()] == [14]
     assert [body["query"]["after"] for _, body in readings(path)] == [0, 13]  # type: ignore[index]
+    assert [body["query"].get("without_texts") for _, body in readings(path)] == [None, True]  # type: ignore[attr-defined]
     state.write_text(json.dumps({"seq": 14, "hash": "00" * 32}))
     refused = run(path, "--state", state)
     assert (refused.exit_code, refused.stdout) == (2, "")

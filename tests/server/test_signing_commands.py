@@ -154,3 +154,42 @@ def test_files_that_are_no_notes_and_keys_that_are_none_are_unreadable(path: Pat
         done = run("verify", path, *arguments)
         assert (done.exit_code, "Traceback" in done.output) == (2, False)
     assert split_notes("") == []
+
+
+def test_a_store_is_rolled_listed_and_verified_with_its_segments_and_without(path: Path, tmp_path: Path) -> None:
+    done = run("roll", path)
+    assert done.exit_code == 0, done.output
+    assert "sealed: the entries 1 to 3, in " in done.output
+    assert run("roll", path).exit_code == 2, "there is nothing new"
+    [told] = [json.loads(line) for line in run("segments", path, "--json").output.splitlines()]
+    segment = Path(told["path"])
+    assert (told["first"], told["last"], told["bytes"]) == (1, 3, segment.stat().st_size)
+    for what in (path, segment, segment.parent):
+        report = json.loads(run("verify", what, "--json").stdout)
+        assert (report["ok"], report["missing"]) == (True, [])
+    assert run("search", path, "--json").output.count('"kind": "intent"') == 1
+    segment.rename(tmp_path / "cold.db")
+    assert "elsewhere" in run("segments", path).output
+    assert "1 of its segments are elsewhere (up to entry 3), and were not read" in run("search", path).stderr
+    report = json.loads(run("verify", path, "--json").stdout)
+    assert (report["ok"], report["missing"]) == (True, [[1, 3]])
+    assert run("verify", tmp_path).exit_code == 2, "no segments are in that folder"
+
+
+def test_a_key_command_signs_and_is_not_rotated_from_here(path: Path, tmp_path: Path) -> None:
+    signer = Signer("example.com/audit", b"7" * 32)
+    config = tmp_path / "countersign.yaml"
+    (tmp_path / "password").write_text("secret")
+    config.write_text(
+        f"audit: {{path: audit.db, key_command: [echo, '{signer.secret()}']}}\n"
+        "policy: policy.yaml\n"
+        "issuers: [{issuer: 'https://issuer.example', audience: x}]\n"
+        "connections: {shop: {host: h, database: d, user: u, password_file: password}}\n",
+        encoding="utf-8",
+    )
+    assert run("checkpoint", "--config", config).exit_code == 0
+    assert run("key", "--config", config).output.strip() == str(signer.public)
+    assert not path.with_name("audit.db.key").exists()
+    done = run("key", "--config", config, "--rotate")
+    assert (done.exit_code, "printed by the command `echo`, and cannot be rotated" in done.output) == (2, True)
+    assert signer.secret()[-20:] not in done.output

@@ -27,8 +27,9 @@ from audit.store import Store
 from audit.writer import Writer
 from gateway.approvals import Approvals
 from gateway.recorder import Recorder
+from server.announcements import announcing
 from server.config import WebhookFile
-from server.webhooks import Webhook, announcing
+from server.webhooks import Webhook, channels
 from tests.gateway.test_approvals import GRACE, SQL, Desk
 
 SECRET = b"a secret of the tests, and of nobody else"
@@ -80,6 +81,12 @@ async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
         writer.close()
 
 
+@asynccontextmanager
+async def posting(hook: Webhook, desk: Desk) -> AsyncIterator[None]:
+    async with channels([hook]) as found, announcing(found, desk.recorder):
+        yield
+
+
 def failures(desk: Desk) -> list[dict[str, Any]]:
     with contextlib.closing(sqlite3.connect(f"file:{desk.path}?mode=ro", uri=True)) as db:
         rows = db.execute("SELECT body FROM entries WHERE kind = 'webhook.failed'").fetchall()
@@ -89,7 +96,7 @@ def failures(desk: Desk) -> list[dict[str, Any]]:
 async def test_a_request_and_its_end_are_posted_signed_and_without_the_statement(desk: Desk) -> None:
     async with receiving() as receiver:
         hook = Webhook(receiver.url, SECRET, frozenset({"requested", "approved"}))
-        async with announcing([hook], desk.recorder):
+        async with posting(hook, desk):
             pending = await desk.ask()
             await desk.vote(pending, GRACE)
             await receiver.until(2)
@@ -105,7 +112,7 @@ async def test_a_request_and_its_end_are_posted_signed_and_without_the_statement
 
 
 async def test_the_statement_goes_along_only_where_it_is_asked_for(desk: Desk) -> None:
-    async with receiving() as receiver, announcing([Webhook(receiver.url, SECRET, statement=True)], desk.recorder):
+    async with receiving() as receiver, posting(Webhook(receiver.url, SECRET, statement=True), desk):
         await desk.ask()
         await receiver.until(1)
     body = json.loads(receiver.got[0][1])
@@ -116,7 +123,7 @@ async def test_the_statement_goes_along_only_where_it_is_asked_for(desk: Desk) -
 async def test_what_was_not_taken_is_posted_again_under_the_same_id(desk: Desk) -> None:
     async with (
         receiving(500, 429) as receiver,
-        announcing([Webhook(receiver.url, SECRET, pauses=(0.0, 0.0, 0.0))], desk.recorder),
+        posting(Webhook(receiver.url, SECRET, pauses=(0.0, 0.0, 0.0)), desk),
     ):
         await desk.ask()
         await receiver.until(3)
@@ -128,14 +135,14 @@ async def test_what_was_not_taken_is_posted_again_under_the_same_id(desk: Desk) 
 async def test_what_nobody_takes_is_an_entry_and_a_redirect_is_not_followed(desk: Desk) -> None:
     async with (
         receiving(302, 500) as receiver,
-        announcing([Webhook(receiver.url, SECRET, pauses=(0.0,))], desk.recorder),
+        posting(Webhook(receiver.url, SECRET, pauses=(0.0,)), desk),
         asyncio.timeout(15),
     ):
         await desk.ask()
         while not failures(desk):  # noqa: ASYNC110 - bounded
             await asyncio.sleep(0.01)
     [failure] = failures(desk)
-    assert (failure["kind"], failure["reason"], failure["webhook"]) == (
+    assert (failure["kind"], failure["reason"], failure["to"]) == (
         "approval.requested",
         "it answered 500",
         receiver.url,
@@ -144,7 +151,7 @@ async def test_what_nobody_takes_is_an_entry_and_a_redirect_is_not_followed(desk
 
 async def test_an_approval_does_not_wait_for_a_webhook_that_hangs(desk: Desk) -> None:
     hook = Webhook("http://127.0.0.1:1/hook", SECRET, pauses=(3600.0,))
-    async with announcing([hook], desk.recorder):
+    async with posting(hook, desk):
         async with asyncio.timeout(10):
             pending = await desk.ask()
             assert (await desk.vote(pending, GRACE)).state.value == "approved"

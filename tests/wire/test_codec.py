@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.conformance.codec_fuzz import client
 from tests.wire.feeding import cut_at, cuts
 from tests.wire.test_messages import BACKEND_MESSAGES, FRONTEND_MESSAGES, PACKETS
 from wire import backend, frontend
@@ -219,3 +220,9 @@ def test_a_servers_garbage_never_crashes_the_relay(data: bytes, places: list[int
     except ProtocolError:
         return
     assert data.startswith(b"".join(i.data if isinstance(i, Rows) else i.raw for i in items))
+
+
+def test_copy_data_before_a_broken_length_is_given_out_however_it_was_cut() -> None:
+    whole, broken = CopyData.of(b"1\n").encode(), b"d\xff\xff\xff\xff"
+    for pieces in cuts(whole + broken):
+        assert client(pieces) == [whole, "invalid message length 4294967295 of message type `d`"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ssl
+
 import pytest
 from scramp import ScramMechanism
 
@@ -102,6 +104,24 @@ def test_trust_is_accepted() -> None:
 def test_what_we_do_not_do_is_said(request_: Authentication, says: str) -> None:
     with pytest.raises(LoginError, match=says):
         login().answer(request_)
+
+
+@pytest.mark.parametrize(
+    ("tls", "request_", "says"),
+    [
+        (None, SASL, "there is no TLS"),
+        (ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO()), SASL, "not offer SCRAM-SHA-256-PLUS"),
+        (None, CLEARTEXT, "in clear text"),
+        (None, OK, "lets us in without SCRAM"),
+    ],
+)
+def test_where_a_bound_channel_is_required_nothing_less_is_enough(
+    tls: ssl.SSLObject | None, request_: Authentication, says: str
+) -> None:
+    client = Login("gateway", "secret", private=True, tls=tls, channel_binding="require")
+    with pytest.raises(LoginError, match=f"{says}.*channel_binding is `require`"):
+        client.answer(request_)
+    assert not client.done
 
 
 @pytest.mark.parametrize("kind", [2, 6, 7, 9, Authentication.SASL_CONTINUE, Authentication.SASL_FINAL, 99])

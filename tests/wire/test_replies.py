@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -9,13 +10,16 @@ from typing import Any
 import pytest
 
 from gateway.admission import _MINT, Grant
+from gateway.errors import LimitExceededError
 from gateway.model import ClientInfo, Connection, Door, Outcome, Session, Statement, Status
+from policy.detection import Detection, Found
+from policy.detectors import Kind
 from policy.model import Analysis, Decision, Effect, Effects, Principal, PrincipalKind, Rewrite, Transaction, Verdict
 from wire import backend
 from wire.codec import Frame, Rows
 from wire.copy import CopyInResponse
 from wire.fields import ProtocolError
-from wire.replies import ANSWERS, Delivery, InvariantError, Owed, Owes, Replies
+from wire.replies import ANSWERS, CutError, Delivery, InvariantError, Owed, Owes, Replies
 from wire.session import Phase, Portal, Prepared, WireSession
 from wire.texts import forward_one
 
@@ -31,14 +35,15 @@ SESSION = Session(
 )
 
 
-def decision(sql: bytes, effects: Effects) -> Decision:
-    return Decision(Verdict(Effect.ALLOW, (), Rewrite(sql)), Analysis(sql, "SelectStmt", (), effects), "p", "c")
+def decision(sql: bytes, effects: Effects, detection: Detection | None = None) -> Decision:
+    rewrite = Rewrite(sql, detection=detection)
+    return Decision(Verdict(Effect.ALLOW, (), rewrite), Analysis(sql, "SelectStmt", (), effects), "p", "c")
 
 
-def grant(name: str, **effects: Any) -> Grant:
+def grant(name: str, detection: Detection | None = None, **effects: Any) -> Grant:
     """A grant as admission makes them: the table below asks nothing of it but what its statement changes."""
     sql = name.encode()
-    return Grant(_MINT, name, Statement(SESSION, sql), decision(sql, Effects(**effects)))
+    return Grant(_MINT, name, Statement(SESSION, sql), decision(sql, Effects(**effects), detection))
 
 
 class Book:
@@ -247,6 +252,52 @@ def test_a_fatal_out_of_the_blue_passes_and_what_runs_is_abandoned_as_unknown() 
     assert book.statuses == [("a", "unknown"), ("b", "unknown")]
     book.replies.abandon(Status.UNKNOWN, "08006", "gone")
     assert len(book.outcomes) == 2
+
+
+# -- content detection -----------------------------------------------------------------------------------
+
+LOOKS = Detection(frozenset((Kind.EMAIL,)))
+FOUND = backend.DataRow((b"ada@example.com",)).encode()
+
+
+def searched(book: Book, row: bytes, *, whole: bool = True, **effects: Any) -> bytes:
+    book.send(Owes.QUERY, grant("a", LOOKS, **effects))
+    book.hear(DESCRIPTION)
+    return book.replies.rows(Rows(row, ord("D"), 1, len(row) - 11, whole=whole))
+
+
+def test_what_was_hidden_is_told_in_a_notice_before_the_end_and_in_the_outcome() -> None:
+    book = Book()
+    assert searched(book, FOUND) == backend.DataRow((b"***@*******.***",)).encode()
+    said = book.hear(COMPLETE)
+    assert said.startswith(b"N")
+    assert said.endswith(COMPLETE.encode())
+    assert b"id: 1 email" in said
+    book.hear(READY)
+    [(_, outcome)] = book.outcomes
+    assert outcome.detected == (Found("id", Kind.EMAIL, 1),)
+    assert outcome.digest == hashlib.sha256(backend.DataRow((b"***@*******.***",)).encode()).hexdigest()
+
+
+def test_a_row_that_cannot_be_searched_ends_a_read_and_the_session_of_a_write() -> None:
+    book = Book()
+    with pytest.raises(LimitExceededError, match="larger than the 4 MiB"):
+        searched(book, FOUND, whole=False)
+    assert book.replies.rows(Rows(FOUND, ord("D"), 1, 15)) == b""
+    with pytest.raises(CutError):
+        searched(Book(), FOUND, whole=False, writes=True)
+
+
+def test_messages_are_searched_by_the_policy_of_the_moment() -> None:
+    book = Book()
+    report = backend.NoticeResponse({"M": "from ada@example.com", "n": "ada@example.com"})
+    notified = backend.NotificationResponse(1, "c", "ada@example.com")
+    assert book.hear(report, notified) == report.encode() + notified.encode()
+    book.replies.looks_for = lambda: LOOKS.kinds
+    hidden = backend.NoticeResponse({"M": "from ***@*******.***", "n": "ada@example.com"})
+    assert book.hear(report, notified) == (
+        hidden.encode() + backend.NotificationResponse(1, "c", "***@*******.***").encode()
+    )
 
 
 # -- the invariant ---------------------------------------------------------------------------------------

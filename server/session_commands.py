@@ -1,0 +1,92 @@
+"""`countersign sessions`: who is in at a running server, and ending a session, with one's own login."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+from urllib.parse import quote
+
+import click
+import httpx2
+from rich.console import Console
+from rich.table import Table
+
+from gateway.errors import AuthenticationError, CountersignError, SessionEndedError
+
+_SECONDS = 15.0
+# With how much room each has at least: an id is there to be copied.
+_COLUMNS = {"id": 19, "subject": 0, "on_behalf_of": 0, "door": 4, "connection": 0, "address": 0, "expires": 0}
+
+URL = click.option(
+    "--url",
+    envvar="COUNTERSIGN_URL",
+    default="http://127.0.0.1:8765",
+    show_default=True,
+    help="The gateway's HTTP address.",
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, one session a line.")
+
+
+@click.group()
+def sessions() -> None:
+    """See who is in, and end sessions. Your access token is read from COUNTERSIGN_TOKEN.
+
+    Everybody sees and ends their own and their agents'; operators, whom the policy names, all of that server.
+    """
+
+
+@sessions.command("list")
+@URL
+@JSON
+def list_(url: str, as_json: bool) -> None:
+    """The open sessions, the oldest first."""
+    found: list[dict[str, Any]] = _asked("GET", url, "/sessions")["sessions"]
+    if as_json:
+        for session in found:
+            click.echo(json.dumps(session, ensure_ascii=False))
+        return
+    if not found:
+        click.echo("no session is open that you may see")
+        return
+    table = Table(box=None, pad_edge=False)
+    for name, room in _COLUMNS.items():
+        table.add_column(name, overflow="fold", min_width=room)
+    for session in found:
+        table.add_row(*(str(session[name] or "") for name in _COLUMNS))
+    Console(highlight=False).print(table)
+
+
+@sessions.command()
+@click.argument("session_id", metavar="ID")
+@URL
+@click.option("--why", default="", help="A sentence for whoever is in, and for the audit.")
+def kill(session_id: str, url: str, why: str) -> None:
+    """End a session now, in the middle of a statement too; its principal's session secrets end with it.
+
+    A token that is still good opens another: take it away at its issuer.
+    """
+    ended = _asked("DELETE", url, f"/sessions/{quote(session_id, safe='')}", {"why": why})
+    click.echo(f"{ended['id']} of `{ended['subject']}` has ended")
+
+
+def _asked(method: str, url: str, path: str, body: dict[str, str] | None = None) -> dict[str, Any]:
+    """The server's answer. Raises CountersignError with a sentence."""
+    token = os.environ.get("COUNTERSIGN_TOKEN", "")
+    if not token:
+        raise AuthenticationError("COUNTERSIGN_TOKEN is not set", cure="Set it to an access token of your issuer.")
+    where = f"{url.removesuffix('/').removesuffix('/mcp')}{path}"
+    try:
+        headers = {"Authorization": f"Bearer {token}"}
+        answer = httpx2.request(method, where, headers=headers, json=body, timeout=_SECONDS)
+        told: dict[str, Any] = answer.json()
+    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
+        raise CountersignError(
+            f"no answer could be had from {where}: {str(error) or type(error).__name__}",
+            cure="Give the address of a running gateway with an MCP door: `--url`.",
+        ) from None
+    if answer.status_code == 404:
+        raise SessionEndedError(str(told.get("error_description", "there is no such session")))
+    if answer.status_code != 200:
+        raise AuthenticationError(str(told.get("error_description", f"the gateway answered {answer.status_code}")))
+    return told
