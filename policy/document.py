@@ -150,21 +150,22 @@ def _deepest(document: Document, items: list[dict[str, Any]]) -> list[dict[str, 
 
     Where alternatives are allowed, pydantic complains of each: the one that got furthest was meant.
     """
+    paths = [_data_path(document.data, item["loc"]) for item in items]
     # A key that is missing lies inside what it is missing from.
-    paths = [
-        (*_data_path(document.data, item["loc"]), *item["loc"][-1:])
-        if item["type"] == "missing"
-        else _data_path(document.data, item["loc"])
-        for item in items
+    reached = [
+        (*path, *item["loc"][-1:]) if item["type"] == "missing" else path
+        for item, path in zip(items, paths, strict=True)
     ]
-    # Of a misspelt key two things are said: that it is unknown, and that the one which was meant is missing.
-    misspelt = {path[:-1] for item, path in zip(items, paths, strict=True) if item["type"] == "extra_forbidden"}
     return [
         item
         for item, path in zip(items, paths, strict=True)
-        if not (item["type"] == "missing" and path[:-1] in misspelt)
-        and not any(len(item["loc"]) > 1 and other[: len(path)] == path and len(other) > len(path) for other in paths)
+        if len(item["loc"]) == 1 or not _goes_on(path, paths if item["type"] == "missing" else reached)
     ]
+
+
+def _goes_on(path: Path, others: Sequence[Path]) -> bool:
+    """Whether one of the others leads further inside."""
+    return any(other[: len(path)] == path and len(other) > len(path) for other in others)
 
 
 _IN_OUR_WORDS: Mapping[str, tuple[str, str]] = {
