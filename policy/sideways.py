@@ -131,8 +131,7 @@ def could_meet_masks(reading: Reading, anyone: Masking) -> bool:
     if any(d.action is Action.CALL and not d.builtin for d in analysis.demands):
         return anyone.any_column()
     masked = [(r, columns) for r in reading.references if (columns := anyone.columns(r.relation))]
-    tree = Tree(reading.tree) if masked else None
-    return tree is not None and any(_could_meet(tree, reference, columns) for reference, columns in masked)
+    return any(_could_meet(reading.mentions, reference, columns) for reference, columns in masked)
 
 
 def _could_meet(tree: Tree, reference: Reference, columns: Masked) -> bool:
@@ -164,7 +163,7 @@ def is_streamed(reading: Reading) -> bool:
     """Whether the statement's rows will pass the gateway one by one, and nothing is written: it can be stopped."""
     kind, effects = reading.analysis.kind, reading.analysis.effects
     reads = kind in ("SelectStmt", "DeclareCursorStmt") or effects.copy_out
-    return reads and not effects.writes and not writes(reading)
+    return reads and not effects.writes
 
 
 def is_plan(reading: Reading) -> bool:
