@@ -13,7 +13,7 @@ from gateway import catalog as reader
 from gateway import counting, temporary
 from gateway.errors import UnknownConnectionError, UpstreamUnavailableError
 from gateway.model import Connection, Session
-from gateway.pool import Pool
+from gateway.pool import OUR_NAMES, Pool
 from gateway.upstream import Upstream, UpstreamError, UpstreamFactory, UpstreamLostError
 from policy.catalog import Catalog
 from policy.names import is_temporary
@@ -137,7 +137,7 @@ class Connections:
                 if shelf.keeper is None or not shelf.keeper.connected:
                     shelf.keeper = await self._factory.connect(
                         shelf.connection,
-                        application_name="countersign/catalog",
+                        application_name=f"{OUR_NAMES}catalog",
                         settings={"search_path": "pg_catalog"},
                     )
                 # The version is read first: a change between the two is then seen by the next probe.
@@ -203,7 +203,7 @@ class Connections:
     async def aside(self, session: Session) -> AsyncIterator[Upstream]:
         """An upstream beside the session's own, for nobody else afterwards. Raises UpstreamUnavailableError."""
         # What runs here is a write, or rolled back: the policy has said so.
-        upstream = await self.connect(replace(session.connection, read_only=False), f"countersign/{session.id}/aside")
+        upstream = await self.connect(replace(session.connection, read_only=False), f"{OUR_NAMES}{session.id}/aside")
         try:
             yield upstream
         except asyncio.CancelledError:

@@ -17,8 +17,10 @@ from gateway.upstream import Upstream, UpstreamError, UpstreamFactory, UpstreamL
 _MOST_IDLE = 8
 _IDLE_SECONDS = 300.0
 
-# What a session is called that nobody has; whoever takes one gives it a name of their own.
-NAME = "countersign/pool"
+# How sessions of ours are called (`application_name`) begins so. One that nobody has is the pool's; whoever takes it
+# gives it a name of their own.
+OUR_NAMES = "countersign/"
+NAME = f"{OUR_NAMES}pool"
 
 _LEFT_OVER = """
 SELECT EXISTS (SELECT FROM pg_catalog.pg_prepared_statements)

@@ -124,10 +124,12 @@ def check_keyed(reading: Reading, keyed: Sequence[tuple[Reference, Masked]]) -> 
 def could_meet_masks(reading: Reading, anyone: Masking) -> bool:
     """Whether a parameter of the statement could be compared with a masked value, or be written in its place.
 
-    No column that is masked for anybody is named, nothing stands for a whole row, and no function that somebody
-    else wrote is called: then it cannot.
+    It has none, or no column that is masked for anybody is named, nothing stands for a whole row, and no function that
+    somebody else wrote is called: then it cannot.
     """
     analysis = reading.analysis
+    if not analysis.parameters:
+        return False
     if any(d.action is Action.CALL and not d.builtin for d in analysis.demands):
         return anyone.any_column()
     masked = [(r, columns) for r in reading.references if (columns := anyone.columns(r.relation))]
@@ -140,7 +142,9 @@ def _could_meet(tree: Tree, reference: Reference, columns: Masked) -> bool:
         _check_whole(tree, reference)
     except NotAnalysableError:
         return True
-    return "colnames" in reference.var.get("alias", {}) or None in _written(tree.tree, reference)
+    if "colnames" in reference.var.get("alias", {}):
+        return True
+    return reference.role in (Role.TARGET, Role.COPY_IN) and None in _written(tree.tree, reference)
 
 
 def is_analyzed(tree: Node) -> bool:

@@ -31,8 +31,7 @@ def verify(original: Node, sql: bytes, replacements: Mapping[int, Replacement]) 
         for select in sorted(numbers, key=len, reverse=True):
             found = found.replace(_json(select), json.dumps(_generated(numbers[select])).encode())
         [statement] = json.loads(found)["stmts"]
-        # Each field has one type in the grammar, so that no 1 can stand for a true.
-        same = _Expected(replacements, numbers).tree(original) == statement.get("stmt")
+        same = _Comparison(replacements, numbers).same(original, statement.get("stmt"))
     except (NotAnalysableError, ValueError, RecursionError):
         same = False
     if not same:
@@ -43,37 +42,44 @@ def verify(original: Node, sql: bytes, replacements: Mapping[int, Replacement]) 
         )
 
 
-class _Expected:
-    """The tree that a rewrite must have, made from the original's; without positions."""
+class _Comparison:
+    """The tree of a rewrite, without positions, beside the original's. Neither is copied: they may be large."""
 
     def __init__(self, replacements: Mapping[int, Replacement], numbers: Mapping[str, int]) -> None:
         self._replacements = replacements
         self._numbers = numbers
 
-    def tree(self, value: Any) -> Any:
-        if isinstance(value, dict):
-            return self._node(value)
-        if isinstance(value, list):
-            return [self.tree(item) for item in value]
-        return value
+    def same(self, one: Any, two: Any) -> bool:
+        """Whether `two` is what `one` must have become."""
+        if isinstance(one, dict):
+            return isinstance(two, dict) and self._same_node(one, two)
+        if isinstance(one, list):
+            return isinstance(two, list) and len(one) == len(two) and all(map(self.same, one, two))
+        return bool(one == two)
 
-    def _node(self, node: Node) -> Node:
-        var = node.get("RangeVar")
+    def _same_node(self, one: Node, two: Node) -> bool:
+        var = one.get("RangeVar")
         if var is not None and (replacement := self._replacements.get(id(var))):
             query = _generated(self._numbers[replacement.select])
-            return {"RangeSubselect": {"subquery": query, "alias": self.tree(replacement.alias)}}
-        relation = node.get("relation")
+            return self._same_fields({"RangeSubselect": {"subquery": query, "alias": replacement.alias}}, two)
+        relation = one.get("relation")
         if isinstance(relation, dict) and (replacement := self._replacements.get(id(relation))):
-            kept = {key: value for key, value in node.items() if key not in ("relation", "attlist")}
-            return self._fields(kept) | {"query": _generated(self._numbers[replacement.select])}
-        return self._fields(node)
+            kept = {key: value for key, value in one.items() if key not in ("relation", "attlist")}
+            return self._same_fields(kept | {"query": _generated(self._numbers[replacement.select])}, two)
+        return self._same_fields(one, two)
 
-    def _fields(self, node: Node) -> Node:
-        return {
-            key: self.tree(value) if isinstance(value, (dict, list)) else value
-            for key, value in node.items()
-            if key not in PLACES
-        }
+    def _same_fields(self, one: Node, two: Node) -> bool:
+        compared = 0
+        for key, value in one.items():
+            if key in PLACES:
+                continue
+            if key not in two:
+                return False
+            # Each field has one type in the grammar, so that no 1 can stand for a true.
+            if not (self.same(value, two[key]) if isinstance(value, (dict, list)) else value == two[key]):
+                return False
+            compared += 1
+        return compared == len(two)
 
 
 def _generated(number: int) -> Node:

@@ -63,7 +63,9 @@ class Conversation:
         self._upstream = upstream
         self._session = session
         self._gateway = gateway
-        self._replies = Replies(wire, self._settle, self._transaction_ended, looks_for=self._looks_for)
+        self._replies = Replies(
+            wire, self._settle, self._transaction_ended, looks_for=self._looks_for, name=session.client.name or ""
+        )
         self._progress = asyncio.Event()
         self._over: EndedError | None = None
         self._batch = Batch()

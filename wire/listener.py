@@ -15,6 +15,7 @@ from gateway.errors import AuthenticationError, CountersignError, IssuerUnavaila
 from gateway.identity import TokenVerifier
 from gateway.model import Door, Session
 from gateway.pool import NAME as POOL_NAME
+from gateway.pool import OUR_NAMES
 from gateway.session_secrets import SessionSecrets
 from gateway.upstream import UpstreamError, UpstreamLostError
 from wire import backend, frontend, reports, sqlstate
@@ -197,7 +198,7 @@ class WireDoor:
 
     async def _upstream(self, session: Session, arrival: Arrival) -> UpstreamSession:
         """This session's own connection to PostgreSQL, its search path and catalog known."""
-        told = f"countersign/{session.id}/{arrival.client.name or ''}"
+        told = f"{OUR_NAMES}{session.id}/{arrival.client.name or ''}"
         name = told.encode()[:_NAME_BYTES].decode(errors="ignore")
         settings = {k: v for k, v in arrival.settings.items() if k != "application_name"}
         try:
@@ -246,7 +247,7 @@ class WireDoor:
         key: bytes,
     ) -> None:
         wire.happened(Event.AUTHENTICATED)
-        told = dict(upstream.parameters) | {"application_name": arrival.settings.get("application_name", "")}
+        told = dict(upstream.parameters) | {"application_name": arrival.client.name or ""}
         messages = [backend.Authentication(backend.Authentication.OK).encode()]
         messages += [backend.ParameterStatus(name, value).encode() for name, value in told.items()]
         messages += [backend.BackendKeyData(pid, key).encode(), backend.ReadyForQuery("I").encode()]

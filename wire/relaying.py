@@ -87,7 +87,7 @@ class Relaying:
         """What came while the gateway asked something of its own: settings and notifications are the client's."""
         match message:
             case ParameterStatus():
-                self._client.send(message.encode())
+                self._client.send(self._replies.setting(message))
             case backend.NotificationResponse():
                 self._client.send(self._replies.notification(message))
 

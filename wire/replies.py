@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.errors import CountersignError, LimitExceededError, UnsearchableError
 from gateway.model import Outcome, Status
+from gateway.pool import OUR_NAMES
 from gateway.screening import searched_report
 from policy.detection import NOTHING, hide_text
 from policy.detectors import Kinds
@@ -232,10 +233,15 @@ class Replies:
     fatal: Report | None = None  # with which the server has ended the connection
     looks_for: Callable[[], Kinds] = lambda: NOTHING
     searches: bool = False  # rows of some statement must be seen whole
+    name: str = ""  # what the client called itself at start-up
     _withheld: Withheld | None = None
     _queue: deque[Owed] = field(default_factory=deque)
     _held: list[tuple[Delivery, Outcome]] = field(default_factory=list)
     _transaction_ran: bool = False
+    _called: str | None = None  # the application_name that the client was told last
+
+    def __post_init__(self) -> None:
+        self._called = self.name
 
     @property
     def idle(self) -> bool:
@@ -298,7 +304,9 @@ class Replies:
             return self._noticed(frame)
         if tag == _NOTIFICATION and self.looks_for():
             return self.notification(NotificationResponse.decode(frame.body))
-        if tag in (_PARAMETER, _NOTIFICATION):
+        if tag == _PARAMETER:
+            return self.setting(ParameterStatus.decode(frame.body))
+        if tag == _NOTIFICATION:
             return frame.raw
         if tag == _ERROR:
             return self._failed(frame)
@@ -334,6 +342,16 @@ class Replies:
         if tag == _READY:
             self._ready(frame)
         return told if unseen else told + frame.raw
+
+    def setting(self, message: ParameterStatus) -> bytes:
+        """A setting as the client is to get it: where the server says what we call the session, what the client did."""
+        if message.name != "application_name":
+            return message.encode()
+        value = self.name if message.value.startswith(OUR_NAMES) else message.value
+        if value == self._called:
+            return b""  # PostgreSQL reports what has changed
+        self._called = value
+        return replace(message, value=value).encode()
 
     def notification(self, message: NotificationResponse) -> bytes:
         """A notification as the client is to get it: its payload may hold anything."""

@@ -98,13 +98,13 @@ def test_a_row_limit_suspends_the_portal_and_goes_on(stack: Stack) -> None:
     with raw_client(stack, "devin") as client:
         client.send(Query(b"BEGIN"))
         client.until(backend.ReadyForQuery)
-        client.send(Parse("", b"SELECT g FROM generate_series(1, 5) g"), Bind("p", ""), Execute("p", 2), Flush())
+        client.send(Parse("", b"SELECT g FROM generate_series(1, 5) AS g"), Bind("p", ""), Execute("p", 2), Flush())
         assert values(client.until(backend.PortalSuspended)) == [(b"1",), (b"2",)]
         heard = client.cycle(Execute("p", 2), Execute("p", 0), Sync())
         assert values(heard) == [(b"3",), (b"4",), (b"5",)]
         assert kinds(heard) == "DDsDCZ"
         assert errors(client.cycle(Query(b"COMMIT"), Sync())) == []
-    statements = stack.audit("SELECT status FROM statements WHERE sql LIKE 'SELECT g FROM%(1, 5) g' ORDER BY seq")
+    statements = stack.audit("SELECT status FROM statements WHERE sql LIKE 'SELECT g FROM%(1, 5) AS g' ORDER BY seq")
     assert [s["status"] for s in statements] == ["completed"] * 3
 
 

@@ -160,7 +160,7 @@ def test_a_configuration_that_cannot_be_used_says_what_and_the_cure(
             {"sslrootcert": "policy.yaml"},
             "of connection `shop` cannot be used: it holds no PEM certificate",
         ),
-        ({"sslmode": "maybe"}, "`maybe`: input should be 'disable', 'prefer', 'require' or 'verify-full'"),
+        ({"sslmode": "maybe"}, "`maybe`: input should be 'disable', 'prefer', 'require', 'verify-ca' or 'verify-full'"),
     ],
     ids=["no file", "binary file", "both", "not set", "no root", "root is no PEM", "sslmode"],
 )
