@@ -7,6 +7,8 @@ STAMP := $(VENV)/.countersign-installed
 NODE := tests/clients/node_modules/.countersign-installed
 NODE_CLIENTS := $(if $(shell command -v npm 2>/dev/null),$(NODE))
 ARGS ?=
+# How many processes share the tests; a file is never split. JOBS=0 runs them in one, as one file runs fastest.
+JOBS ?= auto
 
 .PHONY: demo test check fmt bench constraints clean
 .DEFAULT_GOAL := check
@@ -30,14 +32,14 @@ demo: $(STAMP)
 	@$(VENV)/bin/countersign demo $(ARGS)
 
 test: $(STAMP) $(NODE_CLIENTS)
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 check: $(STAMP) $(NODE_CLIENTS)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-cache
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 fmt: $(STAMP)
 	$(VENV)/bin/ruff check --fix .

@@ -203,7 +203,7 @@ _LETTERS: Final = bytes(range(0xC3, 0xD5)) + _CONTINUING
 _LOCAL: Final = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz._%+-" + _LETTERS
 _LABEL: Final = rb"[0-9A-Za-z\xc3-\xd4\x80-\xbf]"
 _DOMAIN: Final = re.compile(
-    rb"(?:%(label)s(?:%(label)s|-)*\.)+(?:[A-Za-z\xc3-\xd4\x80-\xbf]{2,}|xn--[0-9A-Za-z]+)(?![0-9])"
+    rb"(?:%(label)s(?:%(label)s|-)*\.)+(?:[A-Za-z\xc3-\xd4\x80-\xbf]{2,}|xn--[0-9A-Za-z]+)(?![0-9\x80-\xbf])"
     % {b"label": _LABEL}
 )
 _PICTURE: Final = re.compile(rb"\dx\.(?:png|jpe?g|gif|webp|svg)")  # `logo@2x.png`

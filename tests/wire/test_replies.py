@@ -330,3 +330,17 @@ def test_a_raw_masked_column_never_passes_its_description(
         book.hear(description)
     assert violated.value.grant is not None
     assert violated.value.grant.id == "a"
+
+
+def test_what_we_call_a_session_is_never_told_to_its_client() -> None:
+    book = Book()
+    book.replies.name = "psql"
+    said = [
+        ("application_name", "other", b"other"),
+        ("application_name", "countersign/pool", b"psql"),  # RESET
+        ("application_name", "countersign/se-1/psql", None),  # nothing has changed for the client
+        ("TimeZone", "UTC", b"UTC"),
+    ]
+    for name, value, told in said:
+        heard = book.hear(backend.ParameterStatus(name, value))
+        assert heard == (b"" if told is None else backend.ParameterStatus(name, told.decode()).encode())
