@@ -53,7 +53,7 @@ def doctor(context: click.Context, config_path: Path, connection: str | None, as
         click.echo(_as_json(one) if as_json else _as_text(one))
     serious = sum(one.finding.severity is not Severity.NOTE for one in found)
     if not as_json:
-        click.echo(f"{len(chosen)} connections, {len(found)} findings, {serious} to be cured")
+        click.echo(f"looked at {len(chosen)}: {len(found)} findings, {serious} to be cured")
     context.exit(1 if serious else 0)
 
 

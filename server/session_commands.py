@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -15,8 +16,7 @@ from rich.table import Table
 from gateway.errors import AuthenticationError, CountersignError, SessionEndedError
 
 _SECONDS = 15.0
-# With how much room each has at least: an id is there to be copied.
-_COLUMNS = {"id": 19, "subject": 0, "on_behalf_of": 0, "door": 4, "connection": 0, "address": 0, "expires": 0}
+_ID_WIDTH = 19  # an id is there to be copied
 
 URL = click.option(
     "--url",
@@ -50,11 +50,20 @@ def list_(url: str, as_json: bool) -> None:
         click.echo("no session is open that you may see")
         return
     table = Table(box=None, pad_edge=False)
-    for name, room in _COLUMNS.items():
-        table.add_column(name, overflow="fold", min_width=room)
+    table.add_column("session", min_width=_ID_WIDTH)
+    for name in ("who", "where", "from", "until (UTC)"):
+        table.add_column(name, overflow="fold")
     for session in found:
-        table.add_row(*(str(session[name] or "") for name in _COLUMNS))
-    Console(highlight=False).print(table)
+        human = f" for {session['on_behalf_of']}" if session["on_behalf_of"] else ""
+        until = datetime.fromisoformat(session["expires"]).astimezone(UTC)
+        table.add_row(
+            session["id"],
+            f"{session['subject']}{human}",
+            f"{session['connection']}, {session['door']}",
+            session["address"] or "",
+            f"{until:%m-%d %H:%M}",
+        )
+    Console(highlight=False, markup=False).print(table)
 
 
 @sessions.command()
