@@ -57,7 +57,8 @@ def _decide(policy: Policy, principal: Principal, facts: Facts, text: bytes) -> 
             base = base_text(text)
             return _decision(policy, facts, Verdict(Effect.ALLOW, (), Rewrite(base)), Analysis(base, "Empty", ()))
         analysis = reading.analysis
-        conceals = conceals and could_meet_masks(reading, Masking(policy, None, facts.catalog))
+        if conceals := conceals and analysis.parameters > 0:
+            conceals = could_meet_masks(reading, Masking(policy, None, facts.catalog))
         if analysis.effects.executes is not None:
             return _decide_execute(policy, principal, facts, reading)
         countable, streamed = is_countable(reading), is_streamed(reading)

@@ -17,10 +17,10 @@ class Filtering:
 
     def __init__(self, policy: Policy, principal: Principal, facts: Facts) -> None:
         self._catalog = facts.catalog
+        self._path = facts.search_path
         self._principal = principal
         self._all = tuple(f for f, _ in policy.rows)
         self._own = tuple(f for f, who in policy.rows if who is None or who.includes(principal))
-        self._names = Names(facts.catalog, facts.search_path)
 
     def filters(self, relation: Relation) -> tuple[RowFilter, ...]:
         """The filters on a relation: its own and, as rows are shared, those of its inheritance or partition family."""
@@ -52,7 +52,7 @@ class Filtering:
                     "columns",
                     cure="Whoever keeps the policy must change the filter.",
                 )
-            row_filter.condition.check_names(self._names)
+            row_filter.condition.check_names(Names(self._catalog, self._path))
         return " AND ".join(f"({f.condition.sql(self._principal)})" for f in filters)
 
     def check(self, reading: Reading) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Final
 
 from policy.catalog import Catalog, Function, Relation, Type
@@ -54,6 +55,14 @@ def nearest(word: str, words: Iterable[str]) -> str | None:
     return found[0] if found else None
 
 
+@lru_cache(maxsize=256)
+def _as_told(path: tuple[str, ...], temporary: str) -> tuple[tuple[str, ...], bool]:
+    """A search path with the session's own temporary schema as `pg_temp`; and whether one in it is not known."""
+    own = {TEMPORARY, temporary} if temporary else set()
+    told = tuple(TEMPORARY if schema in own else schema for schema in path)
+    return told, any(is_temporary(s) and s != TEMPORARY for s in told) or (TEMPORARY in told and not own)
+
+
 class Names:
     """Name resolution in one catalog under one search path (`current_schemas(true)`).
 
@@ -64,12 +73,9 @@ class Names:
 
     def __init__(self, catalog: Catalog, path: Sequence[str]) -> None:
         self.catalog = catalog
-        own = {TEMPORARY, catalog.temporary} if catalog.temporary else set()
-        self.path = tuple(TEMPORARY if schema in own else schema for schema in path)
+        self.path, unsure = _as_told(tuple(path), catalog.temporary)
         # Where what is temporary cannot be told for sure, no unqualified name can.
-        self._unsure = catalog.stray is not None or any(is_temporary(s) and s != TEMPORARY for s in self.path)
-        if TEMPORARY in self.path and not own:
-            self._unsure = True
+        self._unsure = unsure or catalog.stray is not None
 
     def find(self, var: Node) -> Relation | None:
         """The relation a RangeVar means, or None. Raises NotAnalysableError for names that cannot be checked."""

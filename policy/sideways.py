@@ -124,12 +124,10 @@ def check_keyed(reading: Reading, keyed: Sequence[tuple[Reference, Masked]]) -> 
 def could_meet_masks(reading: Reading, anyone: Masking) -> bool:
     """Whether a parameter of the statement could be compared with a masked value, or be written in its place.
 
-    It has none, or no column that is masked for anybody is named, nothing stands for a whole row, and no function that
-    somebody else wrote is called: then it cannot.
+    No column that is masked for anybody is named, nothing stands for a whole row, and no function that somebody
+    else wrote is called: then it cannot.
     """
     analysis = reading.analysis
-    if not analysis.parameters:
-        return False
     if any(d.action is Action.CALL and not d.builtin for d in analysis.demands):
         return anyone.any_column()
     masked = [(r, columns) for r in reading.references if (columns := anyone.columns(r.relation))]
