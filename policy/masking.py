@@ -30,6 +30,7 @@ class Masking:
         self._policy = policy
         self._masks, self._cleared = _masks_for(policy, principal)
         self._known = _KNOWN.setdefault(catalog, {}).setdefault((policy.hash, principal), {})
+        self._begun: set[int] = set()  # not in what is known: an error on the way must leave nothing there
 
     def excusing_nobody(self) -> Masking:
         """The masks of the same policy as if `unless` held for nobody."""
@@ -47,6 +48,9 @@ class Masking:
             return {}
         known = self._known.get(relation.oid)
         if known is None:
+            if relation.oid in self._begun:
+                return {}  # a view cannot read itself, yet a broken snapshot must not hang us
+            self._begun.add(relation.oid)
             known = self._known[relation.oid] = self._find(relation)
         return known
 
@@ -60,7 +64,6 @@ class Masking:
         return [relation for relation in found if relation is not None and self.columns(relation)]
 
     def _find(self, relation: Relation) -> Masked:
-        self._known[relation.oid] = {}  # a view cannot read itself, yet a broken snapshot must not hang us
         masked: Masked = {}
         by_member = [
             (member, [m for m in self._masks if m.columns.fits_first((member.schema, member.name))])
