@@ -76,6 +76,12 @@ def moves(reading: Reading) -> bool:
     return kind in _MOVES or (kind == "AlterTableStmt" and not _DETACHES.isdisjoint(_subtypes(reading.tree)))
 
 
+def _sorts(reading: Reading) -> bool:
+    """Whether the statement puts a relation's rows in the order of an index, now or when it is next asked to."""
+    kind = reading.analysis.kind
+    return kind == "ClusterStmt" or (kind == "AlterTableStmt" and "AT_ClusterOn" in _subtypes(reading.tree))
+
+
 def check(reading: Reading, masked: Sequence[tuple[Reference, Masked]]) -> None:
     """Refuse what masks by rewriting cannot answer for. Raises NotAnalysableError `mask.…`."""
     if not masked:
@@ -92,6 +98,8 @@ def check(reading: Reading, masked: Sequence[tuple[Reference, Masked]]) -> None:
             check_qualified(tree, reference, "mask.qualified", "which is masked")
         elif reference.role in (Role.TARGET, Role.COPY_IN):
             _check_write(tree, reference, columns)
+        elif _sorts(reading):
+            raise _refused("mask.oracle", reference, "in the order of an index its rows could tell how values compare")
         elif reading.analysis.kind in EVALUATES:
             _check_unnamed(tree, reference, columns)
             _check_whole(tree, reference)
