@@ -59,7 +59,7 @@ def _columns(reading: Reading, masking: Masking, demand: Demand, references: Seq
         sources = masking.sources(references[0].relation)
         generated = sorted(named & sources.keys())
         further = own & frozenset[str]().union(*map(sources.__getitem__, generated)) - named
-        return Columns(named | further, f"the generated `{'`, `'.join(generated)}`" if further else None)
+        return Columns(named | further, generated=tuple(generated) if further else ())
     written: set[str] = set()
     for names in _written(reading.tree, demand.action, references):
         if names is None:

@@ -67,6 +67,7 @@ def test_a_generated_column_touches_what_it_is_computed_from(sql: str, masks: st
     assert verdict.effect is effect
     if effect is Effect.DENY:
         assert verdict.reasons[0].text.endswith("select `public.orders.total`, which the generated `gross` stands for")
+        assert (verdict.reasons[0].cure or "").startswith("Leave `gross` out, ")
 
 
 @pytest.mark.parametrize(("name", "effect"), [("orders", Effect.DENY), ("tickets", Effect.DENY)])
