@@ -206,7 +206,7 @@ async def load(upstream: Upstream) -> Catalog:
     with without_collector():
         code = StoredCode(sheets)
         return Catalog(
-            epoch=digest.hexdigest()[:16],
+            epoch=digest.hexdigest(),
             server_version=int(sheets["version"][0][0] or 0),
             relations=_as_relations(sheets, origins, code),
             functions=functions,

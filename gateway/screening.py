@@ -12,8 +12,9 @@ from policy.forms import Form
 
 Row = tuple[bytes | None, ...]
 
-# Message, detail, hint, context and internal query; all other fields are codes, names and places.
-_SENTENCES = frozenset("MDHWq")
+# Message, detail, hint, context and internal query, and the names, which a function's RAISE may set to any text; all
+# other fields are the server's own codes and places.
+_TEXTS = frozenset("MDHWqstcdn")
 
 
 def too_large(detection: Detection) -> LimitExceededError:
@@ -26,10 +27,10 @@ def too_large(detection: Detection) -> LimitExceededError:
 
 
 def searched_report(fields: Mapping[str, str], kinds: Kinds, findings: Findings | None = None) -> Mapping[str, str]:
-    """An error or notice of PostgreSQL's, by the protocol's field codes, searched: its sentences may quote values."""
+    """An error or notice of PostgreSQL's, by the protocol's field codes, searched: its texts may quote values."""
     if not kinds:
         return fields
-    return {k: hide_text(v, kinds, findings) if k in _SENTENCES else v for k, v in fields.items()}
+    return {k: hide_text(v, kinds, findings) if k in _TEXTS else v for k, v in fields.items()}
 
 
 class TextScreen:

@@ -107,7 +107,7 @@ async def load(upstream: Upstream, path: Sequence[str], catalog: Catalog) -> Tem
             types[TEMPORARY, relation.name] = made
             types[TEMPORARY, array_name or ""] = replace(made, oid=int(array_type or 0))
     stray = strays[0][0] if strays else None
-    return Temporary(own, tuple(relations), types, digest.hexdigest()[:16], stray)
+    return Temporary(own, tuple(relations), types, digest.hexdigest(), stray)
 
 
 def laid_over(catalog: Catalog, temporary: Temporary) -> Catalog:

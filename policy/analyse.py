@@ -16,7 +16,7 @@ from policy.functions import is_builtin
 from policy.grammar import GRAMMAR, Holds
 from policy.implied import Implied
 from policy.model import Action, Analysis, Demand, Effects, Facts, ObjectKind, ObjectName
-from policy.names import Names, is_system, parts
+from policy.names import Names, is_system, parts, with_database
 from policy.parse import Node, NotAnalysableError, base_text, statements
 from policy.reading import Reading, Reference, Role
 
@@ -323,6 +323,8 @@ class Analyser:
     def _column_ref(self, body: Node) -> None:
         self._column_refs += 1
         fields = body["fields"]
+        if len(fields) > 3:  # database.schema.relation.column, which no later check looks for
+            raise with_database(parts(fields), body.get("location", 0))
         if len(fields) > 1:
             for field in fields[1:]:
                 if "String" in field:

@@ -73,10 +73,6 @@ class Calls:
 
         Raises NotAnalysableError for built-ins that are never called, and for unknown functions.
         """
-        if len(words) > 2:
-            raise NotAnalysableError(
-                "name.database", f"a name may not say its database: `{'.'.join(words)}`", location=location
-            )
         found = self._names.overloads(words)
         if not found and arguments != 1:
             # With one argument it may be a column of a row, or a cast, in functional notation.

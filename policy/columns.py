@@ -1,8 +1,8 @@
 """Which columns of its relations a statement touches, for rules about columns: never too few.
 
 INVARIANT: a column that can reach the result, a condition or a stored value is touched. Read is every column whose
-name stands anywhere in the statement, as a column, an alias or a function; and all of them, where anything could
-stand for the whole row.
+name stands anywhere in the statement, as a column, an alias or a function, with what it is generated from; and all of
+them, where anything could stand for the whole row.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+from policy.masking import Masking
 from policy.model import Action, Columns, Demand, ObjectKind
 from policy.parse import Node
 from policy.reading import Reading, Reference, Role
@@ -22,13 +23,16 @@ _ROW_NAMES: Final = frozenset(("old", "new", "excluded"))
 _SYSTEM_COLUMNS: Final = frozenset(("ctid", "xmin", "xmax", "cmin", "cmax", "tableoid"))
 
 
-def with_columns(reading: Reading) -> tuple[Demand, ...]:
-    """The demands of a statement, each with the columns that it touches, where the statement itself shows them."""
+def with_columns(reading: Reading, masking: Masking) -> tuple[Demand, ...]:
+    """The demands of a statement, each with the columns that it touches, where the statement itself shows them.
+
+    `masking` knows what generated columns are computed from.
+    """
     references: dict[int, list[Reference]] = {}
     for reference in reading.references:
         references.setdefault(reference.relation.oid, []).append(reference)
     return tuple(
-        replace(demand, columns=_columns(reading, demand, found))
+        replace(demand, columns=_columns(reading, masking, demand, found))
         if (found := references.get(demand.oid or 0)) and _is_shown(reading, demand, found[0])
         else demand
         for demand in reading.analysis.demands
@@ -45,13 +49,17 @@ def _is_shown(reading: Reading, demand: Demand, reference: Reference) -> bool:
     )
 
 
-def _columns(reading: Reading, demand: Demand, references: Sequence[Reference]) -> Columns:
+def _columns(reading: Reading, masking: Masking, demand: Demand, references: Sequence[Reference]) -> Columns:
     own = frozenset(column.name for column in references[0].relation.columns)
     if demand.action is Action.SELECT:
         for reference in references:
             if (whole := _whole_row(reading.mentions, reference, own)) is not None:
                 return Columns(own, whole)
-        return Columns(own & reading.mentions.words)
+        named = own & reading.mentions.words
+        sources = masking.sources(references[0].relation)
+        generated = sorted(named & sources.keys())
+        further = own & frozenset[str]().union(*map(sources.__getitem__, generated)) - named
+        return Columns(named | further, generated=tuple(generated) if further else ())
     written: set[str] = set()
     for names in _written(reading.tree, demand.action, references):
         if names is None:

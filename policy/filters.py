@@ -7,6 +7,7 @@ operators are only used while nothing but PostgreSQL's own could be meant (`RowF
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -40,6 +41,10 @@ _BEHIND: Final[Mapping[str, tuple[str, ...]]] = {
     "BETWEEN SYMMETRIC": (">=", "<="),
     "NOT BETWEEN SYMMETRIC": ("<", ">"),
 }
+
+
+# A date of which `DateStyle`, the client's own setting, says which number is the month.
+_UNSURE_DATE: Final = re.compile(r"\s*\d{1,2}([-/.])\d{1,2}\1\d{2,4}(?!\S*\1)")
 
 
 class FilterError(ValueError):
@@ -154,6 +159,8 @@ class _Names:
         match key:
             case "ColumnRef":
                 self._column(body, inner)
+            case "sval" if isinstance(body, dict) and _UNSURE_DATE.match(text := body.get("sval", "")):
+                raise FilterError(f"`{text}` means what the client's DateStyle says; write dates as 2026-01-31")
             case "RangeVar":
                 if "schemaname" not in body or "catalogname" in body:
                     raise FilterError(f"`{body['relname']}` has no schema; write it as `schema.{body['relname']}`")

@@ -30,6 +30,7 @@ class Masking:
         self._policy = policy
         self._masks, self._cleared = _masks_for(policy, principal)
         self._known = _KNOWN.setdefault(catalog, {}).setdefault((policy.hash, principal), {})
+        self._begun: set[int] = set()  # not in what is known: an error on the way must leave nothing there
 
     def excusing_nobody(self) -> Masking:
         """The masks of the same policy as if `unless` held for nobody."""
@@ -47,6 +48,9 @@ class Masking:
             return {}
         known = self._known.get(relation.oid)
         if known is None:
+            if relation.oid in self._begun:
+                return {}  # a view cannot read itself, yet a broken snapshot must not hang us
+            self._begun.add(relation.oid)
             known = self._known[relation.oid] = self._find(relation)
         return known
 
@@ -60,12 +64,10 @@ class Masking:
         return [relation for relation in found if relation is not None and self.columns(relation)]
 
     def _find(self, relation: Relation) -> Masked:
-        self._known[relation.oid] = {}  # a view cannot read itself, yet a broken snapshot must not hang us
         masked: Masked = {}
-        family = [self.catalog.relations[o] for o in relation.family if o in self.catalog.relations] or [relation]
         by_member = [
             (member, [m for m in self._masks if m.columns.fits_first((member.schema, member.name))])
-            for member in family
+            for member in self._family(relation)
         ]
         viewed = relation.kind in _VIEWS
         for column in relation.columns:
@@ -79,23 +81,32 @@ class Masking:
                 found += self._through_view(relation, column)
             if found:
                 masked[column.number] = _strictest(found)
-        return masked | self._computed(relation, family, masked)
+        return masked | self._computed(relation, masked)
 
-    def _computed(self, relation: Relation, family: Sequence[Relation], masked: Masked) -> Masked:
-        """The generated columns that would show what is masked; each member may compute them in its own way."""
+    def sources(self, relation: Relation) -> dict[str, frozenset[str]]:
+        """What the generated columns are computed from, by name; each member of a family may do it in its own way.
+
+        Those that the policy calls `clear` tell nothing.
+        """
+        found: dict[str, frozenset[str]] = {}
+        for member in self._family(relation):
+            for column in member.columns:
+                if column.computed_from and not self._vouched(member, column):
+                    read = {one.name for one in member.columns if one.number in column.computed_from}
+                    found[column.name] = found.get(column.name, frozenset()) | read
+        return found
+
+    def _family(self, relation: Relation) -> list[Relation]:
+        return [self.catalog.relations[o] for o in relation.family if o in self.catalog.relations] or [relation]
+
+    def _computed(self, relation: Relation, masked: Masked) -> Masked:
+        """The generated columns that would show what is masked."""
         names = {column.name for column in relation.columns if column.number in masked}
-        derived = {
-            column.name
-            for member in family
-            for column in member.columns
-            if column.computed_from
-            and any(read.name in names for read in member.columns if read.number in column.computed_from)
-            and not self._vouched(member, column)
-        }
+        sources = self.sources(relation) if names else {}
         return {
             column.number: (_DERIVED,)
             for column in relation.columns
-            if column.name in derived and column.number not in masked
+            if column.number not in masked and not names.isdisjoint(sources.get(column.name, ()))
         }
 
     def _through_view(self, view: Relation, column: Column) -> tuple[Mask, ...]:

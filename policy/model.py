@@ -118,10 +118,14 @@ class ObjectName:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """The columns of a relation that a demand touches; `whole` is what stands for all of them, such as "`*`"."""
+    """The columns of a relation that a demand touches.
+
+    `whole` is what stands for all of them, such as "`*`"; `generated` are those that stand for others, too.
+    """
 
     names: frozenset[str]
     whole: str | None = None
+    generated: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

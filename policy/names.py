@@ -28,6 +28,16 @@ def parts(names: Iterable[Node]) -> list[str]:
     return [node["String"]["sval"] for node in names if "String" in node]
 
 
+def with_database(words: Sequence[str], location: int = 0) -> NotAnalysableError:
+    """The error for a name that says its database: what it means here is looked up without one."""
+    return NotAnalysableError(
+        "name.database",
+        f"a name may not say its database: `{'.'.join(words)}`",
+        cure="Leave the database out.",
+        location=location,
+    )
+
+
 def is_temporary(schema: str) -> bool:
     """Whether a schema holds some session's temporary relations."""
     return schema == TEMPORARY or schema.startswith(("pg_temp_", "pg_toast_temp_"))
@@ -81,12 +91,7 @@ class Names:
         """The relation a RangeVar means, or None. Raises NotAnalysableError for names that cannot be checked."""
         location = var.get("location", 0)
         if "catalogname" in var:
-            raise NotAnalysableError(
-                "name.database",
-                f"a name may not say its database: `{var['catalogname']}.{var.get('schemaname')}.{var['relname']}`",
-                cure="Leave the database out.",
-                location=location,
-            )
+            raise with_database((var["catalogname"], str(var.get("schemaname")), var["relname"]), location)
         schema = var.get("schemaname")
         if schema is not None:
             found = self.catalog.relation(self.own(schema, var["relname"], location), var["relname"])
@@ -171,6 +176,8 @@ class Names:
 
         It searches no temporary schema for functions; those there could only be named with it.
         """
+        if len(words) > 2:
+            raise with_database(words)
         if len(words) > 1 and is_temporary(words[0]):
             raise NotAnalysableError("name.temporary", f"temporary functions such as `{words[-1]}` cannot be analysed")
         if len(words) == 1:
@@ -183,6 +190,8 @@ class Names:
         operators = self.catalog.operators
         if not operators:
             return []
+        if len(words) > 2:
+            raise with_database(words)
         schemas = self.path if len(words) == 1 else (words[0],)
         return [oid for schema in schemas for oid in operators.get((schema, words[-1]), ())]
 

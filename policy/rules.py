@@ -404,13 +404,16 @@ def _without_column(ruled: _Ruled, demand: Demand) -> str:
         return ""
     if demand.columns.whole:
         return f"Name the columns that you need, of {', '.join(ruled.open)}. "
-    return f"Leave `{ruled.column}` out, also as a name of something else. "
+    named = "`, `".join(demand.columns.generated or (ruled.column,))
+    return f"Leave `{named}` out, also as a name of something else. "
 
 
 def _spoken(demand: Demand, column: str | None = None) -> str:
     every = "" if demand.bounded else " without saying which rows"
     if column is not None and demand.columns is not None:
-        stands = f", which {demand.columns.whole} stands for" if demand.columns.whole else ""
+        generated = "`, `".join(demand.columns.generated)
+        whole = demand.columns.whole or (f"the generated `{generated}`" if generated else None)
+        stands = f", which {whole} stands for" if whole else ""
         return f"{demand.action.value} `{demand.object}.{column}`{stands}{every}"
     behind = f", which {demand.via} needs" if demand.via else ""
     return f"{demand.action.value} `{demand.object}`{every}{behind}"

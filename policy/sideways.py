@@ -76,6 +76,12 @@ def moves(reading: Reading) -> bool:
     return kind in _MOVES or (kind == "AlterTableStmt" and not _DETACHES.isdisjoint(_subtypes(reading.tree)))
 
 
+def _sorts(reading: Reading) -> bool:
+    """Whether the statement puts a relation's rows in the order of an index, now or when it is next asked to."""
+    kind = reading.analysis.kind
+    return kind == "ClusterStmt" or (kind == "AlterTableStmt" and "AT_ClusterOn" in _subtypes(reading.tree))
+
+
 def check(reading: Reading, masked: Sequence[tuple[Reference, Masked]]) -> None:
     """Refuse what masks by rewriting cannot answer for. Raises NotAnalysableError `mask.…`."""
     if not masked:
@@ -92,9 +98,12 @@ def check(reading: Reading, masked: Sequence[tuple[Reference, Masked]]) -> None:
             check_qualified(tree, reference, "mask.qualified", "which is masked")
         elif reference.role in (Role.TARGET, Role.COPY_IN):
             _check_write(tree, reference, columns)
+        elif _sorts(reading):
+            raise _refused("mask.oracle", reference, "in the order of an index its rows could tell how values compare")
         elif reading.analysis.kind in EVALUATES:
             _check_unnamed(tree, reference, columns)
             _check_whole(tree, reference)
+            _check_implied_key(tree, reference)
     sources = [(r, c) for r, c in masked if r.role is Role.SOURCE]
     if sources and not _STORES.isdisjoint(tree.tags):
         for reference, columns in sources:
@@ -207,6 +216,19 @@ def _check_whole(tree: Tree, reference: Reference) -> None:
     full = (reference.relation.schema, reference.relation.name)
     if full in tree.qualified or full in tree.columns.get(full[0], ()):
         raise _refused("mask.oracle", reference, "it names columns with the schema", cure="Use an alias.")
+
+
+def _check_implied_key(tree: Tree, reference: Reference) -> None:
+    """A foreign key without columns means the primary key, whichever columns it has."""
+    keys = (node["Constraint"] for node in nodes(tree.tree) if "Constraint" in node)
+    if any(key.get("pktable") is reference.var and "pk_attrs" not in key for key in keys):
+        name = reference.relation.name
+        raise _refused(
+            "mask.oracle",
+            reference,
+            "a foreign key to its primary key would tell whether a value exists there",
+            cure=f"Name the columns that it refers to, as in `REFERENCES {name} (id)`; none of them may be masked.",
+        )
 
 
 def _check_unnamed(tree: Tree, reference: Reference, columns: Masked) -> None:

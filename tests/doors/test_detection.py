@@ -222,7 +222,8 @@ def test_cursors_prepared_statements_explain_and_returning_are_searched(leaky: S
 def test_errors_notices_and_notifications_are_searched(leaky: Stack) -> None:
     leaky.direct(
         "CREATE FUNCTION public.tell(what text) RETURNS void LANGUAGE plpgsql AS"
-        " $$BEGIN RAISE NOTICE 'told: %', what; PERFORM pg_notify('gossip', what); END$$"
+        " $$BEGIN RAISE NOTICE 'told: %', what USING DETAIL = what, HINT = what, COLUMN = what, CONSTRAINT = what,"
+        " DATATYPE = what, TABLE = what, SCHEMA = what; PERFORM pg_notify('gossip', what); END$$"
     )
     with raw_client(leaky, "ada") as client:
         failed = client.cycle(frontend.Query(b"SELECT prose::integer FROM leaks WHERE id = 1"))
@@ -232,6 +233,7 @@ def test_errors_notices_and_notifications_are_searched(leaky: Stack) -> None:
         told = client.cycle(frontend.Query(b"SELECT tell(prose) FROM leaks WHERE id = 1"))
         notice, _ = [m for m in told if isinstance(m, backend.NoticeResponse)]
         assert notice.fields["M"] == f"told: {HIDDEN}"
+        assert {notice.fields[field] for field in "DHcndts"} == {HIDDEN}
         [notification] = [m for m in told if isinstance(m, backend.NotificationResponse)]
         assert notification.payload == HIDDEN
     body = last(leaky, "SELECT prose::integer%")

@@ -119,6 +119,9 @@ def test_a_temporary_table_hides_another_and_shows_only_its_own_rows(stack: Stac
     with pytest.raises(InsufficientPrivilege, match="store masks as data"):
         wire.execute("INSERT INTO customers SELECT id, card FROM public.customers")
     wire.execute("INSERT INTO customers VALUES (1, 'mine')")
+    # Whole, since decisions are kept by it: who chooses the names could find two that collide in a part of it.
+    digests = [session.temporary.digest for session in stack.app.hall.gateway.sessions.list() if session.temporary]
+    assert {len(bytes.fromhex(digest)) for digest in digests} == {32}
     assert wire.execute("SELECT card FROM customers").fetchall() == [("mine",)]
     seen = {card for (card,) in wire.execute("SELECT card FROM public.customers").fetchall()}
     assert seen == {None}

@@ -146,6 +146,7 @@ def test_what_foreign_keys_do_is_demanded(catalog: Catalog) -> None:
 
 def test_a_snapshot_of_an_unchanged_database_has_the_same_epoch(server: Postgres, catalog: Catalog) -> None:
     assert snapshot(server, "postgres").epoch == catalog.epoch
+    assert len(bytes.fromhex(catalog.epoch)) == 32  # decisions are kept by it, and clients choose names that are in it
 
 
 def _of_server(catalog: Catalog) -> list[Function]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from policy.check import check
@@ -10,7 +12,7 @@ from policy.engine import decide
 from policy.load import load_policy
 from policy.model import Action, Demand, Effect, ObjectKind, ObjectName
 from policy.rules import judge
-from tests.policy.corpus import policy_of
+from tests.policy.corpus import ROOT, policy_of
 from tests.policy.sample import CATALOG, PRINCIPALS, facts
 
 POLICY = policy_of("tests/policy/policies/columns.yaml")
@@ -42,6 +44,30 @@ def test_a_refused_column_is_named() -> None:
     assert text == "no rule lets `devin` select `public.tickets.body`"
     assert cure is not None
     assert cure.endswith("Whoever keeps the policy can add one.")
+
+
+@pytest.mark.parametrize(
+    ("sql", "masks", "effect"),
+    [
+        ("SELECT gross FROM orders", "", Effect.DENY),
+        ("SELECT id FROM orders ORDER BY gross", "", Effect.DENY),
+        ("SELECT id FROM orders", "", Effect.ALLOW),
+        ("SELECT gross FROM orders", "masks: [{columns: [public.orders.gross], with: clear}]", Effect.ALLOW),
+    ],
+)
+def test_a_generated_column_touches_what_it_is_computed_from(sql: str, masks: str, effect: Effect) -> None:
+    policy = load_policy((ROOT / "tests/policy/policies/columns.yaml").read_text("utf-8") + masks, "policy.yaml")
+    orders = CATALOG.relation("public", "orders")
+    assert orders is not None
+    total = next(column for column in orders.columns if column.name == "total")
+    gross = replace(total, number=99, name="gross", computed_from=frozenset((total.number,)))
+    generated = replace(orders, columns=(*orders.columns, gross))
+    catalog = replace(CATALOG, relations=CATALOG.relations | {orders.oid: generated})
+    verdict = decide(policy, DEVIN, facts(catalog=catalog), sql.encode()).verdict
+    assert verdict.effect is effect
+    if effect is Effect.DENY:
+        assert verdict.reasons[0].text.endswith("select `public.orders.total`, which the generated `gross` stands for")
+        assert (verdict.reasons[0].cure or "").startswith("Leave `gross` out, ")
 
 
 @pytest.mark.parametrize(("name", "effect"), [("orders", Effect.DENY), ("tickets", Effect.DENY)])

@@ -231,6 +231,12 @@ def test_a_user_defined_operator_is_a_call(sql: str) -> None:
     assert _codes(_decide(sql, known)) == ["rule.none"]
 
 
+def test_an_operator_with_its_database_is_refused() -> None:
+    same = _function("same", "integer, integer")
+    known = _with(same, operators={("public", "="): (same.oid,)})
+    assert _codes(_decide("SELECT 1 OPERATOR(shop.public.=) 2", known)) == ["name.database"]
+
+
 def test_writes_to_a_relation_with_rewrite_rules_are_refused() -> None:
     tickets = CATALOG.relation("public", "tickets")
     assert tickets is not None

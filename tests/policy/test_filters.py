@@ -51,7 +51,14 @@ WRONG = [
     ("a IN (SELECT 1 FROM hr.staff FOR UPDATE)", "locks nothing"),
     ("a::mood = 'sad'", "the type `mood` has no schema"),
     ("(row_value).field = 1", "takes no fields of rows"),
+    ("a < '02/03/2026'", "`02/03/2026` means what the client's DateStyle says; write dates as 2026-01-31"),
+    ("a < date '2.3.26 10:00'", "means what the client's DateStyle says"),
 ]
+
+
+@pytest.mark.parametrize("value", ["2026-01-31", "2026/01/31 10:00", "10.11.12.13", "1/2", "12-34-5678-90"])
+def test_what_is_no_doubtful_date_stands_in_a_filter(value: str) -> None:
+    assert read_condition(f"a = '{value}'").columns == {"a"}
 
 
 @pytest.mark.parametrize(("text", "why"), WRONG)

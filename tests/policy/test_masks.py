@@ -210,3 +210,21 @@ def test_check_names_masks_that_hide_nothing_and_rules_that_never_win() -> None:
         (Severity.ERROR, 7),
     ]
     assert "did you mean `public.customers.ssn`?" in str(found[1])
+
+
+def test_views_too_deep_to_be_followed_are_refused_each_time() -> None:
+    customers, contacts = CATALOG.relation("public", "customers"), CATALOG.relation("public", "customer_contacts")
+    assert customers is not None
+    assert contacts is not None
+    card = next(column for column in customers.columns if column.name == "card")
+    relations, below = dict(CATALOG.relations), (customers.oid, card.number)
+    for oid in range(100_000, 100_400):
+        columns, reads = (replace(card, number=1, origin=below),), frozenset((below[0],))
+        relations[oid] = replace(
+            contacts, oid=oid, name=f"v{oid}", columns=columns, family=frozenset((oid,)), reads=reads
+        )
+        below = (oid, 1)
+    policy, catalog = policy_of("tests/policy/policies/card.yaml"), replace(CATALOG, relations=relations)
+    for _ in range(4):
+        verdict = decide(policy, PRINCIPALS["devin"], facts(catalog=catalog), b"SELECT card FROM v100399").verdict
+        assert [reason.code for reason in verdict.reasons] == ["internal"]
