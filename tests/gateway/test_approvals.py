@@ -276,6 +276,15 @@ async def test_a_broken_glass_waits_for_a_review_by_an_approver_who_had_no_part_
     assert report.ok, report.problem
 
 
+async def test_who_had_said_yes_before_the_glass_was_broken_does_not_review_it(desk: Desk) -> None:
+    pending = await desk.ask(replace(GLASS, quorum=2))
+    await desk.vote(pending, GRACE)
+    record = await desk.vote(pending, SAM, BREAK_GLASS, comment="the shop is down")
+    with pytest.raises(ApprovalRejectedError, match="have voted on"):
+        await desk.approvals.reviews.close(record, session_of(GRACE), "fine")
+    await desk.approvals.reviews.close(record, session_of(HANS), "it was down")
+
+
 async def test_nobody_gets_rid_of_a_review_by_the_ways_of_an_approval(desk: Desk) -> None:
     pending = await broken(desk)
     for way in (desk.approvals.withdraw(f"rev-{pending.id}", session_of(SAM)), desk.approvals.get(f"rev-{pending.id}")):
