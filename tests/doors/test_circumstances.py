@@ -71,6 +71,20 @@ async def test_a_rule_about_networks_asks_where_this_call_comes_from_not_the_fir
     assert await read_orders(fresh_stack, "127.0.0.1", {"X-Forwarded-For": "127.0.0.2"}) == "refused"
 
 
+async def test_the_next_rows_of_a_result_go_where_the_first_went(fresh_stack: Stack) -> None:
+    with_rules(fresh_stack)
+
+    async def page(source: str, **arguments: Any) -> dict[str, Any]:
+        params = {"name": "query", "arguments": arguments | {"max_rows": 1}}
+        result: dict[str, Any] = (await called(fresh_stack, "tools/call", params, source=source))["result"]
+        return result
+
+    first = await page("127.0.0.2", sql="SELECT id FROM orders")
+    cursor = first["structuredContent"]["cursor"]
+    assert (await page("127.0.0.3", cursor=cursor))["isError"] is True
+    assert (await page("127.0.0.2", cursor=cursor))["structuredContent"]["row_count"] == 1
+
+
 async def test_what_an_agent_asks_for_one_human_is_not_there_when_it_works_for_another(fresh_stack: Stack) -> None:
     other = fresh_stack.demo.issuer.token("devin", kind="agent", groups=("ai-agents",), on_behalf_of="hans")
     pending = (await query(fresh_stack, "devin", UPDATE))["pending"]
