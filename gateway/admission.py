@@ -54,6 +54,7 @@ from gateway.rehearsal import Expected
 from gateway.sessions import Sessions
 from gateway.transcript import RecordingBounds, Transcript
 from gateway.upstream import Upstream
+from gateway.voting import asked
 from policy.catalog import Catalog
 from policy.limits import UNLIMITED, Limits
 from policy.model import Decision, Effect, Principal, Rewrite
@@ -300,10 +301,7 @@ class Gateway:
         ApprovalRejectedError where there is no such permission any more.
         """
         record = await self.approvals.get(approval_id)
-        if (record.requester_issuer, record.requester_subject) != (
-            session.principal.issuer,
-            session.principal.subject,
-        ):
+        if not asked(record, session.principal):
             raise ApprovalRejectedError(f"approval `{approval_id}` was asked for by somebody else")
         if record.door != session.door.value:
             raise ApprovalRejectedError(

@@ -199,7 +199,7 @@ class Approvals:
         ]
         open_ones = [r for r in records if r.state in (State.REQUESTED, State.APPROVED)]
         if session is not None and session.principal.kind is PrincipalKind.AGENT:
-            open_ones = [r for r in open_ones if voting.is_requester(r, session.principal)]
+            open_ones = [r for r in open_ones if voting.asked(r, session.principal)]
         return sorted(open_ones, key=lambda r: r.created)
 
     async def open_requests(self, principal: Principal) -> int:
@@ -281,7 +281,7 @@ class Approvals:
     async def withdraw(self, approval_id: str, session: Session) -> ApprovalRecord:
         """The requester, or the human behind it, takes the request back."""
         record = await self.get(approval_id)
-        own, human = voting.is_requester(record, session.principal), session.principal.human
+        own, human = voting.asked(record, session.principal), session.principal.human
         if not own and (human is None or human != voting.human_of(record)):
             raise ApprovalRejectedError(f"only the requester can withdraw approval `{approval_id}`")
         await self._move(record, State.REQUESTED, State.CANCELLED, Kind.APPROVAL_WITHDRAWN, session)
@@ -300,6 +300,9 @@ class Approvals:
         """Void the approval if anything it is bound to has changed. Raises ApprovalRejectedError."""
         now = binding_of(statement, decision, catalog)
         changed = [text for part, text in _DIFFERENCES.items() if record.binding.get(part) != now[part]]
+        # Another time, place or number of rows may bring in other rules, whose approvers were not asked.
+        unasked = [terms.rule for terms in decision.verdict.terms if _terms_body(terms) not in record.terms]
+        changed += [f"the rule `{rule}` wants people now who were not asked" for rule in unasked]
         if changed:
             await self._move(record, State.APPROVED, State.VOID, Kind.APPROVAL_VOID, statement.session, because=changed)
             raise ApprovalRejectedError(

@@ -96,7 +96,7 @@ class Decider:
         for threshold in self._policies.current.thresholds:
             if threshold >= rows:
                 more = await self._decide(session, text, catalog, rows=threshold + 1)
-                if more.verdict.effect > decision.verdict.effect:
+                if not _covers(decision, more):
                     return threshold
         return None
 
@@ -109,7 +109,7 @@ class Decider:
         catalog = session.catalog or self._connections.snapshot(session.connection)
         seen = self._seen(session, catalog) if catalog is not None else None
         again = await self._decide(session, text, seen, rows=rows) if seen is not None else None
-        if again is not None and again.verdict.effect <= granted.verdict.effect:
+        if again is not None and _covers(granted, again):
             return None
         remember(statement, rows)
         why = "; ".join(r.text for r in explain.deciding_reasons(again)) if again else "the catalog is not known"
@@ -151,6 +151,12 @@ class Decider:
             self._cache.pop(next(iter(self._cache)))
         self._cache[key] = decision
         return decision
+
+
+def _covers(granted: Decision, again: Decision) -> bool:
+    """Whether what was granted is enough for `again`: nothing stricter, and nobody's word who was not asked."""
+    verdict, before = again.verdict, granted.verdict
+    return verdict.effect <= before.effect and set(verdict.terms) <= set(before.terms)
 
 
 def remember(statement: Statement, rows: int) -> None:

@@ -90,19 +90,23 @@ def kind_of(decision: Decision) -> str:
     return decision.analysis.kind if decision.analysis else ""
 
 
-async def run_one(upstream: Upstream, grant: Grant, number: int) -> str | None:
+async def run_one(gateway: Gateway, upstream: Upstream, grant: Grant, number: int) -> str | None:
     """Run one statement; the command tag. Texts of errors in values' classes are kept back: they quote rows.
 
-    Raises MigrationError.
+    Raises MigrationError, also where it changes more rows than it was allowed for.
     """
     try:
-        return (await upstream.open(grant.sql, (), 0)).tag
+        page = await upstream.open(grant.sql, (), 0)
     except UpstreamError as error:
         grant.finish(Outcome(Status.FAILED, sqlstate=error.sqlstate, message="failed in its migration"))
         said = f": {error}" if error.sqlstate.startswith(("42", "0A", "25", "55", "57")) else ""
         raise MigrationError(
             f"statement {number} of the migration fails ({error.sqlstate}{said})", reported=error.sqlstate
         ) from None
+    if (many := await gateway.too_many(grant, page.counted)) is not None:
+        grant.finish(Outcome(Status.FAILED, sqlstate=many.sqlstate, message=many.text))
+        raise MigrationError(f"statement {number} of the migration: {many.text}", cure=many.cure)
+    return page.tag
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +136,8 @@ class _Trial:
             said |= await self._measured(Statement(self.session, text), decision, number)
         except MigrationError as error:
             awaited = self.walk.skipped or (plan.first - 1 if error.reported == _UNCOMMITTED_VALUE else None)
+            if error.reported is None:
+                raise  # too many rows: PostgreSQL would have done it
             if awaited is None or self.in_shadow:
                 error.cure = "Nothing of it lasts: it was a rehearsal."
                 raise
@@ -166,7 +172,7 @@ class _Trial:
         held = await schema_changes.locks(upstream, files)
         async with gateway.rehearsing(statement, decision) as grant:
             started = time.perf_counter()
-            tag = await run_one(upstream, grant, number)
+            tag = await run_one(gateway, upstream, grant, number)
             said: dict[str, object] = {"duration_ms": round((time.perf_counter() - started) * 1000, 1), "tag": tag}
             grant.finish(Outcome(Status.REHEARSED, tag=tag))
         if in_transaction:  # outside of one they are gone with the statement

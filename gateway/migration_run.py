@@ -120,7 +120,7 @@ class Run:
         statement = Statement(session, text, request={"migration": self.whole.id})
         grant = await settling.enter_async_context(gateway.admit_step(self.whole, statement, decision))
         grants.append(grant)
-        grant.finish(Outcome(Status.COMPLETED, tag=await run_one(upstream, grant, number)))
+        grant.finish(Outcome(Status.COMPLETED, tag=await run_one(gateway, upstream, grant, number)))
         if decision.analysis is not None and decision.analysis.effects.catalog:
             gateway.connections.changed(session)
         await gateway.refresh(session, upstream)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from audit.approvals import ApprovalRecord, State
@@ -17,7 +18,7 @@ from gateway import rehearsal
 from gateway.admission import Gateway, Grant
 from gateway.approvals import Pending, rejection
 from gateway.drafts import draft
-from gateway.errors import ApprovalPendingError, CountersignError, MigrationError
+from gateway.errors import ApprovalPendingError, CountersignError, MigrationError, SessionEndedError
 from gateway.inventory import Inventory, changes
 from gateway.migration_rehearsal import Walk, rehearse
 from gateway.migration_run import ATTEMPTS, LOCK_TIMEOUT, Progress, Run, look, unheard
@@ -45,7 +46,8 @@ class Migrations:
         """
         texts = _split(text)
         base = await self._gateway.connections.latest(session.connection)
-        walk = await rehearse(self._gateway, session, texts, base)
+        async with _while_open(session):
+            walk = await rehearse(self._gateway, session, texts, base)
         statement = Statement(replace(session, search_path=walk.search_path), text, request=request)
         try:
             decision = _combined(text, walk.decisions, base)
@@ -62,6 +64,10 @@ class Migrations:
         """
         if record.state is not State.APPROVED:
             raise rejection(record)
+        async with _while_open(session):
+            return await self._run(record, session, progress)
+
+    async def _run(self, record: ApprovalRecord, session: Session, progress: Progress) -> Grant:
         text = record.statement.encode()
         texts = _split(text)
         await progress(0, len(texts), "it is rehearsed once more")
@@ -95,6 +101,27 @@ class Migrations:
             draft(Kind.SCHEMA_CHANGED, session, **body),
             failed=lambda error: log.error("what a migration changed cannot be recorded: %s", error),
         )
+
+
+@asynccontextmanager
+async def _while_open(session: Session) -> AsyncIterator[None]:
+    """Cancel the block when the session ends. Raises SessionEndedError."""
+    task = asyncio.current_task()
+    assert task is not None
+
+    def ended(_: str) -> None:
+        task.cancel()
+
+    session.on_end.append(ended)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if session.ended is None:
+            raise
+        task.uncancel()
+        raise SessionEndedError(f"the session is over: {session.ended}", cure="Connect again.") from None
+    finally:
+        session.on_end.remove(ended)
 
 
 def is_migration(record: ApprovalRecord) -> bool:

@@ -223,10 +223,7 @@ async def _changed(upstream: Upstream, page: Page) -> int:
     while page.suspended:
         page = await upstream.fetch(_DISCARD_ROWS)
         rows += len(page.rows)
-    if rows:
-        return rows
-    last = (page.tag or "").rpartition(" ")[2]
-    return int(last) if last.isdecimal() else 0
+    return rows or page.counted
 
 
 async def _sample(

@@ -93,6 +93,10 @@ class Reviews:
             raise ApprovalRejectedError(
                 "nobody reviews the glass that they broke themselves", cure="Ask another approver."
             )
+        if any((vote.issuer, vote.subject) == (who.issuer, who.subject) for vote in record.votes):
+            raise ApprovalRejectedError(
+                "nobody reviews an approval that they have voted on", cure="Ask another approver."
+            )
         voting.check_voter(record, who, "approve")
         vote = Vote(who.issuer, who.subject, "review", sorted(who.groups), comment, self._clock())
         body = {"choice": "review", "voter": principal_body(who), "comment": comment, "digest": record.digest}

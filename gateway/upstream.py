@@ -40,6 +40,12 @@ class Page:
     size: int = 0
     notices: list[Mapping[str, str]] = field(default_factory=list)
 
+    @property
+    def counted(self) -> int:
+        """The rows that the command tag tells."""
+        last = (self.tag or "").rpartition(" ")[2]
+        return int(last) if last.isdecimal() else 0
+
 
 class UpstreamError(Exception):
     """An ErrorResponse. `fields` are keyed by the protocol's one-letter codes (S, V, C, M, D, H, P …)."""

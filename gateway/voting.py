@@ -27,8 +27,19 @@ UNKNOWN = Login()
 
 
 def is_requester(record: ApprovalRecord, principal: Principal) -> bool:
-    """Whether this principal asked."""
+    """Whether somebody of this name asked, in whatever role."""
     return (record.requester_issuer, record.requester_subject) == (principal.issuer, principal.subject)
+
+
+def asked(record: ApprovalRecord, principal: Principal) -> bool:
+    """Whether a request is this principal's own: an agent's are its own only while it works for the same human."""
+    body = record.principal
+    human = (body.get("on_behalf_of"), body.get("human_issuer"))
+    return (
+        is_requester(record, principal)
+        and body.get("kind") == principal.kind.value
+        and human == (principal.on_behalf_of, principal.human_issuer)
+    )
 
 
 def human_of(record: ApprovalRecord) -> tuple[str, str] | None:

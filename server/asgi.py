@@ -45,6 +45,8 @@ async def serving(
         log_level="warning",
         timeout_graceful_shutdown=grace,
         server_header=False,
+        # X-Forwarded-For would let any program of this machine say where it is: rules and the audit go by the peer.
+        proxy_headers=False,
     )
     server = _Server(config)
     task = asyncio.create_task(server.serve([listening]), name="asgi")

@@ -17,7 +17,7 @@ from gateway.approvals import Pending, rejection
 from gateway.errors import ApprovalRejectedError
 from gateway.migration_run import Progress
 from gateway.migrations import Migrations, is_migration
-from gateway.voting import BREAK_GLASS, Login, approvers_of, is_requester
+from gateway.voting import BREAK_GLASS, Login, approvers_of, asked
 from policy.model import Principal, PrincipalKind
 from server import evidence
 from server.mcp_query import ConnectionName, OptionalText, QueryTool, waiting
@@ -177,7 +177,7 @@ class ApprovalTools:
         """Wait for people; run the stored statement once they have said yes."""
         verified = await self._sessions.identity()
         record = await self._seen(id, verified.principal)
-        if not is_requester(record, verified.principal):
+        if not asked(record, verified.principal):
             raise ApprovalRejectedError(
                 f"approval `{id}` was asked for by `{record.requester_subject}`, who alone can run it",
                 cure="Use `approval_status` to follow it.",
@@ -295,7 +295,7 @@ def _text(info: ApprovalInfo) -> str:
 
 
 def _may_see(record: ApprovalRecord, principal: Principal) -> bool:
-    return principal.kind is not PrincipalKind.AGENT or is_requester(record, principal)
+    return principal.kind is not PrincipalKind.AGENT or asked(record, principal)
 
 
 def _why(record: ApprovalRecord) -> list[str]:

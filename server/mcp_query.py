@@ -16,11 +16,11 @@ from gateway.approvals import Pending
 from gateway.errors import ApprovalPendingError
 from gateway.model import Session, Statement
 from policy.model import Decision, Effect
-from server.mcp_cursors import Cursors, Piece, Reading
+from server.mcp_cursors import Cursors, Piece, Reading, gone
 from server.mcp_failures import CallError
 from server.mcp_portal import PageLimit
 from server.mcp_results import PendingApproval, QueryResult, ResultColumn, as_text, completed
-from server.mcp_sessions import McpSessions, ToolContext, request_of
+from server.mcp_sessions import McpSessions, ToolContext, client_of, request_of
 from server.mcp_settings import McpSettings
 from server.values import JsonScalar, converter, parameters_as_text
 
@@ -92,7 +92,10 @@ class QueryTool:
                     "Send the cursor alone to go on, or the statement alone to run it.",
                 )
             verified = await self._sessions.identity()
-            return await self.page(self._cursors.find(cursor, verified.principal), limit)
+            reading = self._cursors.find(cursor, verified.principal)
+            if reading.session.client.host != client_of(context).host:
+                raise gone()  # the rules were asked about another place
+            return await self.page(reading, limit)
         if not sql.strip():
             raise CallError("`sql` is empty", "Send one SQL statement, or a `cursor`.")
         try:

@@ -1,4 +1,4 @@
-"""Who calls a tool, and which gateway session serves them: one per verified token, connection and client.
+"""Who calls a tool, and which gateway session serves them: one per verified token, connection, client and address.
 
 MCP's modern era has no sessions, so the token is what stays the same from call to call. A session ends
 with its token, by revocation, or after a time without calls.
@@ -68,6 +68,7 @@ class _Key:
     connection: str
     client: str | None
     version: str | None
+    host: str | None  # rules ask where a session's client is: it is never two places
 
 
 @dataclass(slots=True)
@@ -108,6 +109,7 @@ class McpSessions:
             name,
             client.name,
             client.version,
+            client.host,
         )
         async with self._opening:
             entry = self._entries.get(key)

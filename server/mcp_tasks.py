@@ -22,7 +22,7 @@ from pydantic import Field
 from audit.approvals import ApprovalRecord, State
 from gateway.admission import Gateway
 from gateway.errors import ApprovalRejectedError, CountersignError
-from gateway.voting import is_requester
+from gateway.voting import asked
 from server.mcp_sessions import Identify
 from server.mcp_settings import McpSettings
 
@@ -149,7 +149,7 @@ class Tasks(Extension):
             raise unknown from None
         except CountersignError as error:
             raise MCPError(INTERNAL_ERROR, str(error)) from None
-        if not is_requester(record, caller.principal):
+        if not asked(record, caller.principal):
             raise unknown
         return record
 

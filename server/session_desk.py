@@ -86,9 +86,11 @@ def _principal(scope: Scope) -> Principal:
 
 
 def _may_end(gateway: Gateway, principal: Principal, session: Session) -> bool:
-    own = (session.principal.issuer, session.principal.subject) == (principal.issuer, principal.subject)
-    agents = principal.kind is PrincipalKind.HUMAN and session.principal.human == principal.human
-    return own or agents or any(who.includes(principal) for who in gateway.policies.current.operators)
+    named = (session.principal.issuer, session.principal.subject) == (principal.issuer, principal.subject)
+    same_human = session.principal.human == principal.human
+    # An agent's sessions for one human are none of its own while it works for another.
+    own = (named or same_human) if principal.kind is PrincipalKind.HUMAN else (named and same_human)
+    return own or any(who.includes(principal) for who in gateway.policies.current.operators)
 
 
 def _described(session: Session) -> dict[str, object]:

@@ -102,6 +102,7 @@ class Conversation:
             while True:
                 if self._upstream.congested:
                     await self._uncongested()
+                self._check()
                 received = self._client.ready()
                 if received is None:
                     received = await self._next()

@@ -59,6 +59,7 @@ class Relaying:
     def upstream_received(self, chunk: bytes) -> None:
         """Relay what came, as far as it may be relayed."""
         out: list[bytes] = []
+        over = True
         self._idle.touch()
         self._stream.whole_rows = self._replies.searches
         try:
@@ -70,6 +71,7 @@ class Relaying:
                 if (setting := reported(piece)) is not None:
                     self._upstream.note_parameter(setting.name, setting.value)
                 out.append(self._replies.received(piece))
+            over = False
         except InvariantError as error:
             self._violated(error)
         except CutError as error:
@@ -81,6 +83,8 @@ class Relaying:
             self._client.send(b"".join(out))
             if self._client.congested:
                 self._upstream.pause_reading()
+        # The rest is out of step, and may be the very values that were not to leave.
+        self._replies.unheard = self._replies.unheard or over
         self._progress.set()
 
     def upstream_said(self, message: BackendMessage) -> None:

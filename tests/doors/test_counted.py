@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import asyncpg
 import psycopg
@@ -162,3 +163,54 @@ async def test_at_the_mcp_door_too(counted: Stack, ids: list[int]) -> None:
     last = complete(counted, "%taken back by mcp%")[-1]
     assert isinstance(last, backend.ErrorResponse)
     assert "changes 7 rows" in last.fields["M"]
+
+
+async def test_a_migration_changes_no_more_rows_than_its_rules_let_it(counted: Stack, ids: list[int]) -> None:
+    policy = (ROOT / "tests/policy/policies/counted.yaml").read_text(encoding="utf-8")
+    alter = (
+        "  - {name: schema, effect: approve, actions: [create, alter], approvers: {groups: [developers]}}\n"
+        "  - {name: much, effect: deny, actions: [update], when: {rows_over: 6}}\n"
+    )
+    counted.demo.config.policy_path.write_text(policy + alter, encoding="utf-8")
+    counted.call(counted.app.hall.gateway.policies.reload)
+    try:
+        async with client(counted, "devin") as devin:
+
+            async def propose(rows: int) -> Any:
+                sql = f"ALTER TABLE tickets ADD COLUMN note text; {misjudged(ids[:rows])}"
+                return await devin.call_tool("propose_migration", {"title": "notes", "sql": sql})
+
+            counts = error(await propose(4))
+            assert "statement 2 of the migration: the statement changes 4 rows" in counts["what"]
+            pending = (await propose(4)).structured_content["pending"]
+            assert "many" in pending["why"], "it is decided by the count by now"
+            assert "`dba`" in pending["who"]
+            assert "changes 7 rows" in error(await propose(7))["what"]
+            assert "much" in error(await propose(7))["what"]
+    finally:
+        use_policy(counted, ROOT / "tests/policy/policies/counted.yaml")
+    assert seen(counted) == 0
+
+
+async def test_an_approval_of_few_rows_is_none_of_the_people_who_are_asked_about_many(
+    counted: Stack, ids: list[int]
+) -> None:
+    policy = (
+        "rules:\n  - {name: read, effect: allow, actions: [select]}\n"
+        "  - {name: any, effect: approve, actions: [update], approvers: {groups: [developers]}}\n"
+        "  - {name: many, effect: approve, actions: [update], when: {rows_over: 3}, approvers: {groups: [dba]}}\n"
+    )
+    counted.demo.config.policy_path.write_text(policy, encoding="utf-8")
+    counted.call(counted.app.hall.gateway.policies.reload)
+    try:
+        token = counted.demo.issuer.token("olga", groups=("developers",))
+        async with client(counted, "devin") as devin, client(counted, "olga", token=token) as olga:
+            pending = (await devin.call_tool("query", {"sql": misjudged(ids[1:6])})).structured_content["pending"]
+            assert "dba" not in pending["who"], "the planner expects none"
+            vote = {"id": pending["id"], "digest": pending["digest"]}
+            assert not (await olga.call_tool("approve", vote)).is_error
+            refused = error(await devin.call_tool("await_approval", {"id": pending["id"]}))
+            assert "the statement changes 5 rows" in refused["what"]
+    finally:
+        use_policy(counted, ROOT / "tests/policy/policies/counted.yaml")
+    assert seen(counted) == 0

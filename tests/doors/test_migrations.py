@@ -266,3 +266,24 @@ async def test_the_command_line_proposes_shows_and_runs(shop: Stack, tmp_path: P
         "statement 1 of 1: ALTER TABLE public.customers ADD COLUMN remark text",
     ]
     assert out.startswith("MIGRATION 1 in ")
+
+
+async def test_a_migration_ends_with_the_session_that_runs_it(shop: Stack) -> None:
+    sessions = shop.app.hall.gateway.sessions
+
+    async def revoke() -> None:
+        for session in sessions.list():
+            if session.principal.subject == "devin":
+                sessions.revoke(session.id)
+
+    shown = await proposed(shop, "ALTER TABLE public.tickets ADD COLUMN too_late text")
+    await approve(shop, shown)
+    with psycopg.connect(shop.demo.admin_dsn) as blocker:
+        blocker.execute("LOCK TABLE public.tickets")
+        running = asyncio.create_task(call(shop, "devin", "await_approval", id=shown["id"]))
+        waits = "SELECT 1 FROM pg_locks WHERE NOT granted AND relation = 'public.tickets'::regclass"
+        await asyncio.to_thread(until, lambda: shop.direct(waits), "nothing waits for the lock")
+        await asyncio.to_thread(shop.call, revoke)
+        assert "the session was revoked" in error(await running)["what"]
+        await asyncio.to_thread(until, lambda: not shop.direct(waits), "it still waits")
+    assert "too_late" not in str(schema(shop))

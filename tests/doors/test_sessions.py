@@ -33,8 +33,8 @@ def base(stack: Stack) -> str:
     return stack.url.removesuffix("/mcp")
 
 
-def listed(stack: Stack, who: str) -> list[dict[str, Any]]:
-    answer = httpx2.get(f"{base(stack)}/sessions", headers={"Authorization": f"Bearer {stack.tokens[who]}"})
+def listed(stack: Stack, who: str, token: str = "") -> list[dict[str, Any]]:
+    answer = httpx2.get(f"{base(stack)}/sessions", headers={"Authorization": f"Bearer {token or stack.tokens[who]}"})
     assert answer.status_code == 200
     found: list[dict[str, Any]] = answer.json()["sessions"]
     return found
@@ -58,6 +58,8 @@ def test_each_sees_their_own_and_their_agents_and_an_operator_all(stack: Stack) 
     with inside(stack, "devin") as (_, devins), inside(stack, "ada") as (_, adas), inside(stack, "grace") as (_, own):
         seen = {who: {s["id"] for s in listed(stack, who)} & {devins, adas, own} for who in ("devin", "ada", "grace")}
         assert seen == {"devin": {devins}, "ada": {devins, adas}, "grace": {devins, adas, own}}
+        elsewhere = stack.demo.issuer.token("devin", kind="agent", groups=("ai-agents",), on_behalf_of="hans")
+        assert devins not in {s["id"] for s in listed(stack, "devin", elsewhere)}
         [described] = [s for s in listed(stack, "ada") if s["id"] == devins]
         told = {name: described[name] for name in ("subject", "kind", "on_behalf_of", "door", "connection")}
         assert told == {

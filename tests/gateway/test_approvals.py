@@ -200,6 +200,8 @@ async def test_the_requester_or_its_human_withdraws_and_nobody_else(desk: Desk) 
     pending = await desk.ask()
     with pytest.raises(ApprovalRejectedError, match="only the requester"):
         await desk.approvals.withdraw(pending.id, session_of(GRACE))
+    with pytest.raises(ApprovalRejectedError, match="only the requester"):
+        await desk.approvals.withdraw(pending.id, session_of(replace(DEVIN, on_behalf_of="hans")))
     assert (await desk.approvals.withdraw(pending.id, session_of(ADA))).state is State.CANCELLED
 
 
@@ -207,6 +209,8 @@ async def test_agents_see_their_own_requests_only(desk: Desk) -> None:
     await desk.ask()
     other = session_of(person("cursor", "ai-agents", kind=PrincipalKind.AGENT))
     assert await desk.approvals.list(other) == []
+    assert await desk.approvals.list(session_of(replace(DEVIN, on_behalf_of="hans"))) == []
+    assert len(await desk.approvals.list(session_of(DEVIN))) == 1
     assert len(await desk.approvals.list(session_of(GRACE))) == 1
 
 
@@ -270,6 +274,15 @@ async def test_a_broken_glass_waits_for_a_review_by_an_approver_who_had_no_part_
     assert "it was down indeed" in body
     report = verify(desk.path)
     assert report.ok, report.problem
+
+
+async def test_who_had_said_yes_before_the_glass_was_broken_does_not_review_it(desk: Desk) -> None:
+    pending = await desk.ask(replace(GLASS, quorum=2))
+    await desk.vote(pending, GRACE)
+    record = await desk.vote(pending, SAM, BREAK_GLASS, comment="the shop is down")
+    with pytest.raises(ApprovalRejectedError, match="have voted on"):
+        await desk.approvals.reviews.close(record, session_of(GRACE), "fine")
+    await desk.approvals.reviews.close(record, session_of(HANS), "it was down")
 
 
 async def test_nobody_gets_rid_of_a_review_by_the_ways_of_an_approval(desk: Desk) -> None:
@@ -410,6 +423,21 @@ async def test_a_changed_search_path_schema_or_policy_voids_the_approval(desk: D
         record = await desk.vote(await desk.ask(), GRACE)
         with pytest.raises(ApprovalRejectedError, match=sentence):
             await desk.approvals.check_binding(record, Statement(session, SQL), decision, catalog)
+
+
+async def test_a_rule_that_wants_others_by_now_voids_the_approval(desk: Desk) -> None:
+    # By the hour, the client's address or the number of rows: the policy is the same.
+    security = replace(TERMS, groups=frozenset({"security"}), rule="at-night (policy.yaml:20)")
+    for asked, now in (((TERMS,), (TERMS, security)), ((TERMS,), (security,))):
+        record = await desk.vote(await desk.ask(*asked), GRACE)
+        with pytest.raises(ApprovalRejectedError, match=r"`at-night .* wants people now who were not asked"):
+            await desk.approvals.check_binding(record, Statement(session_of(DEVIN), SQL), decision_of(*now), CATALOG)
+        assert (await desk.approvals.get(record.id)).state is State.VOID
+    # Fewer than were asked are enough.
+    pending = await desk.ask(TERMS, security)
+    await desk.vote(pending, GRACE)
+    record = await desk.vote(pending, HANS)
+    await desk.approvals.check_binding(record, Statement(session_of(DEVIN), SQL), decision_of(TERMS), CATALOG)
 
 
 async def test_an_approval_is_used_once_though_many_try_and_the_chain_says_so(desk: Desk) -> None:
