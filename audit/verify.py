@@ -1183,7 +1183,7 @@ def main(arguments: list[str] | None = None) -> int:
             jobs=options.jobs,
         )
     except Unreadable as error:
-        print(f"unreadable: {error}", file=sys.stderr)  # noqa: T201 - a command's output
+        print(f"unreadable: {_visible(error)}", file=sys.stderr)  # noqa: T201 - a command's output
         return 2
     text = json.dumps({**asdict(report), "ok": report.ok}) if options.json else sentence(report)
     print(text)  # noqa: T201 - a command's output
@@ -1206,11 +1206,16 @@ def read_notes(paths: Iterable[Path]) -> list[str]:
     return notes
 
 
+def _visible(text: object) -> str:
+    """What a store says, so that it can move no cursor and forge no line of the report."""
+    return "".join(char if char.isprintable() else f"\\u{{{ord(char):x}}}" for char in str(text))
+
+
 def sentence(report: Report) -> str:
     """The report for people."""
     if report.problem is not None:
         where = f"entry {report.bad_seq}: " if report.bad_seq is not None else ""
-        return f"NOT INTACT  {where}{report.problem}\n{report.entries} entries before it hold."
+        return f"NOT INTACT  {where}{_visible(report.problem)}\n{report.entries} entries before it hold."
     span = f", {report.first} to {report.last}" if report.first else ""
     lines = [
         f"intact      {report.entries} entries{span}",
@@ -1236,7 +1241,7 @@ def sentence(report: Report) -> str:
     if report.key is not None and not report.vouched:
         lines.append("            The store itself names that key: give --public-key to know that it is yours.")
     lines.append("            Without a checkpoint from elsewhere, entries cut off at the end cannot be seen.")
-    return "\n".join(lines)
+    return "\n".join(map(_visible, lines))
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ from audit import export as exporter
 from audit import ocsf, otlp
 from audit.errors import AuditUnavailable
 from audit.export import Exported, Place
+from audit.witness import shown
 from gateway.errors import AuditUnavailableError, ConfigurationError
 from server.arguments import CONFIG, STORE
-from server.collector import Collector, headers_from, shown
+from server.collector import Collector, headers_from
 from server.reading import record_reading, store_path
 
 # How often a followed export looks for what is new.
