@@ -76,11 +76,24 @@ def line(entry: Exported) -> str:
     return f'{head[:-1]},"body":{entry.body}}}'
 
 
-def entries(path: Path, after: int = 0) -> Iterator[Exported]:
-    """Each entry after seq `after`, in the segments that are here too. Raises `audit.errors.AuditUnavailable`."""
+Gap = Callable[[int, int], None]
+
+
+def _no_gap(first: int, last: int) -> None:
+    """Say nothing."""
+
+
+def entries(path: Path, after: int = 0, gap: Gap = _no_gap) -> Iterator[Exported]:
+    """Each entry after seq `after`, in the segments that are here too. Raises `audit.errors.AuditUnavailable`.
+
+    `gap` hears of the entries, first and last, that are left out: their segments are elsewhere.
+    """
     while rows := _next_after(path, after):
-        yield from rows
-        after = rows[-1].seq
+        for row in rows:
+            if row.seq > after + 1:
+                gap(after + 1, row.seq - 1)
+            yield row
+            after = row.seq
 
 
 def _next_after(path: Path, after: int) -> list[Exported]:
@@ -96,13 +109,13 @@ def _next_after(path: Path, after: int) -> list[Exported]:
         raise unavailable(path, error) from None
 
 
-def follow(path: Path, after: int, wait: Callable[[], bool]) -> Iterator[Exported | None]:
+def follow(path: Path, after: int, wait: Callable[[], bool], gap: Gap = _no_gap) -> Iterator[Exported | None]:
     """As `entries`, and then what is written from here on; None where there is nothing more for now.
 
     `wait` pauses before each further look and ends it with False. Raises `audit.errors.AuditUnavailable`.
     """
     while True:
-        for entry in entries(path, after):
+        for entry in entries(path, after, gap):
             yield entry
             after = entry.seq
         yield None

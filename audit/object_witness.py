@@ -22,7 +22,7 @@ from audit.errors import AuditUnavailable
 from audit.note import PublicKey
 from audit.signed import Signed
 from audit.sigv4 import Credentials
-from audit.witness import WitnessAway, conflict, held
+from audit.witness import WitnessAway, conflict, held, shown
 
 _TIMEOUT_SECONDS = 10.0
 _LONGEST_ANSWER = 4 * 1024 * 1024
@@ -55,7 +55,7 @@ class ObjectWitness:
     """A bucket of checkpoints, each kept for `kept`."""
 
     def __init__(self, bucket: Bucket, kept: timedelta, *, every: float = 0.0, required: bool = False) -> None:
-        self.name = f"{bucket.endpoint.rstrip('/')}/{bucket.name}/{bucket.prefix}"
+        self.name = f"{shown(bucket.endpoint).rstrip('/')}/{bucket.name}/{bucket.prefix}"
         self.required = required
         self.every = every
         self._bucket = bucket
@@ -136,6 +136,8 @@ class ObjectWitness:
         """The note that was put first for this size."""
         key = self._bucket.key(size)
         versions = [version for name, version in self._versions({"prefix": key}) if name == key]
+        if not versions:
+            self._fail(f"`{key}` is not in its listing any more")
         return self._ask("GET", key, {"versionId": versions[-1]}).text
 
     def _versions(self, asked: Mapping[str, str]) -> Iterator[tuple[str, str]]:

@@ -146,7 +146,7 @@ def roll(
 def _put(store: Path, segment: Segment, disk: Disk) -> None:
     """Step 2 and 3. A file that has the name is whole, as it was synced before; its name may not be synced yet."""
     if segment.path.exists():
-        _require_whole(segment.path, segment)
+        _require_whole(segment.path, segment, store)
     else:
         _require_all(store, segment)
         segments.folder(store).mkdir(mode=0o700, exist_ok=True)
@@ -154,7 +154,7 @@ def _put(store: Path, segment: Segment, disk: Disk) -> None:
         try:
             disk.copy(store, segment, draft)
             disk.sync(draft)
-            _require_whole(draft, segment)
+            _require_whole(draft, segment, store)
             disk.name(draft, segment.path)
         finally:
             draft.unlink(missing_ok=True)  # a half one must not take the room that the next statements need
@@ -163,6 +163,8 @@ def _put(store: Path, segment: Segment, disk: Disk) -> None:
         # What was shredded here while it was copied. Later shredding finds the segment by its name.
         db.execute("PRAGMA secure_delete = ON")
         db.execute("ATTACH ? AS live", (f"{store.as_uri()}?mode=ro",))
+        if db.execute(_LACKING, (segment.last,)).fetchone() is not None:
+            raise _not_what_was_sealed(segment.path, "recordings are not in it")
         db.execute(
             "DELETE FROM recordings WHERE seq NOT IN (SELECT seq FROM live.recordings)"
             " AND seq >= (SELECT min(seq) FROM live.entries)"
@@ -179,17 +181,28 @@ def _require_all(store: Path, segment: Segment) -> None:
         )
 
 
-def _require_whole(path: Path, segment: Segment) -> None:
+_LACKING = "SELECT 1 FROM live.recordings WHERE seq <= ? AND seq NOT IN (SELECT seq FROM main.recordings) LIMIT 1"
+
+
+def _require_whole(path: Path, segment: Segment, store: Path) -> None:
+    """Refuse a file that is not, to the last hash, what the store's entry says was sealed."""
+    with contextlib.closing(sqlite3.connect(f"{store.as_uri()}?mode=ro", uri=True)) as db:
+        [head] = db.execute("SELECT lower(hex(prev)) FROM entries WHERE seq = ?", (segment.last + 1,)).fetchone()
     try:
         report = verify(path, jobs=2)  # a large one in other processes: this one has statements to record
     except Unreadable as error:
         raise AuditUnavailable(f"the segment cannot be read back: {error}; nothing was deleted") from None
     if not report.ok or (report.since, report.entries, report.signed) != (segment.first, segment.last, segment.last):
-        told = report.problem or f"it holds the entries {report.since} to {report.entries}"
-        raise AuditUnavailable(
-            f"the segment `{path}` is not what was sealed: {told}; nothing was deleted: verify the store, and move the"
-            " segment away to have it made anew"
-        )
+        raise _not_what_was_sealed(path, report.problem or f"it holds the entries {report.since} to {report.entries}")
+    if report.head != head:
+        raise _not_what_was_sealed(path, "it is of another history than the store's")
+
+
+def _not_what_was_sealed(path: Path, why: str) -> AuditUnavailable:
+    return AuditUnavailable(
+        f"the segment `{path}` is not what was sealed: {why}; nothing was deleted: verify the store, and move the"
+        " segment away to have it made anew"
+    )
 
 
 @contextlib.contextmanager

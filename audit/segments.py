@@ -124,8 +124,12 @@ def _overlapping(store: Path, first: int, last: int) -> Sequence[Segment]:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[sqlite3.Connection]:
-    uri = f"{path.absolute().as_uri()}?mode=ro"
-    with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as db:
+    uri = path.absolute().as_uri()
+    if path.with_name(f"{path.name}-journal").exists():
+        # Who shredded in it was killed: only who may write it can make it whole again.
+        with contextlib.closing(sqlite3.connect(f"{uri}?mode=rw", uri=True)) as db:
+            db.execute("SELECT 1 FROM sqlite_master").fetchone()
+    with contextlib.closing(sqlite3.connect(f"{uri}?mode=ro", uri=True, isolation_level=None)) as db:
         yield db
 
 

@@ -125,7 +125,7 @@ class Store:
                 results.append(entries)
                 appended += entries
             self._insert(appended)
-            self._db.executemany("INSERT INTO recordings (seq, data) VALUES (?, ?)", recordings)
+            self._put("INSERT INTO recordings (seq, data) VALUES (?, ?)", recordings)
             self._check_in_place()
         self._seen = (seq, prev) if seq else None
         # If we crash before COMMIT returned, nothing was promised; after it, everything is on disk. A COMMIT
@@ -318,11 +318,19 @@ class Store:
             raise Conflict(f"{which} no recording (any more)")
 
     def _insert(self, entries: Sequence[Entry]) -> None:
-        self._db.executemany(
+        self._put(
             "INSERT INTO entries (seq, time, kind, session, subject, connection, body, prev, hash)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             entries,
         )
+
+    def _put(self, sql: str, rows: Sequence[tuple[object, ...]]) -> None:
+        """Insert all of these rows: a trigger that was added while we run could leave some out."""
+        if rows and (taken := self._db.executemany(sql, rows).rowcount) != len(rows):
+            raise AuditUnavailable(
+                f"audit store `{self.path}` took {taken} of {len(rows)} rows: it was altered while this process writes"
+                " it; keep the file as evidence, and verify it"
+            )
 
     def _time(self, last: str) -> str:
         """The chain's time never goes backwards, whatever the clock does."""

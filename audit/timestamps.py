@@ -28,7 +28,7 @@ from audit.errors import AuditUnavailable
 from audit.note import PublicKey
 from audit.signed import Signed
 from audit.testimony import witnessed
-from audit.witness import WitnessAway
+from audit.witness import WitnessAway, shown
 
 _TIMEOUT_SECONDS = 20.0
 _LONGEST_ANSWER = 256 * 1024
@@ -43,7 +43,8 @@ class TimestampWitness:
     def __init__(
         self, url: str, roots: Sequence[x509.Certificate], *, every: float = 3600.0, required: bool = False
     ) -> None:
-        self.name = url
+        self.name = shown(url)
+        self._url = url
         self.required = required
         self.every = every
         self._roots = roots
@@ -72,7 +73,7 @@ class TimestampWitness:
     def _ask(self, request: bytes) -> bytes:
         headers = {"Content-Type": "application/timestamp-query", "Accept": "application/timestamp-reply"}
         try:
-            answer = self._http.post(self.name, content=request, headers=headers)
+            answer = self._http.post(self._url, content=request, headers=headers)
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             self._fail(str(error) or type(error).__name__)
         if not answer.is_success or len(answer.content) > _LONGEST_ANSWER:

@@ -51,13 +51,16 @@ GENESIS = hashlib.sha256(b"countersign audit chain v1\n").digest()
 # rows or a trigger that eats them is no edit of an entry, and yet what people would be shown.
 SCHEMA = "f9fc65f68c3b6c1d82485774cd2adac4665ea861624cc131077e04ee5a5b56e9"
 
+# Whatever else is there counts too: SQLite takes `ENTRIES` for our table, and a table called `json_each` for its own.
 _OBJECTS = (
-    "SELECT name, type, tbl_name, sql FROM sqlite_master WHERE sql IS NOT NULL AND"
-    " (tbl_name IN ('entries', 'checkpoints', 'approval_records', 'approval_votes', 'statements', 'sessions',"
-    " 'approvals', 'recordings', 'segments'))"
+    "SELECT name, type, tbl_name, sql FROM sqlite_master WHERE sql IS NOT NULL"
+    " AND (type <> 'table' OR name NOT IN ('sqlite_stat1', 'sqlite_stat4', 'sqlite_sequence'))"
     " AND (type <> 'index' OR name IN ('entries_by_statement', 'entries_by_subject', 'entries_by_session',"
     " 'entries_by_session_life', 'entries_by_key', 'approval_records_by_state')) ORDER BY name"
 )
+# What is read before the schema is known to be ours: a view in a table's place could compute for ever.
+_TABLES = ("entries", "checkpoints", "recordings", "segments")
+_TABLE = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ? AND sql LIKE 'CREATE TABLE %'"
 
 
 class Unreadable(Exception):  # noqa: N818 - the name of an exit status
@@ -152,10 +155,10 @@ def verify(
                 if witnesses and report.ok:
                     report = _with_witnesses(files, report, witnesses, notes)
             rolled = (report.missing or not report.ok) and names != _names(path)
-            began = not report.ok and any(file.still and _wal(file.path).exists() for file in files)
+            began = not report.ok and any(file.still and file.state != _state(file.path) for file in files)
             if not rolled and not began:
                 return report
-            # A gateway began to write, or sealed a segment, while we looked: look again.
+            # A gateway began to write, sealed a segment or shredded in one while we looked: look again.
     except (sqlite3.Error, OSError) as error:
         raise Unreadable(f"`{path}` cannot be read: {error}") from None
 
@@ -163,7 +166,7 @@ def verify(
 def _names(path: Path) -> list[Path]:
     """The files that are one audit, in order: the segments that are here, and the store itself."""
     folder = path if path.is_dir() else path.with_name(path.name + ".segments")
-    sealed = [file for file in folder.glob("*.db") if re.fullmatch(r"\d{12,}-\d{12,}\.db", file.name)]
+    sealed = [file for file in folder.glob("*.db") if re.fullmatch(_NAME, file.name)]
     sealed.sort(key=lambda file: [int(number) for number in file.stem.split("-")])
     if path.is_dir():
         if not sealed:
@@ -174,11 +177,23 @@ def _names(path: Path) -> list[Path]:
     return [*sealed, path]
 
 
+_NAME = r"(\d{12,})-(\d{12,})\.db"
 _EXAMPLE = "000000000001-000000250000.db"
 
 
-def _wal(path: Path) -> Path:
-    return path.with_name(path.name + "-wal")
+def _beside(path: Path, what: str) -> Path:
+    return path.with_name(f"{path.name}-{what}")
+
+
+def _state(path: Path) -> tuple[object, ...]:
+    """Changes when somebody writes the file."""
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns, _beside(path, "wal").exists()
+
+
+def _text(data: bytes) -> str:
+    """Stored text, whatever its bytes are."""
+    return data.decode("utf-8", "backslashreplace")
 
 
 _BEGIN = (
@@ -189,7 +204,7 @@ _BEGIN = (
 
 @dataclass(frozen=True)
 class _File:
-    """An open store or segment. `still` says that it was opened as one that nobody writes.
+    """An open store or segment. `still` says that it was opened as one that nobody writes, in this `state`.
 
     Its own entries are `begin` to `last`; rows below `begin` are what a roll that was cut off has still to delete.
     """
@@ -198,6 +213,7 @@ class _File:
     uri: str
     db: sqlite3.Connection
     still: bool
+    state: tuple[object, ...]
     begin: int
     last: int
     end: int  # of the newest segment that it says was sealed
@@ -207,30 +223,47 @@ class _File:
         """Whether it is itself that segment."""
         return 0 < self.last <= self.end
 
+    @property
+    def named(self) -> tuple[int, int] | None:
+        """The entries that its name promises, where it has a segment's name: readers go by it."""
+        match = re.fullmatch(_NAME, self.path.name)
+        return None if match is None else (int(match[1]), int(match[2]))
+
 
 @contextlib.contextmanager
 def _open(path: Path) -> Iterator[_File]:
     """Open for reading one consistent view, also while a gateway writes, leaving no file beside the store."""
     path = found = path.resolve()
     with contextlib.ExitStack() as stack:
-        still = not _wal(path).exists()
-        if not still and not path.with_name(path.name + "-shm").exists():
-            # A copy with its log but without the log's index: SQLite would make one beside the evidence.
+        state = _state(path)
+        still = not _beside(path, "wal").exists()
+        # A copy with its log but without the log's index, which SQLite would make beside the evidence; or a file whose
+        # writer was killed, and which its journal makes whole again.
+        logs = [log for log in ("wal", "journal") if _beside(path, log).exists()]
+        if "journal" in logs or (logs and not _beside(path, "shm").exists()):
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="verify-")))
-            shutil.copy(_wal(path), folder / "copy.db-wal")
-            path = Path(shutil.copy(path, folder / "copy.db"))
+            copy = Path(shutil.copy(path, folder / "copy.db"))
+            for log in logs:
+                with contextlib.suppress(FileNotFoundError):  # its writer has just ended
+                    shutil.copy(_beside(path, log), _beside(copy, log))
+            path = copy
+            with contextlib.closing(sqlite3.connect(path)) as db:
+                db.execute("SELECT 1 FROM sqlite_master").fetchone()
         uri = f"{path.as_uri()}?mode=ro{'&immutable=1' if still else ''}"
         db = stack.enter_context(contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None)))
+        db.text_factory = _text
         db.execute("BEGIN")
         if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
             raise Unreadable(f"`{found}` is not an audit store")
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if version != VERSION:
             raise Unreadable(f"`{found}` is of version {version}; this verifier knows version {VERSION}")
+        if strange := [name for name in _TABLES if not db.execute(_TABLE, (name,)).fetchone()]:
+            raise Unreadable(f"`{found}` is not an audit store any more: its `{strange[0]}` is no table (replaced)")
         [last] = db.execute("SELECT coalesce(max(seq), 0) FROM entries").fetchone()
         [begin] = db.execute(_BEGIN).fetchone()
         [end] = db.execute("SELECT coalesce(max(last), 0) FROM segments").fetchone()
-        yield _File(found, uri, db, still, begin, last, end)
+        yield _File(found, uri, db, still, state, begin, last, end)
 
 
 @dataclass
@@ -357,7 +390,10 @@ def schema_digest(db: sqlite3.Connection) -> str:
 def _schema_problem(db: sqlite3.Connection) -> str | None:
     if schema_digest(db) == SCHEMA:
         return None
-    return "every entry holds, but a table, view, index or trigger of ours was altered, and views show what they like"
+    return (
+        "every entry holds, but a table, view, index or trigger of ours was altered, or one was added, and views show"
+        " what they like"
+    )
 
 
 class _Damage:
@@ -409,7 +445,10 @@ def _with_witnesses(
             size, time = max((size, time), (note.size, cosigned))
     if not size:
         return replace(report, problem="no checkpoint is cosigned by the witness whose key you gave")
-    at = datetime.fromtimestamp(time, UTC).isoformat()
+    try:
+        at = datetime.fromtimestamp(time, UTC).isoformat()
+    except (ValueError, OverflowError, OSError):
+        at = f"no time that there is: {time} s after 1970"
     return replace(report, cosigned=size, cosigned_at=at)
 
 
@@ -418,8 +457,10 @@ def _testimonies(files: Sequence[_File]) -> Iterator[tuple[int, SignedNote]]:
     sql = "SELECT seq, body FROM entries WHERE kind = 'checkpoint.witnessed' AND seq >= ? ORDER BY seq"
     for file in files:
         for seq, body in file.db.execute(sql, (file.begin,)):
-            if "\n\n" in (note := json.loads(body).get("note", "")):
-                yield seq, SignedNote.parse(note)
+            match _json(body):
+                case {"note": str(note)} if "\n\n" in note:
+                    with contextlib.suppress(Unreadable):  # what is no note, nobody cosigned
+                        yield seq, SignedNote.parse(note)
 
 
 def _stored_text(files: Sequence[_File], size: int) -> str | None:
@@ -520,7 +561,7 @@ def notes_in(text: str) -> list[str]:
     return found
 
 
-def _json(data: bytes) -> Any:
+def _json(data: bytes | str) -> Any:
     try:
         return json.loads(data)
     except (ValueError, RecursionError):
@@ -640,7 +681,7 @@ def scan(db: sqlite3.Connection, first: int, last: int, due: Sequence[int], peak
             raise
         block.problem = _unreadable(error)
     finally:
-        db.text_factory = str
+        db.text_factory = _text
     block.last = first - 1 + len(hashes)
     if block.problem is None and block.last < last:
         block.problem = _MISSING
@@ -833,8 +874,11 @@ class _Walk:
             self._read(file, self.seq)
             if self.next_stored is None or self.next_stored[0] != self.seq:
                 return self._at(file.begin, _UNCOVERED)
-        elif (problem := self._take_up(file, since)) is not None:
-            return problem
+        else:
+            if self.begun and self.signed < self.seq:
+                return self._at(self.signed + 1, "nothing signs it up to the end of its segment (deleted, or edited)")
+            if (problem := self._take_up(file, since)) is not None:
+                return problem
         if self.seq and (problem := self._checkpoints()) is not None:
             return problem
         if first is not None and first < file.begin and (problem := self._leftovers(file, first)) is not None:
@@ -854,11 +898,14 @@ class _Walk:
             return self._at(file.last, "it ends a segment, and the checkpoint over that is missing (deleted)")
         sql = "SELECT min(seq) FROM recordings WHERE seq < ? OR seq > ?"
         [stray] = file.db.execute(sql, (first or 1, file.last)).fetchone()
-        return (
-            None
-            if stray is None
-            else self._at(max(stray, 1), "there is a recording of it, and no such entry (inserted)")
-        )
+        if stray is not None:
+            return self._at(max(stray, 1), "there is a recording of it, and no such entry (inserted)")
+        if file.named not in (None, (file.begin, file.last)):
+            what = (
+                f"its segment `{file.path.name}` holds the entries {file.begin} to {file.last}, and is named otherwise"
+            )
+            return self._at(file.begin, f"{what}: who searches would not see all of them (renamed)")
+        return None
 
     def _cut(self, size: int) -> str:
         what = f"it is missing: {size} entries were signed (truncated, or an older copy: rolled back)"
@@ -873,6 +920,7 @@ class _Walk:
         """Begin, or go on after a gap, at the newest checkpoint before `since`, if its signature and its peaks hold."""
         if self.seq + 1 < file.begin and since < file.begin:
             self.missing.append((self.seq + 1, file.begin - 1))
+        known = list(self.keys)
         self.seq, self.head, self.last, self.peaks, self.segment = 0, GENESIS, b"", [], 0
         for books in (self.keys, self.states, self.records, self.votes):
             books.clear()
@@ -889,6 +937,9 @@ class _Walk:
                 self.keys.clear()
         if self.seq + 1 < file.begin:
             return self._at(file.begin, _UNCOVERED)
+        if self.keys[: len(known)] != known:
+            what = "it names other keys than the segments before it: these or those are another audit's"
+            return self._at(file.begin, f"{what} (foreign key)")
         self.segment = file.begin if self.seq >= file.begin else int(file.begin == 1)
         self.base = self.peaks[: (self.seq // _BLOCK).bit_count()]
         self.begun = self.begun or self.seq + 1
@@ -1086,7 +1137,7 @@ class _Walk:
         """
         whole = self.begun == 1 and not self.missing
         states: dict[str, str] = {}
-        for id_, state, record in db.execute("SELECT id, state, record FROM approval_records"):
+        for id_, state, record in db.execute("SELECT id, state, CAST(record AS BLOB) FROM approval_records"):
             if whole or id_ in self.states:
                 states[id_] = state
             if _sha256(record) != self.records.get(id_, _sha256(record)):
@@ -1097,16 +1148,17 @@ class _Walk:
                 return f"approval {id_} is in the {'table' if told is None else 'chain'} only"
             if told != stored:
                 return f"approval {id_} is `{told}` in the chain but `{stored}` in the table"
-        votes = db.execute("SELECT approval, issuer, subject, vote FROM approval_votes")
+        votes = db.execute("SELECT approval, issuer, subject, CAST(vote AS BLOB) FROM approval_votes")
         stored_votes = {(id_, issuer, subject): _sha256(vote) for id_, issuer, subject, vote in votes}
-        for key in sorted((stored_votes.keys() if whole else set()) | self.votes.keys()):
+        told_of = {key for key in stored_votes if whole or key[0] in self.records}  # who was asked for where we looked
+        for key in sorted(told_of | self.votes.keys()):
             if stored_votes.get(key) != self.votes.get(key):
                 return f"the vote of `{key[2]}` on approval {key[0]} is not the one in the chain"
         return None
 
 
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -1131,7 +1183,7 @@ def main(arguments: list[str] | None = None) -> int:
             jobs=options.jobs,
         )
     except Unreadable as error:
-        print(f"unreadable: {error}", file=sys.stderr)  # noqa: T201 - a command's output
+        print(f"unreadable: {_visible(error)}", file=sys.stderr)  # noqa: T201 - a command's output
         return 2
     text = json.dumps({**asdict(report), "ok": report.ok}) if options.json else sentence(report)
     print(text)  # noqa: T201 - a command's output
@@ -1154,11 +1206,16 @@ def read_notes(paths: Iterable[Path]) -> list[str]:
     return notes
 
 
+def _visible(text: object) -> str:
+    """What a store says, so that it can move no cursor and forge no line of the report."""
+    return "".join(char if char.isprintable() else f"\\u{{{ord(char):x}}}" for char in str(text))
+
+
 def sentence(report: Report) -> str:
     """The report for people."""
     if report.problem is not None:
         where = f"entry {report.bad_seq}: " if report.bad_seq is not None else ""
-        return f"NOT INTACT  {where}{report.problem}\n{report.entries} entries before it hold."
+        return f"NOT INTACT  {where}{_visible(report.problem)}\n{report.entries} entries before it hold."
     span = f", {report.first} to {report.last}" if report.first else ""
     lines = [
         f"intact      {report.entries} entries{span}",
@@ -1184,7 +1241,7 @@ def sentence(report: Report) -> str:
     if report.key is not None and not report.vouched:
         lines.append("            The store itself names that key: give --public-key to know that it is yours.")
     lines.append("            Without a checkpoint from elsewhere, entries cut off at the end cannot be seen.")
-    return "\n".join(lines)
+    return "\n".join(map(_visible, lines))
 
 
 if __name__ == "__main__":

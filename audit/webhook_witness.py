@@ -15,7 +15,7 @@ from audit.cosignature import WitnessKey
 from audit.errors import AuditUnavailable
 from audit.note import Note, NoteError, PublicKey
 from audit.signed import Signed
-from audit.witness import WitnessAway, conflict
+from audit.witness import WitnessAway, conflict, shown
 
 _TIMEOUT_SECONDS = 10.0
 _LONGEST_ANSWER = 64 * 1024
@@ -31,7 +31,8 @@ class WebhookWitness:
         self, url: str, *, key: WitnessKey | None = None, token: str | None = None, required: bool = False
     ) -> None:
         """`token` is sent as a bearer token."""
-        self.name = url
+        self.name = shown(url)
+        self._url = url
         self.required = required
         self._key = key
         self._seen = 0  # entries that it is known to have cosigned; it says so itself where that is wrong
@@ -64,7 +65,7 @@ class WebhookWitness:
         if extension is None:
             raise conflict(self.name, self._seen)
         try:
-            return self._http.post(self.name, content=extension.text.encode(), headers={"Content-Type": "text/plain"})
+            return self._http.post(self._url, content=extension.text.encode(), headers={"Content-Type": "text/plain"})
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             self._fail(str(error) or type(error).__name__)
 

@@ -5,11 +5,13 @@ Whoever rewrites the store, or puts back an older copy of it, would have to rewr
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import urlsplit
 
 from audit.checkpoint import Checkpoint
 from audit.entry import Draft, Kind
@@ -19,6 +21,12 @@ from audit.signed import Signed
 
 # The newest note is looked for in the last so many bytes; a note of ours has about 250.
 _TAIL_BYTES = 64 * 1024
+
+
+def shown(url: str) -> str:
+    """The address without what could be a secret in it: user, password and query."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 class WitnessAway(AuditUnavailable):
@@ -105,7 +113,10 @@ class FileWitness:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
                 seen = self._size(self._newest(descriptor))
                 data = "".join(note for size, note in notes if size > seen).encode()
+                before = os.fstat(descriptor).st_size
                 if os.write(descriptor, data) != len(data):
+                    with contextlib.suppress(OSError):  # nothing could be added to a torn note
+                        os.ftruncate(descriptor, before)
                     raise AuditUnavailable(
                         f"the witness `{self.path}` took only a part of a note; make room on its disk"
                     )

@@ -104,7 +104,8 @@ class Grant:
         self.rewrite: Rewrite = decision.verdict.rewrite
         self.parameters = statement.parameters
         self.started = time.perf_counter()
-        self.transcript = Transcript(statement.session, bounds, self.started)
+        concealed = statement.parameters if decision.conceals else ()
+        self.transcript = Transcript(statement.session, bounds, self.started, concealed)
         self.outcome: Outcome | None = None
         self.settled = False
 

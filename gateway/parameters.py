@@ -28,6 +28,22 @@ def without_values(text: str, parameters: Sequence[bytes | None]) -> str:
     return text
 
 
+# Fields of a report that say what kind it is; all others are texts, and may quote.
+_KIND = frozenset(b"SVC")
+_HEAD_BYTES = 5  # type and length
+
+
+def report_without_values(report: bytes, parameters: Sequence[bytes | None]) -> bytes:
+    """As `without_values`, of a whole ErrorResponse or NoticeResponse."""
+    fields = report[_HEAD_BYTES:].split(b"\0")
+    for at, field in enumerate(fields):
+        if field and field[0] not in _KIND:
+            text = without_values(field[1:].decode("utf-8", "surrogateescape"), parameters)
+            fields[at] = field[:1] + text.encode("utf-8", "surrogateescape")
+    body = b"\0".join(fields)
+    return report[:1] + (len(body) + 4).to_bytes(4, "big") + body
+
+
 def recorded_parameters(parameters: Sequence[bytes | None]) -> dict[str, object]:
     """Parameters as the audit keeps them: whole up to a size, else their beginnings, and what they were by digest.
 

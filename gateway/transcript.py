@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from audit.recording import Chunk, Mode, Recording
 from gateway.model import Session
+from gateway.parameters import report_without_values
 
 # Beyond the bounds there is room for what a statement cannot be without: columns, an error, a tag.
 _ESSENTIAL_BYTES = 4096
 _NOTICE = b"N"
+_REPORTS = (_NOTICE, b"E")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +31,20 @@ class RecordingBounds:
 class Transcript:
     """The recording of one statement while it is made. Keeps the slices that it is given: nothing is copied."""
 
-    __slots__ = ("_bounds", "_chunks", "_kept", "_left_out", "_mode", "_rows", "_session", "_started")
+    __slots__ = ("_bounds", "_chunks", "_concealed", "_kept", "_left_out", "_mode", "_rows", "_session", "_started")
 
-    def __init__(self, session: Session, bounds: RecordingBounds, started: float) -> None:
-        """`started` is what `time.perf_counter` said when the intent was durable."""
+    def __init__(
+        self, session: Session, bounds: RecordingBounds, started: float, concealed: Sequence[bytes | None] = ()
+    ) -> None:
+        """`started` is what `time.perf_counter` said when the intent was durable.
+
+        `concealed` are parameters that entries hold as digests: what an error or a notice quotes of them is left out.
+        """
         self._session = session
         self._mode = bounds.mode or session.connection.recording
         self._bounds = bounds
         self._started = started
+        self._concealed = concealed
         self._chunks: list[Chunk] = []
         self._kept = 0
         self._left_out = 0
@@ -45,6 +54,8 @@ class Transcript:
         """Whole messages that are no rows were sent."""
         if self._mode is Mode.OFF:
             return
+        if self._concealed and raw[:1] in _REPORTS:
+            raw = report_without_values(raw, self._concealed)
         if len(raw) > self._room() + (0 if raw[:1] == _NOTICE else _ESSENTIAL_BYTES):
             self._left_out += len(raw)
             return

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import httpx2
 
@@ -99,12 +99,6 @@ def headers_from(text: str) -> dict[str, str]:
             )
         named[unquote(name.strip())] = unquote(value.strip())
     return named
-
-
-def shown(url: str) -> str:
-    """The address without what could be a secret in it."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"
 
 
 def _rejected(answer: httpx2.Response) -> str | None:

@@ -17,9 +17,10 @@ from audit import export as exporter
 from audit import ocsf, otlp
 from audit.errors import AuditUnavailable
 from audit.export import Exported, Place
+from audit.witness import shown
 from gateway.errors import AuditUnavailableError, ConfigurationError
 from server.arguments import CONFIG, STORE
-from server.collector import Collector, headers_from, shown
+from server.collector import Collector, headers_from
 from server.reading import record_reading, store_path
 
 # How often a followed export looks for what is new.
@@ -94,14 +95,29 @@ def _run(
 ) -> None:
     stopped = threading.Event()  # set by nobody: an interrupt ends the wait
     batch: list[Exported] = []
-    for entry in exporter.follow(path, after, lambda: follow and not stopped.wait(_FOLLOW_SECONDS)):
+
+    def hand_over() -> None:
+        deliver(batch)
+        if state_path is not None and batch:
+            _keep(state_path, Place(batch[-1].seq, batch[-1].hash))
+        batch.clear()
+
+    def gap(first: int, last: int) -> None:
+        what = f"the entries {first} to {last} are in a segment that is elsewhere"
+        if state_path is not None:  # it promises each entry at least once
+            hand_over()
+            raise AuditUnavailableError(
+                f"{what}: they were not exported",
+                cure=f"Bring it back; or leave them out with another state file and `--after {last}`.",
+            )
+        click.echo(f"{what}: they are left out", err=True)
+
+    wait = lambda: follow and not stopped.wait(_FOLLOW_SECONDS)  # noqa: E731
+    for entry in exporter.follow(path, after, wait, gap):
         if entry is not None:
             batch.append(entry.without_texts() if without_texts else entry)
         if batch and (entry is None or len(batch) == _BATCH):
-            deliver(batch)
-            if state_path is not None:
-                _keep(state_path, Place(batch[-1].seq, batch[-1].hash))
-            batch.clear()
+            hand_over()
 
 
 def _lines(how: str) -> Deliver:

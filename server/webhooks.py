@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 
@@ -46,8 +47,10 @@ class WebhookChannel:
 
     @property
     def name(self) -> str:
-        """Its address."""
-        return self.hook.url
+        """Its host, and which of the webhooks there: in many an address the path is the secret (Slack's)."""
+        parts = urlsplit(self.hook.url)
+        which = hashlib.sha256(self.hook.url.encode()).hexdigest()[:8]
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}/… ({which})"
 
     @property
     def events(self) -> frozenset[str]:

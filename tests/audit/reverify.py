@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 import sqlite3
 import sys
 from pathlib import Path
@@ -92,10 +93,13 @@ class Audit:
             [body] = db.execute("SELECT body FROM entries WHERE seq = ?", (begin,)).fetchone()
             begin = oldest if json.loads(body)["segment"]["first"] == oldest else begin
         assert begin > self.seq, f"{path} does not go on after entry {self.seq}"
+        known = list(self.keys)
+        assert begin - 1 == self.seq or self.signed == self.seq, f"nothing signs the segment up to {self.seq}"
         if begin - 1 != self.seq:  # begins with what its first entry says, under the checkpoint over those before
             [body, self.head] = db.execute("SELECT body, prev FROM entries WHERE seq = ?", (begin,)).fetchone()
             self.keys, self.seq, self.last = keys_told(json.loads(body)), begin - 1, ""
             self.first, self.tree = json.loads(body)["segment"]["first"], Tree(begin - 1, stored[begin - 1][1])
+            assert self.keys[: len(known)] == known, f"{path} names other keys than the files before it"
         if begin > 1:
             self.check(begin - 1, *stored[begin - 1])
         self.leftovers(db, begin)
@@ -112,6 +116,8 @@ class Audit:
         assert sealed <= self.seq, f"the segment up to {sealed} ends at {self.seq}"
         self.sealed = sealed == self.seq
         self.recordings(db, begin)
+        if re.fullmatch(r"\d{12,}-\d{12,}\.db", path.name):
+            assert path.stem == f"{begin:012}-{self.seq:012}", f"{path} holds the entries {begin} to {self.seq}"
 
     def leftovers(self, db: sqlite3.Connection, begin: int) -> None:
         """Entries of a segment that are still in the store must be those that were sealed: back from their hash."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import sqlite3
 import threading
@@ -80,6 +81,22 @@ def test_the_writer_signs_after_a_while_without_being_asked(store: Store) -> Non
     writer.submit([intent(1)], lambda _: None)
     until(lambda: signed(store)[-1:] == [2], "the entry and the key's own were not signed")
     writer.close()
+
+
+def test_a_note_that_a_full_disk_cut_is_taken_back_and_handed_over_later(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    witness = FileWitness(tmp_path / "elsewhere", required=True)
+    notary = Notary(store, lambda: KEY, witnesses=[witness])
+    store.append([[intent(1)]])
+    write = os.write
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:20]))
+        notary.seal()
+        assert "make room" in (notary.blocked or "")
+    notary.seal()
+    assert notary.blocked is None
+    assert split_notes(witness.path.read_text()) == [note for _, note in store.notes()]
 
 
 def test_the_witness_holds_every_note_and_verify_reads_it_as_it_is(store: Store, path: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -202,6 +203,28 @@ def duplicated(path: Path) -> None:
     shutil.copy(files(path)[0], segments.folder(path) / "000000000001-000000000013.db")
 
 
+def foreign_before_a_gap(path: Path) -> None:
+    """Somebody else's first segment, and the one between it and ours is elsewhere: nothing links the two."""
+    other = path.with_name("other.db")
+    with contextlib.closing(Store.open(other)) as store:
+        some(store, 300, 305)
+        store.append([[intent(306)]])
+    roll(other, lambda: THIEF)
+    shutil.copy(files(other)[0], files(path)[0])
+    files(path)[1].unlink()
+
+
+def unsigned_before_a_gap(path: Path) -> None:
+    """The first segment rewritten under the right key's name, without what would have to be signed."""
+    in_file(0, EDIT, rewritten, "DELETE FROM checkpoints", "DELETE FROM segments")(path)
+    files(path)[1].unlink()
+
+
+def renamed(path: Path) -> None:
+    """Readers go by the names: who searches would not see the entries 5 to 12."""
+    files(path)[1].rename(segments.folder(path) / "000000000005-000000000027.db")
+
+
 EDIT = "UPDATE entries SET subject = 'nobody' WHERE seq = 7"
 CUT = ("DELETE FROM entries WHERE seq > 36", "DELETE FROM recordings WHERE seq > 36")
 
@@ -238,6 +261,9 @@ TABLE = [
     Across("the store rolled back behind a segment", older_copy, 28, "rolled back"),
     Across("the store rolled back and regrown", regrown, 28, "rolled back"),
     Across("a foreign segment", foreign, 1, "fork"),
+    Across("a foreign segment before a gap", foreign_before_a_gap, 28, "foreign key"),
+    Across("an unsigned segment before a gap", unsigned_before_a_gap, 1, "signs it"),
+    Across("a segment under another name", renamed, 13, "renamed"),
     Across("a segment twice", duplicated, 1, "once more"),
     Across("a segment moved away", lambda path: files(path)[0].unlink(), None, ""),
     Across("truncated after the last checkpoint", in_file(2, *CUT), None, ""),
@@ -555,3 +581,72 @@ def test_the_example_of_the_specification_is_what_is_written(tmp_path: Path) -> 
     [row] = rows(path, sql)
     assert row[:6] == tuple(told[name] for name in ("time", "kind", "session", "subject", "connection", "body"))
     assert [str(value).lower() for value in row[6:]] == [told["prev"], told["hash"]]
+
+
+def test_a_roll_takes_up_only_the_very_segment_that_was_sealed(tmp_path: Path) -> None:
+    """One of another audit, whole by itself, or one without its recordings, must not make the store let go."""
+    path, other = tmp_path / "audit.db", tmp_path / "other" / "audit.db"
+    for one in (path, other):
+        with contextlib.closing(Store.open(one)) as store:
+            some(store, 0, 5)
+    roll(other, lambda: THIEF)
+
+    class Full(rolling.Disk):
+        def copy(self, *_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(AuditUnavailable, match="No space"):
+        roll(path, lambda: KEY, disk=Full())
+    [theirs] = segments.here(other)
+    ours = segments.folder(path) / theirs.path.name
+    shutil.copy(theirs.path, ours)
+    with pytest.raises(AuditUnavailable, match="another history"):
+        roll(path, lambda: KEY)
+    ours.unlink()
+    roll(path, lambda: KEY, stopped=lambda: True)
+    with contextlib.closing(sqlite3.connect(ours)) as db, db:
+        db.execute("DELETE FROM recordings WHERE seq = 2")
+    with pytest.raises(AuditUnavailable, match="recordings are not in it"):
+        roll(path, lambda: KEY)
+    assert rows(path, "SELECT min(seq) FROM entries") == [(1,)]
+    ours.unlink()
+    roll(path, lambda: KEY)
+    assert verify(path, public_keys=[VKEY]).ok
+
+
+def test_a_segment_whose_shredding_was_killed_is_read_as_it_was(path: Path, tmp_path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(files(path)[0], isolation_level=None)) as db:
+        db.execute("PRAGMA cache_size = 1")  # so that pages are in the file before the transaction ends
+        db.execute("BEGIN IMMEDIATE")
+        db.execute("DELETE FROM recordings")
+        db.execute("CREATE TABLE more AS SELECT body FROM entries, segments")
+        killed = tmp_path / "killed" / "audit.db"
+        shutil.copytree(path.parent, killed.parent, ignore=shutil.ignore_patterns("killed"))
+    assert list(segments.folder(killed).glob("*-journal"))
+    assert verify(killed, public_keys=[VKEY]).ok
+    assert list(segments.folder(killed).glob("*-journal"))  # the verifier writes nothing
+    assert len(search.search(killed, Query(limit=100))) == 38
+    assert not list(segments.folder(killed).glob("*-journal"))
+
+
+def test_shredding_in_a_segment_while_it_is_verified_is_no_damage(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    walk, shredded = lone._walk, []
+
+    def meanwhile(*arguments: Any) -> str | None:
+        if not shredded:
+            shredded.append(4)
+            with contextlib.closing(Store.open(path)) as store:
+                store.append([[shredding("ada", 4, "asked for")]])
+            segments.shred(path, 4, 4)
+        return walk(*arguments)
+
+    monkeypatch.setattr(lone, "_walk", meanwhile)
+    assert verify(path, public_keys=[VKEY]).ok
+    assert rows(files(path)[0], "SELECT 1 FROM recordings WHERE seq = 4") == []
+
+
+def test_an_export_says_what_is_elsewhere(path: Path) -> None:
+    files(path)[1].unlink()
+    gaps: list[tuple[int, int]] = []
+    assert [one.seq for one in export.entries(path, gap=lambda *span: gaps.append(span))][-1] == 38
+    assert gaps == [(13, 27)]

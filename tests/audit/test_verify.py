@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
 import json
 import shutil
 import sqlite3
@@ -14,9 +16,14 @@ from pathlib import Path
 import pytest
 
 from audit import verify as lone
-from audit.store import Store
-from audit.verify import GENESIS, Unreadable, entry_hash, verify
+from audit.entry import Draft, Kind
+from audit.store import Item, Store
+from audit.verify import GENESIS, Unreadable, entry_hash, main, verify
 from tests.audit.test_store import intent, outcome
+
+# A witness's vkey: cosignature/v1, 32 zero bytes.
+_ZERO = bytes([4]) + bytes(32)
+WITNESS = f"w+{hashlib.sha256(b'w' + bytes([10]) + _ZERO).hexdigest()[:8]}+{base64.b64encode(_ZERO).decode()}"
 
 
 @pytest.fixture
@@ -146,6 +153,8 @@ def test_an_approval_whose_table_disagrees_with_the_chain_is_named(path: Path) -
         "DROP TRIGGER entries_are_never_deleted",
         "DROP INDEX entries_by_subject",
         "CREATE TRIGGER hungry AFTER INSERT ON entries BEGIN SELECT 1; END",
+        "CREATE TRIGGER hungry BEFORE INSERT ON ENTRIES BEGIN SELECT raise(IGNORE); END",
+        "CREATE VIRTUAL TABLE json_each USING fts5(value)",
         "DROP VIEW sessions; CREATE VIEW sessions AS SELECT * FROM entries WHERE subject <> 'mallory'",
     ],
 )
@@ -190,3 +199,25 @@ def test_a_missing_or_foreign_file_is_unreadable_and_not_created(tmp_path: Path)
 
 def test_the_genesis_is_a_constant_of_the_format() -> None:
     assert GENESIS.hex().startswith("a2ec4cb25ce70883")
+
+
+def test_what_a_store_says_moves_no_cursor_and_forges_no_line(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with forging(path) as db:
+        db.execute(
+            "INSERT INTO approval_records VALUES (?, 'approved', '{}')", ["ap\x1b[2J\nintact      9 entries\u202e"]
+        )
+    assert main([str(path)]) == 1
+    said = capsys.readouterr().out
+    assert said.startswith("NOT INTACT") and "\nintact" not in said
+    assert said.replace("\n", "").isprintable()
+
+
+@pytest.mark.parametrize("body", ["[]", '"x"', '{"note": 5}', '{"note": "x\\n\\ny"}'])
+def test_a_testimony_that_is_none_breaks_nothing(path: Path, body: str) -> None:
+    with contextlib.closing(Store.open(path)) as store:
+        store.append([[Item(Draft(Kind.CHECKPOINT_WITNESSED, None, None, None, {"note": "n"}))]])
+        seq, _ = store.head()
+    with forging(path) as db:
+        db.execute("UPDATE entries SET body = ? WHERE seq = ?", (body, seq))
+        rehash(db, seq)
+    assert "no checkpoint is cosigned" in (verify(path, witness_keys=[WITNESS]).problem or "")

@@ -14,6 +14,7 @@ import psycopg
 import pytest
 from psycopg import rows, sql
 
+from audit.recording import unpack
 from tests.stack import Stack
 from tests.waiting import until
 
@@ -340,10 +341,19 @@ def test_a_parameter_that_could_be_a_masked_value_is_recorded_as_a_digest(
         dba.execute(f"UPDATE customers SET ssn = {binary} WHERE id = 7", (ssn,))
         with pytest.raises(psycopg.errors.InvalidTextRepresentation, match=ssn):
             dba.execute(f"SELECT id FROM customers WHERE ssn = 'x' AND id = ({binary}::text)::int", (ssn,))
+        with pytest.raises(psycopg.errors.InvalidTextRepresentation, match=f"é {ssn}"):
+            dba.execute(f"SELECT ('é ' || {binary}::text || id)::int FROM customers WHERE ssn <> 'x'", (ssn,))
     [kept] = stack.audit("SELECT count(*) AS entries FROM entries WHERE body LIKE ?", f"%{ssn}%")
     assert kept["entries"] == 0
     recorded = stack.audit(
         "SELECT json_extract(body, '$.parameters') AS p FROM entries WHERE kind = 'intent' ORDER BY seq DESC LIMIT 6"
     )
+    said = [
+        chunk.data
+        for row in stack.audit("SELECT data FROM recordings ORDER BY seq DESC LIMIT 8")
+        for chunk in unpack(row["data"])
+    ]
+    assert [data for data in said if ssn.encode() in data] == []  # no error that was recorded quotes it either
+    assert any('"é $1'.encode() in data for data in said)
     assert len({row["p"] for row in recorded}) == 1  # equal values are seen to be equal
     assert recorded[0]["p"].startswith('["hmac-sha256:')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 from pathlib import Path
@@ -9,7 +10,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from audit import export, otlp
+from audit import export, otlp, segments
+from audit.entry import Draft, Kind
+from audit.note import Signer
+from audit.rolling import roll
+from audit.store import Item, Store
 from server.cli import main
 from server.collector import Collector, CollectorError, headers_from
 from tests.answering import Answer, Receiver, Sent, answering
@@ -45,6 +50,26 @@ def test_each_export_with_a_state_goes_on_after_the_last(path: Path, tmp_path: P
     assert "rolled back" in refused.stderr
     state.write_text("14")
     assert "cannot be read" in run(path, "--state", state).stderr
+
+
+def test_an_export_with_a_state_leaves_nothing_out_that_is_elsewhere(tmp_path: Path) -> None:
+    path, state = tmp_path / "audit.db", tmp_path / "exported"
+    key = Signer("example.com/audit", bytes(32))
+    with contextlib.closing(Store.open(path)) as store:
+        for number in range(3):
+            store.append([[Item(Draft(Kind.PROCESS_STARTED, None, None, None, {"number": number}))]])
+            roll(path, lambda: key)
+    second = segments.here(path)[1].path
+    aside = second.rename(tmp_path / "aside.db")
+    span = "entries 3 to 4"
+    cut = run(path, "--state", state)
+    assert (cut.exit_code, [json.loads(line)["seq"] for line in cut.stdout.splitlines()]) == (2, [1, 2])
+    assert span in cut.stderr
+    assert span in (plain := run(path)).stderr
+    assert [json.loads(line)["seq"] for line in plain.stdout.splitlines()][:3] == [1, 2, 5]
+    aside.rename(second)
+    whole = run(path, "--state", state)
+    assert [json.loads(line)["seq"] for line in whole.stdout.splitlines()][:3] == [3, 4, 5]
 
 
 def test_a_push_hands_over_everything_once_and_is_recorded_without_its_secrets(path: Path, tmp_path: Path) -> None:

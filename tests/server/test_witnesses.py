@@ -43,7 +43,8 @@ def test_each_form_is_the_witness_that_it_names(
     monkeypatch.setenv("WITNESS_TOKEN", "t0ken")
     hook, stamps, bucket = witnesses(
         tmp_path,
-        f"webhook: 'https://w.example/add-checkpoint', key: '{vkey()}', token_env: WITNESS_TOKEN, required: true",
+        "webhook: 'https://me:s3cret@w.example/add-checkpoint?token=s3cret',"
+        f" key: '{vkey()}', token_env: WITNESS_TOKEN, required: true",
         "timestamp: 'http://tsa.example', roots: root.pem, every: 60",
         f"{BUCKET}, secret_file: secret, prefix: shop/, days: 30",
     )
