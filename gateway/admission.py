@@ -472,14 +472,18 @@ class Gateway:
         if (record := await self.approvals.get(record.id)).state is not State.APPROVED:
             raise rejection(record)  # its time ran out while we looked
         statement_id, expected = new_statement_id(), Expected.read(record.evidence)
-        recorded = self._recorded(session)
+        recorded, limits = self._recorded(session), self._limits(session)
+        if rehearsal.approved_rows(record.evidence) is not None:
+            limits = replace(limits, rows=None)  # people were asked how many
         try:
             [grant] = await self._granted(
                 [
                     self.approvals.consume_item(record, session, statement_id),
                     intent_of(self._author, statement_id, statement, decision, approval=record.id),
                 ],
-                lambda: [Grant(_MINT, statement_id, statement, decision, expected=expected, bounds=recorded)],
+                lambda: [
+                    Grant(_MINT, statement_id, statement, decision, limits=limits, expected=expected, bounds=recorded)
+                ],
             )
         except Conflict:
             raise rejection(await self.approvals.get(record.id)) from None

@@ -129,3 +129,20 @@ async def test_the_recording_holds_the_rows_that_passed_and_the_error(limited: S
         assert isinstance(last, backend.ErrorResponse)
         assert "50 rows" in last.fields["M"]
         assert len(delivered) <= 50
+
+
+async def test_what_people_approve_has_the_limits_too(limited: Stack) -> None:
+    path = limited.demo.config.policy_path
+    asks = "rules:\n  - {name: ask, effect: approve, actions: [select], relations: [public.customers]"
+    asks += ", approvers: {groups: [dba]}}\n"
+    path.write_text(path.read_text(encoding="utf-8").replace("rules:\n", asks, 1), encoding="utf-8")
+    limited.call(limited.app.hall.gateway.policies.reload)
+    try:
+        many = "SELECT c.id FROM customers c, generate_series(1, 100)"
+        pending = (await query(limited, "devin", many))["pending"]
+        voted = await call(limited, "grace", "approve", id=pending["id"], digest=pending["digest"])
+        assert not voted.is_error
+        refused = error(await call(limited, "devin", "await_approval", id=pending["id"]))
+        assert "more than the 50 rows" in refused["what"]
+    finally:
+        use_policy(limited, ROOT / "tests/policy/policies/limited.yaml")
