@@ -9,7 +9,7 @@ from policy.names import Names
 from policy.parse import NotAnalysableError
 from policy.reading import Reading, Reference, Role
 from policy.rules import Policy
-from policy.sideways import EVALUATES, check_qualified, is_analyzed, moves
+from policy.sideways import EVALUATES, check_qualified, is_analyzed, moved
 
 
 class Filtering:
@@ -59,9 +59,9 @@ class Filtering:
         """Refuse what a filter in the text cannot answer for. Raises NotAnalysableError `rows.…`."""
         if not self._all:
             return
-        moved = moves(reading)
+        elsewhere = {id(reference.var) for reference in moved(reading)}
         for reference in reading.references:
-            if moved and self._matching(self._all, reference.relation):
+            if id(reference.var) in elsewhere and self._matching(self._all, reference.relation):
                 raise _refused("rows.rename", reference, "under another name nothing would filter them")
             if self.filters(reference.relation):
                 _check(reading, reference)

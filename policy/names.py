@@ -99,9 +99,28 @@ class Names:
             raise self._unsure_name(var["relname"], location)
         else:
             found = self.catalog.resolve(var["relname"], self.path)
+            self._check_one_meaning(found, location)
         if found is not None:
             check_known(found, location)
         return found
+
+    def _check_one_meaning(self, found: Relation | None, location: int) -> None:
+        """Refuse a name that would mean another relation as soon as somebody else drops the one that it means.
+
+        PostgreSQL reads the name when the statement runs, and again after it has waited for a lock on what is being
+        dropped: then it is too late to decide. What is temporary only the session itself drops, and it is its own.
+        """
+        if found is None or found.schema == TEMPORARY or is_system(found):
+            return
+        further = [s for s in self.path[self.path.index(found.schema) + 1 :] if s != TEMPORARY]
+        if (other := self.catalog.resolve(found.name, further)) is not None:
+            raise NotAnalysableError(
+                "name.ambiguous",
+                f"`{found.name}` could mean more than one relation: `{found.qualified}`, and once that is dropped"
+                f" `{other.qualified}`",
+                cure=f"Write `{found.qualified}`.",
+                location=location,
+            )
 
     def own(self, schema: str, name: str, location: int = 0) -> str:
         """The schema as it is called here. Raises NotAnalysableError for other sessions' temporary schemas."""

@@ -32,6 +32,7 @@ EVALUATES: Final = frozenset(
     )
 )
 _MOVES: Final = frozenset(("RenameStmt", "AlterObjectSchemaStmt"))
+_JOINS: Final = frozenset(("AT_AddInherit", "AT_AttachPartition"))
 _DETACHES: Final = frozenset(("AT_DetachPartition", "AT_DropInherit", "AT_DropOf"))
 _ROW_NAMES: Final = frozenset(("old", "new", "excluded"))
 
@@ -41,10 +42,8 @@ def check_structure(reading: Reading, masking: Masking) -> None:
 
     Raises NotAnalysableError `mask.rename`.
     """
-    if not moves(reading):
-        return
     anyone = masking.excusing_nobody()
-    for reference in reading.references:
+    for reference in moved(reading):
         if anyone.columns(reference.relation):
             raise NotAnalysableError(
                 "mask.rename",
@@ -70,10 +69,23 @@ def check_body(*, hides: bool) -> None:
         )
 
 
-def moves(reading: Reading) -> bool:
-    """Whether the statement gives a relation another name or schema, or takes it out of its family."""
+def moved(reading: Reading) -> Sequence[Reference]:
+    """The relations that the statement gives another name or schema, takes out of their family, or has others show.
+
+    A child's or a partition's rows are those of what it is put under, too.
+    """
     kind = reading.analysis.kind
-    return kind in _MOVES or (kind == "AlterTableStmt" and not _DETACHES.isdisjoint(_subtypes(reading.tree)))
+    if kind != "AlterTableStmt":
+        return reading.references if kind in _MOVES else ()
+    subtypes = _subtypes(reading.tree)
+    if not _DETACHES.isdisjoint(subtypes):
+        return reading.references
+    if _JOINS.isdisjoint(subtypes):
+        return ()
+    body = reading.tree[kind]
+    attached = [node["PartitionCmd"]["name"] for node in nodes(body) if "PartitionCmd" in node]
+    children = {id(var) for var in attached or [body["relation"]]}
+    return [reference for reference in reading.references if id(reference.var) in children]
 
 
 def _sorts(reading: Reading) -> bool:

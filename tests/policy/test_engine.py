@@ -244,6 +244,16 @@ def test_writes_to_a_relation_with_rewrite_rules_are_refused() -> None:
     assert _codes(_decide("DELETE FROM tickets WHERE id = 1", facts(catalog=ruled))) == ["relation.rules"]
 
 
+def test_a_name_that_would_mean_another_relation_after_a_drop_is_refused() -> None:
+    tickets = CATALOG.relation("public", "tickets")
+    assert tickets is not None
+    mine = replace(tickets, oid=99_001, schema="hr", family=frozenset((99_001,)))
+    two = facts(("pg_catalog", "hr", "public"), replace(CATALOG, relations=CATALOG.relations | {mine.oid: mine}))
+    assert _codes(_decide("SELECT * FROM tickets", two, who="grace")) == ["name.ambiguous"]
+    assert _codes(_decide("DROP TABLE tickets", two, who="grace")) == ["name.ambiguous"]
+    assert _decide("SELECT * FROM public.tickets, hr.tickets", two, who="grace").verdict.effect is Effect.ALLOW
+
+
 def test_a_drop_with_cascade_demands_the_views_behind_it() -> None:
     decision = _decide("DROP TABLE customers CASCADE", who="grace")
     assert decision.analysis is not None
