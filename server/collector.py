@@ -82,7 +82,11 @@ class Collector:
             return str(error) or type(error).__name__, 0.0
         if not answer.is_success:
             asked = answer.headers.get("retry-after", "")
-            later = (min(float(asked), _LONGEST_PAUSE) if asked.isdigit() else 0.0) if answer.status_code in _LATER else None
+            later = (
+                (min(float(asked), _LONGEST_PAUSE) if asked.isdigit() else 0.0)
+                if answer.status_code in _LATER
+                else None
+            )
             return f"it answered {answer.status_code}", later
         if rejected := _rejected(answer):
             log.error("the collector `%s` took the request but not all records: %s", self._url, rejected)
