@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +37,8 @@ from audit.verify import Unreadable, verify
 # Entries a transaction that lets go, and how much longer than it took the writers then have the store to themselves.
 _AT_ONCE = 500
 _REST = 2.0
+# What stays free beside a segment, or as much as is in it: the log may take that while entries are let go.
+_ROOM_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,10 @@ class Disk:
             db.execute("INSERT INTO segments SELECT * FROM live.segments WHERE last = ?", (segment.last,))
             db.execute("COMMIT")
 
+    def free(self, folder: Path) -> int:
+        """Bytes that there is room for. Raises OSError."""
+        return shutil.disk_usage(folder).free
+
     def sync(self, path: Path) -> None:
         """Make a file's bytes survive a power cut. Raises OSError."""
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -96,9 +103,7 @@ def due(path: Path, limits: Limits, now: datetime) -> bool:
     """Whether the store is to be rolled now, or a roll of it was cut off. Raises AuditUnavailable."""
     try:
         with contextlib.closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as db:
-            [pages] = db.execute("PRAGMA page_count").fetchone()
-            [free] = db.execute("PRAGMA freelist_count").fetchone()
-            [size] = db.execute("PRAGMA page_size").fetchone()
+            used = _used(db)
             [sealed] = db.execute("SELECT coalesce(max(last), 0) FROM segments").fetchone()
             oldest = db.execute("SELECT seq, time FROM entries ORDER BY seq LIMIT 1").fetchone()
     except sqlite3.Error as error:
@@ -107,7 +112,7 @@ def due(path: Path, limits: Limits, now: datetime) -> bool:
         return False
     if oldest[0] <= sealed:
         return True
-    full = limits.size is not None and (pages - free) * size >= limits.size
+    full = limits.size is not None and used >= limits.size
     return full or (limits.age is not None and oldest[1] <= stamp(now - limits.age))
 
 
@@ -150,6 +155,7 @@ def _put(store: Path, segment: Segment, disk: Disk) -> None:
     else:
         _require_all(store, segment)
         segments.folder(store).mkdir(mode=0o700, exist_ok=True)
+        _require_room(store, segment, disk)
         draft = segment.path.with_name(f".{segment.path.name}.partial")
         try:
             disk.copy(store, segment, draft)
@@ -169,6 +175,26 @@ def _put(store: Path, segment: Segment, disk: Disk) -> None:
             "DELETE FROM recordings WHERE seq NOT IN (SELECT seq FROM live.recordings)"
             " AND seq >= (SELECT min(seq) FROM live.entries)"
         )
+
+
+def _require_room(store: Path, segment: Segment, disk: Disk) -> None:
+    """Both are there for a while, and the last room is for the entries of what runs."""
+    with contextlib.closing(sqlite3.connect(f"{store.as_uri()}?mode=ro", uri=True)) as db:
+        used = _used(db)
+    needed = used + min(used, _ROOM_BYTES)
+    if (free := disk.free(segment.path.parent)) < needed:
+        raise AuditUnavailable(
+            f"the segment `{segment.path}` needs room for {needed:,} bytes, and there are {free:,}: the audit store is"
+            " not rolled until there is room; make some, or move older segments elsewhere"
+        )
+
+
+def _used(db: sqlite3.Connection) -> int:
+    """Bytes of a store that are in use."""
+    pages, free, size = (
+        db.execute(f"PRAGMA {what}").fetchone()[0] for what in ("page_count", "freelist_count", "page_size")
+    )
+    return int((pages - free) * size)
 
 
 def _require_all(store: Path, segment: Segment) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Sequence
 
 # Parameters of one statement that the audit keeps whole, together; a person reads no more than this either.
@@ -21,21 +22,29 @@ def concealed(value: bytes | None, key: bytes) -> str | None:
 
 
 def without_values(text: str, parameters: Sequence[bytes | None]) -> str:
-    """A text of PostgreSQL's with the numbers of the parameters in place of what it quotes of them."""
-    for number, value in enumerate(parameters, 1):
-        if value:
-            text = text.replace(value.decode("utf-8", "replace"), f"${number}")
-    return text
+    """A text of PostgreSQL's with the numbers of the parameters for what it quotes of them, whole or in part."""
+    values = {number: value.decode("utf-8", "replace") for number, value in enumerate(parameters, 1) if value}
+    for number, value in values.items():
+        text = text.replace(value, f"${number}")
+
+    def quoted(part: re.Match[str]) -> str:
+        # An element of an array, a field of a date.
+        return next((f'"${number}"' for number, value in values.items() if part[1] in value), part[0])
+
+    return _QUOTED.sub(quoted, text)
 
 
-# Fields of a report that say what kind it is; all others are texts, and may quote.
-_KIND = frozenset(b"SVC")
+_QUOTED = re.compile(r'"([^"]+)"')
+
+
+# Fields of a report that say what kind it is, and those that may hold any part of a value (DETAIL, CONTEXT, a query).
+_KIND, _AROUND = frozenset(b"SVC"), frozenset(b"DWq")
 _HEAD_BYTES = 5  # type and length
 
 
 def report_without_values(report: bytes, parameters: Sequence[bytes | None]) -> bytes:
-    """As `without_values`, of a whole ErrorResponse or NoticeResponse."""
-    fields = report[_HEAD_BYTES:].split(b"\0")
+    """As `without_values`, of a whole ErrorResponse or NoticeResponse, which loses its DETAIL and CONTEXT."""
+    fields = [one for one in report[_HEAD_BYTES:].split(b"\0") if not one or one[0] not in _AROUND]
     for at, field in enumerate(fields):
         if field and field[0] not in _KIND:
             text = without_values(field[1:].decode("utf-8", "surrogateescape"), parameters)

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 # Seconds before each further attempt; then it is given up, or (`patient`) tried as often as the last.
 _PAUSES = (1.0, 2.0, 5.0, 15.0, 60.0)
 _TIMEOUT_SECONDS = 30.0
+_LONGEST_PAUSE = 3600.0  # whatever the collector asks for
 # What the specification lets be repeated; all else would be refused again.
 _LATER = frozenset((429, 502, 503, 504))
 
@@ -81,7 +82,11 @@ class Collector:
             return str(error) or type(error).__name__, 0.0
         if not answer.is_success:
             asked = answer.headers.get("retry-after", "")
-            later = (float(asked) if asked.isdigit() else 0.0) if answer.status_code in _LATER else None
+            later = (
+                (min(float(asked), _LONGEST_PAUSE) if asked.isdigit() else 0.0)
+                if answer.status_code in _LATER
+                else None
+            )
             return f"it answered {answer.status_code}", later
         if rejected := _rejected(answer):
             log.error("the collector `%s` took the request but not all records: %s", self._url, rejected)

@@ -650,3 +650,19 @@ def test_an_export_says_what_is_elsewhere(path: Path) -> None:
     gaps: list[tuple[int, int]] = []
     assert [one.seq for one in export.entries(path, gap=lambda *span: gaps.append(span))][-1] == 38
     assert gaps == [(13, 27)]
+
+
+def test_a_roll_leaves_the_last_room_to_the_entries(tmp_path: Path) -> None:
+    path = tmp_path / "audit.db"
+    with contextlib.closing(Store.open(path)) as store:
+        some(store, 0, 5)
+
+    class Tight(rolling.Disk):
+        def free(self, _: Path) -> int:
+            return path.stat().st_size  # enough for the segment alone
+
+    with pytest.raises(AuditUnavailable, match="is not rolled until there is room"):
+        roll(path, lambda: KEY, disk=Tight())
+    assert segments.here(path) == []
+    assert verify(path).ok
+    assert roll(path, lambda: KEY) is not None

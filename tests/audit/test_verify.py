@@ -208,7 +208,8 @@ def test_what_a_store_says_moves_no_cursor_and_forges_no_line(path: Path, capsys
         )
     assert main([str(path)]) == 1
     said = capsys.readouterr().out
-    assert said.startswith("NOT INTACT") and "\nintact" not in said
+    assert said.startswith("NOT INTACT")
+    assert "\nintact" not in said
     assert said.replace("\n", "").isprintable()
 
 

@@ -357,3 +357,20 @@ def test_a_parameter_that_could_be_a_masked_value_is_recorded_as_a_digest(
     assert any('"é $1'.encode() in data for data in said)
     assert len({row["p"] for row in recorded}) == 1  # equal values are seen to be equal
     assert recorded[0]["p"].startswith('["hmac-sha256:')
+
+
+@pytest.mark.parametrize(("kind", "value"), [("int[]", "{{1,{0}}}"), ("json", '{{"ssn": {0}}}'), ("date", "{0}")])
+def test_nor_is_a_part_of_it_that_an_error_quotes(
+    stack: Stack, dba: psycopg.Connection[Any], kind: str, value: str
+) -> None:
+    [(ssn,)] = stack.direct("SELECT ssn FROM customers WHERE id = 8")
+    with pytest.raises(psycopg.Error):
+        dba.execute(f"SELECT id, (%t::text)::{kind} FROM customers WHERE ssn <> 'x'", (value.format(ssn),))
+    dba.execute("SELECT 1")  # the outcome before it is durable
+    [kept] = stack.audit("SELECT count(*) AS entries FROM entries WHERE body LIKE ?", f"%{ssn}%")
+    assert kept["entries"] == 0
+    [row] = stack.audit(
+        "SELECT data FROM recordings JOIN entries USING (seq) WHERE body ->> '$.sqlstate' LIKE '22%'"
+        " ORDER BY seq DESC LIMIT 1"
+    )
+    assert [chunk for chunk in unpack(row["data"]) if ssn.encode() in chunk.data] == []
