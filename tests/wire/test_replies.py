@@ -294,7 +294,7 @@ def test_messages_are_searched_by_the_policy_of_the_moment() -> None:
     notified = backend.NotificationResponse(1, "c", "ada@example.com")
     assert book.hear(report, notified) == report.encode() + notified.encode()
     book.replies.looks_for = lambda: LOOKS.kinds
-    hidden = backend.NoticeResponse({"M": "from ***@*******.***", "n": "ada@example.com"})
+    hidden = backend.NoticeResponse({"M": "from ***@*******.***", "n": "***@*******.***"})
     assert book.hear(report, notified) == (
         hidden.encode() + backend.NotificationResponse(1, "c", "***@*******.***").encode()
     )
