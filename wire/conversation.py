@@ -112,6 +112,9 @@ class Conversation:
                     return
                 if self._drained is not None and self.quiet:
                     raise EndedError(self._drained)
+                if self._cancelling is not None and not self._cancelling.done():
+                    # The signal is on its way: it must not meet what this message begins.
+                    await self._cancelling
                 before = self._wire.receive(received.message)
                 await self._handle(before, received)
         except ClientGoneError:
