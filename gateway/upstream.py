@@ -43,8 +43,13 @@ class Page:
     @property
     def counted(self) -> int:
         """The rows that the command tag tells."""
-        last = (self.tag or "").rpartition(" ")[2]
-        return int(last) if last.isdecimal() else 0
+        return rows_of(self.tag)
+
+
+def rows_of(tag: str | None) -> int:
+    """The row count of a command tag, 0 where it has none."""
+    last = (tag or "").rpartition(" ")[2]
+    return int(last) if last.isdecimal() else 0
 
 
 class UpstreamError(Exception):

@@ -17,13 +17,13 @@ from gateway.admission import Gateway, Grant
 from gateway.drafts import outcome_of
 from gateway.errors import CountersignError, InvariantViolatedError, LimitExceededError, SessionEndedError
 from gateway.model import Outcome, Session, Status
-from gateway.upstream import ResultColumn, Upstream, UpstreamError
+from gateway.upstream import ResultColumn, Upstream, UpstreamError, rows_of
 from policy.detection import Found
 from policy.model import Principal
 from server import mcp_messages
 from server.mcp_failures import CallError, PostgresError
 from server.mcp_messages import Row
-from server.mcp_portal import PageLimit, Portal, rows_of
+from server.mcp_portal import PageLimit, Portal
 from server.mcp_types import TypeBook
 from server.values import TypeFacts
 

@@ -13,7 +13,7 @@ from gateway.admission import Grant
 from gateway.errors import CountersignError
 from gateway.model import Outcome, Status
 from gateway.screening import TextScreen
-from gateway.upstream import Page, ResultColumn, Upstream
+from gateway.upstream import Page, ResultColumn, Upstream, rows_of
 from server import mcp_messages
 from server.mcp_messages import Row
 
@@ -203,12 +203,6 @@ def whole_tag(tag: str | None, last: int, rows: int) -> str | None:
     if tag is None or last == rows or rows_of(tag) != last:
         return tag
     return f"{tag.rpartition(' ')[0]} {rows}"
-
-
-def rows_of(tag: str | None) -> int:
-    """The row count of a command tag, 0 where it has none."""
-    last = (tag or "").rpartition(" ")[2]
-    return int(last) if last.isdecimal() else 0
 
 
 def _writes(grant: Grant) -> bool:
