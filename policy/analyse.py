@@ -12,15 +12,18 @@ from typing import Any, Final
 from policy import alterations, bounds, definitions, secrets, session, temporary, versions
 from policy.calls import Calls
 from policy.catalog import Relation
+from policy.demands import Demands
 from policy.functions import is_builtin
 from policy.grammar import GRAMMAR, Holds
 from policy.implied import Implied
-from policy.model import Action, Analysis, Demand, Effects, Facts, ObjectKind, ObjectName
+from policy.model import Action, Analysis, Effects, Facts, ObjectKind, ObjectName
 from policy.names import Names, is_system, parts, with_database
 from policy.parse import Node, NotAnalysableError, base_text, statements
 from policy.reading import Reading, Reference, Role
 
 MAX_REFERENCES = 2000
+
+_NO_EFFECTS: Final = Effects()
 
 
 def analyse(facts: Facts, text: bytes) -> Reading | None:
@@ -50,19 +53,21 @@ class Analyser:
     """One walk over one statement. `policy.session` and `policy.definitions` use its public methods."""
 
     def __init__(self, facts: Facts) -> None:
+        # None of these holds the walk itself: a cycle would keep every tree until the collector comes.
         self.facts = facts
         self.names = Names(facts.catalog, facts.search_path)
         self.effects: dict[str, Any] = {}
-        self.calls = Calls(self.names, self.demand, self.effects)
-        self.implied = Implied(self.names, self.calls, self._follow)
+        self.demands = Demands()
+        self.calls = Calls(self.names, self.demands, self.effects)
+        self.implied = Implied(self.names, self.calls, self.demands)
+        self.demand = self.demands.note
+        self.demand_on = self.implied.demand_on
         self.references: list[Reference] = []
         self.stores: str | None = None
-        self._demands: dict[tuple[Action, ObjectName, bool, tuple[int, ...]], Demand] = {}
-        self._unseen: set[tuple[Action, ObjectName]] = set()
         self._ctes: frozenset[str] = frozenset()
         self._locking = False
         self._sampling = False
-        self._setting: str | None = None
+        self._enclosing: Node = {}  # the innermost SELECT
         self._column_refs = 0
         self._parameters = 0
 
@@ -78,12 +83,12 @@ class Analyser:
         analysis = Analysis(
             text=base,
             kind=tag,
-            demands=self.demands,
-            effects=Effects(**self.effects),
+            demands=self.demands.all,
+            effects=Effects(**self.effects) if self.effects else _NO_EFFECTS,
             relations=self.facts.catalog.closure(r.relation.oid for r in self.references),
             parameters=self._parameters,
         )
-        return Reading(analysis, tree, tuple(self.references), self.stores, frozenset(self._unseen))
+        return Reading(analysis, tree, tuple(self.references), self.stores, frozenset(self.demands.unseen))
 
     # -- the walk ---------------------------------------------------------------------------------------
 
@@ -97,13 +102,13 @@ class Analyser:
 
     def nodes(self, value: Any) -> None:
         """Visit a wrapped node, or a list of them."""
-        if isinstance(value, list):
-            for item in value:
-                for tag, body in item.items():
-                    self.visit(tag, body)
-        else:
-            for tag, body in value.items():
-                self.visit(tag, body)
+        for item in value if isinstance(value, list) else (value,):
+            for tag, body in item.items():
+                handler = _HANDLERS.get(tag)
+                if handler is not None:
+                    handler(self, body)
+                else:
+                    self.children(tag, body)
 
     def children(self, tag: str, body: Node, without: tuple[str, ...] = ()) -> None:
         """Visit what a node holds, except the fields `without`; an unknown field is a refusal."""
@@ -112,68 +117,15 @@ class Analyser:
             raise _unknown_node(tag, body)
         for name, value in body.items():
             holds = fields.get(name)
-            if holds is Holds.DATA or holds is Holds.NAMES:
-                continue
-            if holds is None:
-                raise _unknown_node(f"{tag}.{name}", body)
-            if name in without:
-                continue
             if holds is Holds.NODES:
-                self.nodes(value)
-            elif isinstance(holds, str):
+                if name not in without:
+                    self.nodes(value)
+            elif holds is None:
+                raise _unknown_node(f"{tag}.{name}", body)
+            elif isinstance(holds, str) and name not in without:
                 self.visit(holds, value)
 
-    # -- what comes of it -------------------------------------------------------------------------------
-
-    def demand(
-        self,
-        action: Action,
-        name: ObjectName,
-        *,
-        oid: int | None = None,
-        location: int = 0,
-        builtin: bool = False,
-        bounded: bool = True,
-        via: str | None = None,
-        functions: tuple[int, ...] = (),
-    ) -> None:
-        """Note a demand; the same one twice counts once, an unbounded one as unbounded."""
-        if via is not None:
-            self._unseen.add((action, name))
-        key = (action, name, bounded, functions)
-        if key not in self._demands:
-            self._demands[key] = Demand(action, name, oid, location, builtin, bounded, via, functions)
-
-    def demand_on(
-        self,
-        action: Action,
-        relation: Relation,
-        location: int,
-        *,
-        bounded: bool = True,
-        via: str | None = None,
-    ) -> None:
-        """Note a demand on a relation, and what runs unseen when it is met."""
-        reading = action in (Action.SELECT, Action.EXPLAIN)
-        self.demand(
-            action,
-            ObjectName(ObjectKind.RELATION, relation.schema, relation.name),
-            oid=relation.oid,
-            location=location,
-            builtin=reading and is_system(relation),
-            bounded=bounded,
-            via=via,
-        )
-        if not is_system(relation):
-            self.implied.on(action, relation, location)
-
-    @property
-    def demands(self) -> tuple[Demand, ...]:
-        """What was demanded so far."""
-        return tuple(self._demands.values())
-
-    def _follow(self, action: Action, relation: Relation, location: int, bounded: bool) -> None:
-        self.demand_on(action, relation, location, bounded=bounded, via="a foreign key")
+    # -- relations --------------------------------------------------------------------------------------
 
     def refer(self, var: Node, role: Role, action: Action, *, bounded: bool = True) -> Relation:
         """Resolve a RangeVar that is never a common table expression, note it and what it demands."""
@@ -226,12 +178,12 @@ class Analyser:
     def _select(self, body: Node) -> None:
         # A row-locking clause reaches the relations of FROM, subqueries there included; not the
         # common table expressions (the SELECT page of the documentation, "The Locking Clause").
-        outer_ctes, outer_locking, outer_setting = self._ctes, self._locking, self._setting
+        outer_ctes, outer_locking, outer = self._ctes, self._locking, self._enclosing
         if "withClause" in body:
             self._locking = False
             self._with(body["withClause"])
         self._locking = outer_locking or "lockingClause" in body
-        self._setting = session.setting_asked_for(self, body) if "pg_settings" not in self._ctes else None
+        self._enclosing = body
         if "fromClause" in body:
             self.nodes(body["fromClause"])
         self._locking = False
@@ -243,7 +195,7 @@ class Analyser:
             self._select(body["rarg"])
         self._locking = False
         self.children("SelectStmt", body, ("withClause", "fromClause", "intoClause", "larg", "rarg"))
-        self._ctes, self._locking, self._setting = outer_ctes, outer_locking, outer_setting
+        self._ctes, self._locking, self._enclosing = outer_ctes, outer_locking, outer
 
     def _with(self, body: Node) -> None:
         """Bring the names of a WITH into scope (the caller restores it)."""
@@ -370,12 +322,15 @@ class Analyser:
         match arguments[0]:
             case {"A_Const": {"sval": {"sval": str(name)}}}:
                 pass
-            case {"ColumnRef": {"fields": [{"String": {"sval": "name"}}]}} if self._setting is not None:
-                name = self._setting
+            case {"ColumnRef": {"fields": [{"String": {"sval": "name"}}]}} if (asked := self._setting_asked_for()):
+                name = asked
             case _:
                 return False
         session.call_of_set_config(self, name, location)
         return True
+
+    def _setting_asked_for(self) -> str | None:
+        return None if "pg_settings" in self._ctes else session.setting_asked_for(self, self._enclosing)
 
     def _type_name(self, body: Node) -> None:
         self.implied.note_type(parts(body.get("names", ())), max(body.get("location", 0), 0))

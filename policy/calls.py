@@ -6,9 +6,10 @@ No types are inferred: every overload that takes as many arguments counts, and t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from policy.catalog import Function, Volatility
+from policy.demands import Demands
 from policy.extensions import is_pure, refusal_of_extension
 from policy.functions import (
     NAMES_A_TYPE,
@@ -25,28 +26,12 @@ from policy.parse import Node, NotAnalysableError
 _ROW_TYPES = ("record", "anyelement", "anynonarray", "anycompatible", "anycompatiblenonarray", "any")
 
 
-class _Demand(Protocol):
-    """`Analyser.demand`."""
-
-    def __call__(
-        self,
-        action: Action,
-        name: ObjectName,
-        *,
-        oid: int | None = None,
-        location: int = 0,
-        builtin: bool = False,
-        via: str | None = None,
-        functions: tuple[int, ...] = (),
-    ) -> None: ...
-
-
 class Calls:
     """The calls of one statement. `effects` is the analysis' own: a call may write, or SET."""
 
-    def __init__(self, names: Names, demand: _Demand, effects: dict[str, Any]) -> None:
+    def __init__(self, names: Names, demands: Demands, effects: dict[str, Any]) -> None:
         self._names = names
-        self._demand = demand
+        self._demand = demands.note
         self._effects = effects
         self._attributes: dict[tuple[str, int, bool], None] = {}
         self._scalar_rows = False

@@ -5,13 +5,14 @@ PostgreSQL runs all of it with the statement; so all of it is demanded, or the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Final
 
 from policy.calls import Calls
 from policy.catalog import Event, ForeignKey, Relation, RelationKind
-from policy.model import Action
-from policy.names import Names, check_known
+from policy.demands import Demands
+from policy.model import Action, ObjectKind, ObjectName
+from policy.names import Names, check_known, is_system
 
 _EVENTS: Final = {
     Action.SELECT: Event.READ,
@@ -24,22 +25,44 @@ _EVENTS: Final = {
 }
 _WRITES: Final = Event.INSERT | Event.UPDATE | Event.DELETE | Event.TRUNCATE
 _OF_QUERY: Final = {RelationKind.VIEW: Event.READ | _WRITES, RelationKind.MATERIALIZED_VIEW: Event.BUILD}
+_QUERIES: Final = tuple(_OF_QUERY)
 _RECORD: Final = 2249  # pg_type.oid of `record`: columns of any type
-
-DemandOn = Callable[[Action, Relation, int, bool], None]
 
 
 class Implied:
-    """The unseen part of one statement. `demand_on` notes what it does to further relations."""
+    """The unseen part of one statement."""
 
-    def __init__(self, names: Names, calls: Calls, demand_on: DemandOn) -> None:
+    def __init__(self, names: Names, calls: Calls, demands: Demands) -> None:
         self._names = names
         self._catalog = names.catalog
         self._calls = calls
-        self._demand_on = demand_on
+        self._demand = demands.note
         self._ran: set[tuple[int, Event]] = set()
         self._present: set[int] = set()
         self._anything = False
+
+    def demand_on(
+        self,
+        action: Action,
+        relation: Relation,
+        location: int,
+        *,
+        bounded: bool = True,
+        via: str | None = None,
+    ) -> None:
+        """Note a demand on a relation, and what runs unseen when it is met."""
+        system = is_system(relation)
+        self._demand(
+            action,
+            ObjectName(ObjectKind.RELATION, relation.schema, relation.name),
+            oid=relation.oid,
+            location=location,
+            builtin=system and action in (Action.SELECT, Action.EXPLAIN),
+            bounded=bounded,
+            via=via,
+        )
+        if not system:
+            self.on(action, relation, location)
 
     def on(self, action: Action, relation: Relation, location: int) -> None:
         """Note what runs when this is done to a relation."""
@@ -54,6 +77,9 @@ class Implied:
 
     def _run(self, relation: Relation, event: Event, location: int) -> None:
         """The code of a relation, of its heirs where rows are written, and of what a view stands for."""
+        if not relation.code and not relation.children and relation.kind not in _QUERIES:
+            check_known(relation, location)
+            return
         reached = self._catalog.heirs(relation) if event & (_WRITES | Event.BUILD) else [relation]
         for one in reached:
             if (one.oid, event) in self._ran:
@@ -85,7 +111,7 @@ class Implied:
                 if follows is None or referencing is None or referencing.oid in seen:
                     continue
                 seen.add(referencing.oid)
-                self._demand_on(follows, referencing, location, True)
+                self.demand_on(follows, referencing, location, via="a foreign key")
                 todo += [(follows, heir, None) for heir in self._catalog.heirs(referencing)]
 
     def truncated(self, relations: Iterable[Relation]) -> list[Relation]:

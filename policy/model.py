@@ -36,6 +36,13 @@ class Principal:
     name: str | None = None
     on_behalf_of: str | None = None
     human_issuer: str | None = None
+    _hash: int = field(init=False, repr=False, compare=False)  # what is known of somebody is looked up per statement
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash((self.subject, self.issuer, self.kind.value, self.groups, self.email)))
+
+    def __hash__(self) -> int:
+        return self._hash
 
     @property
     def human(self) -> tuple[str, str] | None:
@@ -91,6 +98,8 @@ class Action(StrEnum):
     LISTEN = "listen"
     NOTIFY = "notify"
 
+    __hash__ = str.__hash__  # what Enum would do in Python, for every look into a set of actions
+
 
 class ObjectKind(StrEnum):
     """What a demand is about."""
@@ -102,6 +111,8 @@ class ObjectKind(StrEnum):
     ROLE = "role"
     CHANNEL = "channel"
     OTHER = "other"
+
+    __hash__ = str.__hash__
 
 
 @dataclass(frozen=True, slots=True)

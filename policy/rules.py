@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final, Literal
 
@@ -37,6 +37,7 @@ RECORDING_MODES: Final[tuple[RecordingMode, ...]] = ("off", "metadata", "full") 
 _BUILTIN_CATALOG: Final = "builtin: catalog-read"
 _BUILTIN_FUNCTIONS: Final = "builtin: harmless-functions"
 _CURE_RULES: Final = 4
+_KNOWN_DEMANDS: Final = 256
 # What works in a transaction that is read only.
 _READING: Final = frozenset((Action.SELECT, Action.EXPLAIN, Action.LISTEN, Action.NOTIFY))
 
@@ -224,11 +225,10 @@ class Policy:
     auditors: tuple[Who, ...] = ()  # who may read the audit through the gateway
     operators: tuple[Who, ...] = ()  # who may see and end everybody's sessions
     detect: tuple[DetectEntry, ...] = ()
+    by_column: bool = field(init=False)  # whether any rule is about columns
 
-    @property
-    def by_column(self) -> bool:
-        """Whether any rule is about columns."""
-        return any(rule.columns for rule in self.rules)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "by_column", any(rule.columns for rule in self.rules))
 
     def limits_of(self, principal: Principal, connection: str) -> Limits:
         """The strictest of all limits that are about this principal on this connection."""
@@ -297,12 +297,20 @@ def judge(
     circumstances: Circumstances = NOTHING_KNOWN,
 ) -> Judgement:
     """The strictest over all demands; none is an allow."""
-    rules, counting, about_columns = _concerned(policy, principal, connection)
+    concerned = _concerned(policy, principal, connection)
     effect, reasons, terms, opened, trusts = Effect.ALLOW, [], [], [], False
+    counts = withheld = False
     for demand in demands:
-        whole = [rule for rule in rules if rule.matches(demand, circumstances)]
-        ruled = _ruled(about_columns, whole, demand, circumstances)
-        matching, reason = ruled.matching, _reason(principal, rules, ruled, demand)
+        about = concerned.about(demand)
+        counts, withheld = counts or about.counts, withheld or about.withheld
+        said = about.settled
+        matching: Sequence[Rule] = about.whole
+        if said is not None and demand.via is None and demand.bounded:
+            reason = Reason(said.effect, said.code, said.text, said.rule, demand, said.cure, demand.location or None)
+        else:
+            whole = [rule for rule in about.whole if rule.applies(demand, circumstances)]
+            ruled = _ruled(about.narrow, whole, demand, circumstances)
+            matching, reason = ruled.matching, _reason(principal, concerned.rules, ruled, demand)
         reasons.append(reason)
         effect = max(effect, reason.effect)
         if demand.functions and matching and reason.effect is not Effect.DENY:
@@ -311,34 +319,79 @@ def judge(
             trusts = trusts or not by_body
         if reason.effect is Effect.APPROVE:
             terms += [rule.terms for rule in matching if rule.terms is not None]
-    unique = sorted(dict.fromkeys(terms), key=lambda t: t.rule)
-    counts = any(rule.covers(demand) or rule.covers_columns(demand) for rule in counting for demand in demands)
-    withheld = any(rule.fits_relation(demand) for rule in about_columns for demand in demands)
+    unique = sorted(dict.fromkeys(terms), key=lambda t: t.rule) if terms else ()
     return Judgement(effect, tuple(reasons), tuple(unique), counts, tuple(opened), trusts, withheld)
 
 
-@lru_cache(maxsize=1024)
-def _concerned(policy: Policy, principal: Principal, connection: str) -> tuple[list[Rule], list[Rule], list[Rule]]:
-    """The rules about this principal on this connection; of them those that count rows, and those about columns."""
-    rules = [rule for rule in policy.rules if rule.concerns(principal, connection)]
-    return rules, [rule for rule in rules if rule.when.counts_rows], [rule for rule in rules if rule.columns]
+@dataclass(frozen=True, slots=True)
+class _About:
+    """The rules that are about a demand: as a whole, and about columns of it; whether any counts rows, or withholds.
+
+    `settled` is the reason, but for the demand and its place, where no condition and no column has a say in it.
+    """
+
+    whole: tuple[Rule, ...]
+    narrow: tuple[Rule, ...]
+    counts: bool
+    withheld: bool
+    settled: Reason | None
+
+
+class _Concerned:
+    """The rules about a principal on a connection. What they are about is found once for each action and object."""
+
+    def __init__(self, policy: Policy, principal: Principal, connection: str) -> None:
+        self.rules = [rule for rule in policy.rules if rule.concerns(principal, connection)]
+        self._principal = principal
+        self._known: dict[tuple[object, ...], _About] = {}
+
+    def about(self, demand: Demand) -> _About:
+        """The rules that are about it, whatever their conditions say."""
+        name = demand.object
+        key = (demand.action, name.kind, name.schema, name.name, demand.builtin, not demand.functions)
+        known = self._known.get(key)
+        if known is None:
+            if len(self._known) >= _KNOWN_DEMANDS:
+                self._known.clear()  # names that clients make up must not fill the memory
+            known = self._known[key] = self._find(demand)
+        return known
+
+    def _find(self, demand: Demand) -> _About:
+        whole = tuple(rule for rule in self.rules if rule.covers(demand))
+        narrow = tuple(rule for rule in self.rules if rule.columns and rule.covers_columns(demand))
+        settled = None
+        if not narrow and all(rule.when is ALWAYS for rule in whole):
+            plain = Demand(demand.action, demand.object, builtin=demand.builtin)
+            settled = _reason(self._principal, self.rules, _Ruled(whole), plain)
+        return _About(
+            whole,
+            narrow,
+            counts=any(rule.when.counts_rows for rule in (*whole, *narrow)),
+            withheld=any(rule.fits_relation(demand) for rule in self.rules if rule.columns),
+            settled=settled,
+        )
+
+
+@lru_cache(maxsize=256)
+def _concerned(policy: Policy, principal: Principal, connection: str) -> _Concerned:
+    return _Concerned(policy, principal, connection)
 
 
 @dataclass(frozen=True, slots=True)
 class _Ruled:
     """The rules that decide a demand; where columns are told apart, about which one, and which could be had."""
 
-    matching: list[Rule]
+    matching: Sequence[Rule]
     column: str | None = None
     open: tuple[str, ...] = ()
 
 
-def _ruled(rules: list[Rule], whole: list[Rule], demand: Demand, circumstances: Circumstances) -> _Ruled:
+def _ruled(about: Sequence[Rule], whole: list[Rule], demand: Demand, circumstances: Circumstances) -> _Ruled:
     """The rules that decide: `whole`, which match the relation as such, and those about the columns it touches.
 
     Of several columns the one with the strictest decides; what wants approval of any is there for all.
     """
-    narrow = [rule for rule in rules if rule.covers_columns(demand) and rule.applies(demand, circumstances)]
+    narrow = [rule for rule in about if rule.applies(demand, circumstances)]
     if not narrow:
         return _Ruled(whole)
     if demand.columns is None:
@@ -346,14 +399,14 @@ def _ruled(rules: list[Rule], whole: list[Rule], demand: Demand, circumstances: 
         return _Ruled([*whole, *(rule for rule in narrow if rule.effect is not Effect.ALLOW)])
     if not demand.columns.names:
         return _Ruled([*whole, *(rule for rule in narrow if rule.effect is Effect.ALLOW)])
-    about = {
+    by_column = {
         column: [*whole, *(rule for rule in narrow if rule.names_column(demand, column))]
         for column in sorted(demand.columns.names)
     }
-    worst = max(about, key=lambda column: _effect(about[column]))  # the first of equals
-    if _effect(about[worst]) is Effect.APPROVE:
-        return _Ruled(list(dict.fromkeys(rule for some in about.values() for rule in some)), worst)
-    return _Ruled(about[worst], worst, tuple(c for c, some in about.items() if _effect(some) is not Effect.DENY))
+    worst = max(by_column, key=lambda column: _effect(by_column[column]))  # the first of equals
+    if _effect(by_column[worst]) is Effect.APPROVE:
+        return _Ruled(list(dict.fromkeys(rule for some in by_column.values() for rule in some)), worst)
+    return _Ruled(by_column[worst], worst, tuple(c for c, some in by_column.items() if _effect(some) is not Effect.DENY))
 
 
 def _effect(matching: Iterable[Rule]) -> Effect:
