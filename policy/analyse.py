@@ -18,7 +18,7 @@ from policy.grammar import GRAMMAR, Holds
 from policy.implied import Implied
 from policy.model import Action, Analysis, Effects, Facts, ObjectKind, ObjectName
 from policy.names import Names, is_system, parts, with_database
-from policy.parse import Node, NotAnalysableError, base_text, statements
+from policy.parse import Node, NotAnalysableError, base_text, parsed, statements
 from policy.reading import Reading, Reference, Role
 
 MAX_REFERENCES = 2000
@@ -32,7 +32,7 @@ def analyse(facts: Facts, text: bytes) -> Reading | None:
     Raises NotAnalysableError for what must be refused before any rule is asked.
     """
     base = base_text(text)
-    found = statements(base)
+    text_of_tree, found = parsed(base)
     if not found:
         return None
     if len(found) > 1:
@@ -40,11 +40,10 @@ def analyse(facts: Facts, text: bytes) -> Reading | None:
             "statement.several",
             f"the text holds {len(found)} statements, and each is decided on its own",
             cure="Send one statement at a time.",
-            location=found[1][0],
+            location=statements(base)[1][0],
         )
-    [(_, _, tree)] = found
     try:
-        return Analyser(facts).read(base, tree)
+        return Analyser(facts).read(base, found[0]["stmt"], text_of_tree)
     except RecursionError:
         raise NotAnalysableError("text.deep", "the statement nests too deep to be analysed") from None
 
@@ -71,8 +70,8 @@ class Analyser:
         self._column_refs = 0
         self._parameters = 0
 
-    def read(self, base: bytes, tree: Node) -> Reading:
-        """Walk a whole statement."""
+    def read(self, base: bytes, tree: Node, text_of_tree: bytes = b"") -> Reading:
+        """Walk a whole statement. `text_of_tree` is the parser's own, for what may be rewritten."""
         [(tag, body)] = tree.items()
         session.check_allowed(tag, body)
         self.visit(tag, body)
@@ -88,7 +87,9 @@ class Analyser:
             relations=self.facts.catalog.closure(r.relation.oid for r in self.references),
             parameters=self._parameters,
         )
-        return Reading(analysis, tree, tuple(self.references), self.stores, frozenset(self.demands.unseen))
+        return Reading(
+            analysis, tree, text_of_tree, tuple(self.references), self.stores, frozenset(self.demands.unseen)
+        )
 
     # -- the walk ---------------------------------------------------------------------------------------
 

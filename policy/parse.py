@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from postgast.native import PgQueryError, lib
 from postgast.pg_query_pb2 import ScanResult
+from pydantic_core import from_json
 
 from policy.model import Effect, Reason
 
@@ -39,8 +40,9 @@ _strlen.argtypes, _strlen.restype = (c_void_p,), c_size_t
 
 _COMMENT_TOKENS = (275, 276)  # SQL_COMMENT, C_COMMENT of libpg_query's Token
 # The fields that hold a place in the text; no text of a constant can look like one, its quotes being escaped.
-PLACES = frozenset(("location", "list_start", "list_end", "rexpr_list_start", "rexpr_list_end", "name_location"))
-_PLACE = re.compile(b',"(?:%(any)s)":-?[0-9]+|"(?:%(any)s)":-?[0-9]+,?' % {b"any": "|".join(sorted(PLACES)).encode()})
+_PLACES = (b"location", b"list_start", b"list_end", b"rexpr_list_start", b"rexpr_list_end", b"name_location")
+# How they end, each a literal that is found fast; all others are numbered alike by it, and then taken out.
+_PLACE_ENDS = tuple((end, re.compile(end + b"-?[0-9]+")) for end in (b'location":', b'list_start":', b'list_end":'))
 _BLANK = re.compile(rb"[^\n\r]")
 _SPACE = b" \t\n\r\f\v"
 
@@ -105,25 +107,41 @@ def base_text(text: bytes, limit: int = MAX_TEXT_BYTES) -> bytes:
     return bytes(blanked)
 
 
-def statements(base: bytes) -> list[tuple[int, int, Node]]:
-    """The statements of a base text: byte range without the semicolon, and the tree, in order.
+def parsed(base: bytes) -> tuple[bytes, list[Node]]:
+    """The parser's own JSON of a base text, and its RawStmts, one for each statement, in order.
 
     Raises NotAnalysableError: `syntax` with PostgreSQL's own message, or `text.deep`.
     """
-    tree = _run(_parse_json, base)
+    text = parser_json(base)
     try:
-        stmts = json.loads(tree)["stmts"]
-    except RecursionError:
-        raise _too_deep() from None
-    return [(*_trim(base, raw), raw["stmt"]) for raw in stmts if "stmt" in raw]
+        raws = from_json(text)["stmts"]
+    except ValueError:  # too deep for the fast reader
+        raws = _deep(text)
+    return text, [raw for raw in raws if "stmt" in raw]
 
 
-def json_without_places(base: bytes) -> bytes:
-    """The parser's JSON of a base text without the fields `PLACES`: equal where what two texts say is.
+def statements(base: bytes) -> list[tuple[int, int, Node]]:
+    """The statements of a base text: byte range without the semicolon, and the tree, in order.
 
-    Raises NotAnalysableError as `statements` does.
+    Raises NotAnalysableError as `parsed` does.
     """
-    return _PLACE.sub(b"", _run(_parse_json, base))
+    return [(*_trim(base, raw), raw["stmt"]) for raw in parsed(base)[1]]
+
+
+def parser_json(base: bytes) -> bytes:
+    """The parser's own JSON of a base text. Raises NotAnalysableError."""
+    return _run(_parse_json, base)
+
+
+def without_places(text: bytes) -> bytes:
+    """The parser's JSON without the fields that hold places: equal where what two texts say is."""
+    for end, numbered in _PLACE_ENDS:
+        if end in text:
+            text = numbered.sub(end + b"0", text)
+    for name in _PLACES:
+        if (field := b'"%b":0' % name) in text:
+            text = text.replace(b"," + field, b"").replace(field + b",", b"").replace(field, b"")
+    return text
 
 
 def split(text: bytes) -> tuple[tuple[int, int], ...]:
@@ -157,6 +175,14 @@ def _parse_json(text: bytes) -> bytes:
         return string_at(tree or 0, length)
     finally:
         lib.pg_query_free_parse_result(result)
+
+
+def _deep(text: bytes) -> list[Node]:
+    try:
+        raws: list[Node] = json.loads(text)["stmts"]
+    except RecursionError:
+        raise _too_deep() from None
+    return raws
 
 
 def _scan(text: bytes) -> bytes:

@@ -47,6 +47,7 @@ class Reading:
 
     analysis: Analysis
     tree: Node
+    text_of_tree: bytes  # the parser's own; empty where nothing of it will be rewritten
     references: tuple[Reference, ...]
     stores: str | None = None
     unseen: frozenset[tuple[Action, ObjectName]] = frozenset()  # demanded by what the text does not name, too

@@ -61,7 +61,7 @@ def rewrite(reading: Reading, masking: Masking, filtering: Filtering, mask_key: 
             continue
         scanned = tokens(base) if scanned is None else scanned
         replacement, splice = _replace(base, scanned, reference, _Veil(columns, condition, keyring.keys))
-        replacements[id(reference.var)] = replacement
+        replacements[reference.location] = replacement
         splices[splice.start] = splice  # a shared subtree shows one place of the text twice
     ordered = tuple(splices[start] for start in sorted(splices))
     result = Rewrite(
@@ -72,7 +72,7 @@ def rewrite(reading: Reading, masking: Masking, filtering: Filtering, mask_key: 
         filtered=tuple(dict.fromkeys(_filters(reading, filtering))),
         secrets=keyring.secrets,
     )
-    verify(reading.tree, result.sql, replacements)
+    verify(reading.text_of_tree, result.sql, replacements)
     return result
 
 
@@ -130,14 +130,13 @@ def _replace(base: bytes, scanned: list[Token], reference: Reference, veil: _Vei
         names, end = _copy_columns(base, scanned, site.end)
         listed = ", ".join(map(quote, names)) if names is not None else "*"
         text = f"(SELECT {listed} FROM ({select}){alias})"  # noqa: S608 - names are quoted
-        return Replacement(text[1:-1], None), Splice(site.start, end, text.encode())
+        return Replacement(var, text[1:-1], copies=True), Splice(site.start, end, text.encode())
     text = f"({select})"
     if "alias" not in var:
         text += alias
     if site.after_table:
         text = f"SELECT * FROM {text}"  # noqa: S608 - generated above
-    implied: Node = {"aliasname": var["relname"]}
-    return Replacement(select, var.get("alias", implied)), Splice(site.start, site.end, text.encode())
+    return Replacement(var, select, copies=False), Splice(site.start, site.end, text.encode())
 
 
 def _select(relation: Relation, veil: _Veil, *, only: bool) -> str:

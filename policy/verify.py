@@ -3,35 +3,40 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Final
 
-from policy.parse import PLACES, Node, NotAnalysableError, json_without_places
+from policy.parse import Node, NotAnalysableError, parser_json, without_places
 
 
 @dataclass(frozen=True, slots=True)
 class Replacement:
-    """`select` stands where a RangeVar stood, under this alias; with None it is the query of a COPY."""
+    """`select` stands where the RangeVar `var` stood, under its name or alias; or, if it `copies`, where COPY names it."""
 
+    var: Node
     select: str
-    alias: Node | None
+    copies: bool
 
 
-def verify(original: Node, sql: bytes, replacements: Mapping[int, Replacement]) -> None:
-    """Raise NotAnalysableError `rewrite.unverified` unless `sql` is `original` with these replacements.
+_NAMED: Final = re.compile(r'"(RangeVar|relation)":(?=\{)')
+_DECODER: Final = json.JSONDecoder()
+_BEFORE: Final = re.compile(rb'^\{"version":[0-9]+,"stmts":\[\{"stmt":')
+_AFTER: Final = re.compile(rb'(?:,"stmt_location":[0-9]+)?(?:,"stmt_len":[0-9]+)?\}\]\}$')
 
-    `replacements` are by the identity of the RangeVar's node in `original`. Positions do not count.
+
+def verify(original: bytes, sql: bytes, replacements: Mapping[int, Replacement]) -> None:
+    """Raise NotAnalysableError unless `sql` is the `original` with these replacements.
+
+    `original` is the parser's own text of the tree, and what it must have become is compared with the text of the
+    tree of `sql`, byte for byte but for places. `replacements` are by the location of the RangeVar. In neither text
+    could a constant look like a node: quotes within it are escaped.
     """
-    numbers = {select: n for n, select in enumerate({r.select for r in replacements.values()})}
     try:
-        found = json_without_places(sql)
-        # What was generated is compared as the parser's own text, in which no constant looks like a node.
-        for select in sorted(numbers, key=len, reverse=True):
-            found = found.replace(_json(select), json.dumps(_generated(numbers[select])).encode())
-        [statement] = json.loads(found)["stmts"]
-        same = _Comparison(replacements, numbers).same(original, statement.get("stmt"))
+        expected = without_places(_replaced(original.decode("utf-8"), replacements).encode("utf-8"))
+        same = _statement(expected) == _statement(without_places(parser_json(sql)))
     except (NotAnalysableError, ValueError, RecursionError):
         same = False
     if not same:
@@ -42,53 +47,47 @@ def verify(original: Node, sql: bytes, replacements: Mapping[int, Replacement]) 
         )
 
 
-class _Comparison:
-    """The tree of a rewrite, without positions, beside the original's. Neither is copied: they may be large."""
-
-    def __init__(self, replacements: Mapping[int, Replacement], numbers: Mapping[str, int]) -> None:
-        self._replacements = replacements
-        self._numbers = numbers
-
-    def same(self, one: Any, two: Any) -> bool:
-        """Whether `two` is what `one` must have become."""
-        if isinstance(one, dict):
-            return isinstance(two, dict) and self._same_node(one, two)
-        if isinstance(one, list):
-            return isinstance(two, list) and len(one) == len(two) and all(map(self.same, one, two))
-        return bool(one == two)
-
-    def _same_node(self, one: Node, two: Node) -> bool:
-        var = one.get("RangeVar")
-        if var is not None and (replacement := self._replacements.get(id(var))):
-            query = _generated(self._numbers[replacement.select])
-            return self._same_fields({"RangeSubselect": {"subquery": query, "alias": replacement.alias}}, two)
-        relation = one.get("relation")
-        if isinstance(relation, dict) and (replacement := self._replacements.get(id(relation))):
-            kept = {key: value for key, value in one.items() if key not in ("relation", "attlist")}
-            return self._same_fields(kept | {"query": _generated(self._numbers[replacement.select])}, two)
-        return self._same_fields(one, two)
-
-    def _same_fields(self, one: Node, two: Node) -> bool:
-        compared = 0
-        for key, value in one.items():
-            if key in PLACES:
-                continue
-            if key not in two:
-                return False
-            # Each field has one type in the grammar, so that no 1 can stand for a true.
-            if not (self.same(value, two[key]) if isinstance(value, (dict, list)) else value == two[key]):
-                return False
-            compared += 1
-        return compared == len(two)
+def _replaced(original: str, replacements: Mapping[int, Replacement]) -> str:
+    """What the original must have become. A shared subtree shows one place of the text twice."""
+    pieces, at = [], 0
+    for named in _NAMED.finditer(original):
+        var, end = _DECODER.raw_decode(original, named.end())
+        replacement = replacements.get(var.get("location"))
+        if replacement is None or replacement.var != var or replacement.copies is not (named[1] == "relation"):
+            continue
+        query = _json(replacement.select)
+        if replacement.copies:
+            pieces += [original[at : named.start()], f'"query":{query}']
+            if original.startswith(',"attlist":', end):
+                _, end = _DECODER.raw_decode(original, end + len(',"attlist":'))
+        else:
+            alias = _alias(original[named.end() : end])
+            pieces += [original[at : named.start()], f'"RangeSubselect":{{"subquery":{query},"alias":{alias}}}']
+        at = end
+    return "".join([*pieces, original[at:]])
 
 
-def _generated(number: int) -> Node:
-    """What stands for a generated subquery in both trees; the grammar knows no such node."""
-    return {"Generated": number}
+def _alias(var: str) -> str:
+    """The alias of a RangeVar, or the one that its name stands for, as the parser writes it."""
+    key = '"alias":'
+    if (start := var.find(key + "{")) >= 0:
+        _, end = _DECODER.raw_decode(var, start + len(key))
+        return var[start + len(key) : end]
+    key = '"relname":'
+    start = var.index(key) + len(key)
+    _, end = _DECODER.raw_decode(var, start)
+    return f'{{"aliasname":{var[start:end]}}}'
+
+
+def _statement(text: bytes) -> bytes:
+    """The parser's text of the only statement. Raises ValueError where it is not of that form."""
+    before, after = _BEFORE.search(text), _AFTER.search(text)
+    if before is None or after is None:
+        raise ValueError("not the text of one statement")
+    return text[before.end() : after.start()]
 
 
 @lru_cache(maxsize=256)
-def _json(select: str) -> bytes:
+def _json(select: str) -> str:
     """The parser's text of a generated subquery's node; the same few come back with every statement."""
-    whole = json_without_places(select.encode())
-    return whole.partition(b'"stmts":[{"stmt":')[2].removesuffix(b"}]}")
+    return _statement(without_places(parser_json(select.encode()))).decode("utf-8")
