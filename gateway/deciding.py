@@ -120,11 +120,20 @@ class Decider:
         )
 
     async def _decide(self, session: Session, text: bytes, catalog: Catalog, rows: int | None = None) -> Decision:
-        policy, principal, now = self._policies.current, session.principal, datetime.now(UTC)
+        policy, principal = self._policies.current, session.principal
         cacheable = len(text) <= _CACHEABLE_TEXT_BYTES and not session.prepared
-        circumstances = _circumstances(session, now, rows)
-        standing = (policy.standing(circumstances), rows)
-        key = (text, policy.hash, catalog.epoch, session.search_path, session.connection.name, principal, standing)
+        circumstances = _circumstances(session, rows) if policy.conditions else None
+        standing = policy.standing(circumstances) if circumstances is not None else ()
+        key = (
+            text,
+            policy.hash,
+            catalog.epoch,
+            session.search_path,
+            session.connection.name,
+            principal,
+            standing,
+            rows,
+        )
         if cacheable and (known := self._cache.get(key)) is not None:
             return known
         facts = Facts(
@@ -133,7 +142,7 @@ class Decider:
             search_path=session.search_path,
             prepared=session.prepared,
             mask_key=self._policies.mask_key,
-            circumstances=circumstances,
+            circumstances=circumstances or _circumstances(session, rows),
         )
         if len(text) > _CACHEABLE_TEXT_BYTES or _any_long(session.prepared):
             # A text of the largest size takes seconds: everybody else goes on meanwhile. The thread gets a
@@ -167,8 +176,8 @@ def remember(statement: Statement, rows: int) -> None:
     measured[(statement.text, statement.parameters)] = rows
 
 
-def _circumstances(session: Session, now: datetime, rows: int | None) -> Circumstances:
-    client = session.client
+def _circumstances(session: Session, rows: int | None) -> Circumstances:
+    client, now = session.client, datetime.now(UTC)
     return Circumstances(rows, now, session.door.value, client.host, client.name, now - session.opened)
 
 

@@ -24,6 +24,8 @@ from policy.reading import Reading, Reference, Role
 MAX_REFERENCES = 2000
 
 _NO_EFFECTS: Final = Effects()
+# The fields of a RangeVar that hold nothing to visit.
+_PLAIN_NAME: Final = {name for name, holds in GRAMMAR["RangeVar"].items() if holds is Holds.DATA}
 
 
 def analyse(facts: Facts, text: bytes) -> Reading | None:
@@ -174,7 +176,8 @@ class Analyser:
         if self._locking:
             self.effects["writes"] = True
             self.demand_on(Action.LOCK, relation, location)
-        self.children("RangeVar", body)
+        if not body.keys() <= _PLAIN_NAME:
+            self.children("RangeVar", body)
 
     def _select(self, body: Node) -> None:
         # A row-locking clause reaches the relations of FROM, subqueries there included; not the
@@ -323,7 +326,7 @@ class Analyser:
         match arguments[0]:
             case {"A_Const": {"sval": {"sval": str(name)}}}:
                 pass
-            case {"ColumnRef": {"fields": [{"String": {"sval": "name"}}]}} if (asked := self._setting_asked_for()):
+            case {"ColumnRef": {"fields": [{"String": {"sval": "name"}}]}} if asked := self._setting_asked_for():
                 name = asked
             case _:
                 return False

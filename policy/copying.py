@@ -48,10 +48,10 @@ def copy_out(reading: Reading, sql: bytes) -> CopyOut | None:
 def _query(reading: Reading, sql: bytes) -> bytes:
     """A query with the columns of the COPY: the one inside its parentheses, or one of the table."""
     scanned = tokens(sql)
-    if scanned[1].kind == _OPEN:
+    if scanned[1].token == _OPEN:
         depth = 0
         for token in scanned[1:]:
-            depth += (token.kind == _OPEN) - (token.kind == _CLOSE)
+            depth += (token.token == _OPEN) - (token.token == _CLOSE)
             if not depth:
                 return sql[scanned[1].end : token.start]
     [relation] = [r.relation for r in reading.references if r.role is Role.COPY_OUT]

@@ -116,8 +116,9 @@ class _Judged:
 
 def _judged(policy: Policy, principal: Principal, facts: Facts, reading: Reading) -> _Judged:
     analysis, connection = reading.analysis, facts.connection
-    masking = Masking(policy, principal, facts.catalog)
-    demands = with_columns(reading, masking) if policy.by_column else analysis.demands
+    demands = analysis.demands
+    if policy.by_column:
+        demands = with_columns(reading, Masking(policy, principal, facts.catalog))
     judgement = judge(policy, principal, connection, demands, facts.circumstances)
     if not judgement.opened:
         return _Judged(judgement, analysis)
@@ -139,7 +140,7 @@ def _judged(policy: Policy, principal: Principal, facts: Facts, reading: Reading
                 todo += [(demand, opened.path) for demand in further.opened]
         bodies.check_names(moved=judgement.trusts or merged().effects.moves_names)
         if policy.masks or policy.rows:
-            bodies.check_shown(masking, Filtering(policy, principal, facts))
+            bodies.check_shown(Masking(policy, principal, facts.catalog), Filtering(policy, principal, facts))
     except NotAnalysableError as error:
         refusal = error.reason
     whole = merged()

@@ -19,8 +19,13 @@ class Filtering:
         self._catalog = facts.catalog
         self._path = facts.search_path
         self._principal = principal
-        self._all = tuple(f for f, _ in policy.rows)
-        self._own = tuple(f for f, who in policy.rows if who is None or who.includes(principal))
+        self._all = tuple([f for f, _ in policy.rows])
+        self._own = tuple([f for f, who in policy.rows if who is None or who.includes(principal)])
+
+    @property
+    def any_filter(self) -> bool:
+        """Whether any filter is about this principal."""
+        return bool(self._own)
 
     def filters(self, relation: Relation) -> tuple[RowFilter, ...]:
         """The filters on a relation: its own and, as rows are shared, those of its inheritance or partition family."""

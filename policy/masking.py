@@ -17,6 +17,7 @@ _DERIVED = Mask(Pattern("*", (".*",) * 3), MaskKind.NULL, label="derived from a 
 
 Masked = dict[int, tuple[Mask, ...]]  # by attribute number: one mask of the whole column, or one of each path
 _Key = tuple[str, Principal | None]
+_UNKNOWN: Masked = {0: ()}
 
 # INVARIANT: a value depends on nothing but catalog, policy hash, principal and OID.
 _KNOWN: WeakKeyDictionary[Catalog, dict[_Key, dict[int, Masked]]] = WeakKeyDictionary()
@@ -29,7 +30,10 @@ class Masking:
         self.catalog = catalog
         self._policy = policy
         self._masks, self._cleared = _masks_for(policy, principal)
-        self._known = _KNOWN.setdefault(catalog, {}).setdefault((policy.hash, principal), {})
+        by_whom = _KNOWN.get(catalog)
+        if by_whom is None:
+            by_whom = _KNOWN.setdefault(catalog, {})
+        self._known = by_whom.setdefault((policy.hash, principal), {})
         self._begun: set[int] = set()  # not in what is known: an error on the way must leave nothing there
 
     def excusing_nobody(self) -> Masking:
@@ -44,11 +48,9 @@ class Masking:
         relation anywhere is `null`, and so is a generated column that is computed from a masked one, unless
         the policy calls it `clear`.
         """
-        if not self._masks:
-            return {}
         known = self._known.get(relation.oid)
         if known is None:
-            if relation.oid in self._begun:
+            if not self._masks or relation.oid in self._begun:
                 return {}  # a view cannot read itself, yet a broken snapshot must not hang us
             self._begun.add(relation.oid)
             known = self._known[relation.oid] = self._find(relation)
@@ -60,7 +62,9 @@ class Masking:
 
     def relations(self, oids: frozenset[int]) -> list[Relation]:
         """Those of these relations that have masked columns."""
-        found = (self.catalog.relations.get(oid) for oid in oids)
+        known, relations = self._known, self.catalog.relations
+        # What is known to have none is passed over before it is looked up.
+        found = [relations.get(oid) for oid in oids if known.get(oid, _UNKNOWN)]
         return [relation for relation in found if relation is not None and self.columns(relation)]
 
     def _find(self, relation: Relation) -> Masked:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ctypes import c_size_t, c_void_p, string_at
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 from postgast.native import PgQueryError, lib
 from postgast.pg_query_pb2 import ScanResult
@@ -66,10 +66,10 @@ class NotAnalysableError(Exception):
         self.reason = Reason(Effect.DENY, code, text, cure=cure, location=location)
 
 
-class Token(NamedTuple):
+class Token(Protocol):
     """A token of PostgreSQL's scanner: its number, and the bytes `start` to `end` that it covers."""
 
-    kind: int
+    token: int
     start: int
     end: int
 
@@ -102,7 +102,7 @@ def base_text(text: bytes, limit: int = MAX_TEXT_BYTES) -> bytes:
         return text
     blanked = bytearray(text)
     for token in tokens(text):
-        if token.kind in _COMMENT_TOKENS:
+        if token.token in _COMMENT_TOKENS:
             blanked[token.start : token.end] = _BLANK.sub(b" ", text[token.start : token.end])
     return bytes(blanked)
 
@@ -130,7 +130,7 @@ def statements(base: bytes) -> list[tuple[int, int, Node]]:
 
 def parser_json(base: bytes) -> bytes:
     """The parser's own JSON of a base text. Raises NotAnalysableError."""
-    return _run(_parse_json, base)
+    return _run(_parse_json, base) if len(base) > _BIG_TEXT_BYTES else _parse_json(base)
 
 
 def without_places(text: bytes) -> bytes:
@@ -158,10 +158,10 @@ def split(text: bytes) -> tuple[tuple[int, int], ...]:
     return tuple((start, end) for start, end, _ in statements(base))
 
 
-def tokens(text: bytes) -> list[Token]:
+def tokens(text: bytes) -> Sequence[Token]:
     """PostgreSQL's own tokens, comments included. Raises NotAnalysableError for what it cannot scan."""
-    result = ScanResult.FromString(_run(_scan, text))
-    return [Token(t.token, t.start, t.end) for t in result.tokens]
+    found: Sequence[Token] = ScanResult.FromString(_run(_scan, text)).tokens
+    return found
 
 
 def _parse_json(text: bytes) -> bytes:

@@ -7,7 +7,7 @@ Everything else of the text stays as the client wrote it. INVARIANT: the result 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from policy import sideways
@@ -17,7 +17,7 @@ from policy.masking import Masked, Masking
 from policy.masks import Keys, UnmaskableError, expression, needs_key
 from policy.model import MaskedColumn, Rewrite, Splice
 from policy.names import quote
-from policy.parse import Node, NotAnalysableError, Token, statements, tokens
+from policy.parse import NotAnalysableError, Token, statements, tokens
 from policy.pseudonyms import BLANK, MaskKey, Subkey
 from policy.reading import Reading, Reference, Role
 from policy.verify import Replacement, verify
@@ -47,14 +47,14 @@ def rewrite(reading: Reading, masking: Masking, filtering: Filtering, mask_key: 
     sideways.check_structure(reading, masking)
     filtering.check(reading)
     masked = [(r, columns) for r in reading.references if (columns := masking.columns(r.relation))]
-    conditions = {id(r.var): condition for r in _read(reading) if (condition := filtering.condition(r.relation))}
+    conditions = _conditions(reading, filtering)
     if not masked and not conditions:
         return Rewrite(base, origins=_origins(reading, masking))
     sideways.check(reading, masked)
     keyring = _Keyring(reading, masked, mask_key)
     replacements: dict[int, Replacement] = {}
     splices: dict[int, Splice] = {}
-    scanned: list[Token] | None = None
+    scanned: Sequence[Token] | None = None
     for reference in _read(reading):
         columns, condition = masking.columns(reference.relation), conditions.get(id(reference.var))
         if not columns and condition is None:
@@ -118,7 +118,7 @@ class _Veil:
     keys: Keys
 
 
-def _replace(base: bytes, scanned: list[Token], reference: Reference, veil: _Veil) -> tuple[Replacement, Splice]:
+def _replace(base: bytes, scanned: Sequence[Token], reference: Reference, veil: _Veil) -> tuple[Replacement, Splice]:
     relation, var = reference.relation, reference.var
     copying = reference.role is Role.COPY_OUT
     # COPY of a table leaves its children out, as ONLY does.
@@ -157,7 +157,7 @@ def _select(relation: Relation, veil: _Veil, *, only: bool) -> str:
     return f"SELECT {', '.join(listed)} FROM {source}{where}"  # noqa: S608 - names are quoted
 
 
-def _site(base: bytes, scanned: list[Token], reference: Reference) -> _Site:
+def _site(base: bytes, scanned: Sequence[Token], reference: Reference) -> _Site:
     """Where a reference stands: `[TABLE] [ONLY] [(] [schema.] name [)] [*]`."""
     at = bisect_left(scanned, reference.location, key=lambda token: token.start)
     if at == len(scanned) or scanned[at].start != reference.location:
@@ -166,19 +166,19 @@ def _site(base: bytes, scanned: list[Token], reference: Reference) -> _Site:
     first, last = at, at
     for word in range(words):
         if word:
-            if last + 2 >= len(scanned) or scanned[last + 1].kind != _DOT:
+            if last + 2 >= len(scanned) or scanned[last + 1].token != _DOT:
                 raise _lost(reference)
             last += 2
         if _word(base, scanned, last + 1) == b"uescape":
             last += 2
     if "inh" not in reference.var:
-        if first and scanned[first - 1].kind == _OPEN and _word(base, scanned, first - 2) == b"only":
+        if first and scanned[first - 1].token == _OPEN and _word(base, scanned, first - 2) == b"only":
             first, last = first - 2, last + 1
         elif _word(base, scanned, first - 1) == b"only":
             first -= 1
         else:
             raise _lost(reference)
-    elif last + 1 < len(scanned) and scanned[last + 1].kind == _STAR and reference.role is Role.SOURCE:
+    elif last + 1 < len(scanned) and scanned[last + 1].token == _STAR and reference.role is Role.SOURCE:
         last += 1
     after_table = reference.role is Role.SOURCE and _word(base, scanned, first - 1) == b"table"
     if after_table:
@@ -186,12 +186,12 @@ def _site(base: bytes, scanned: list[Token], reference: Reference) -> _Site:
     return _Site(scanned[first].start, scanned[last].end, after_table)
 
 
-def _copy_columns(base: bytes, scanned: list[Token], end: int) -> tuple[list[str] | None, int]:
+def _copy_columns(base: bytes, scanned: Sequence[Token], end: int) -> tuple[list[str] | None, int]:
     """The column list that may follow the relation's name in COPY, and where it ends."""
     after = next((i for i, token in enumerate(scanned) if token.start >= end), len(scanned))
-    if after >= len(scanned) or scanned[after].kind != _OPEN:
+    if after >= len(scanned) or scanned[after].token != _OPEN:
         return None, end
-    close = next(i for i in range(after, len(scanned)) if scanned[i].kind == _CLOSE)
+    close = next(i for i in range(after, len(scanned)) if scanned[i].token == _CLOSE)
     listed = base[scanned[after].start : scanned[close].end]
     return _names_in(listed), scanned[close].end
 
@@ -202,7 +202,7 @@ def _names_in(parenthesised: bytes) -> list[str]:
     return [item["String"]["sval"] for item in tree["CopyStmt"]["attlist"]]
 
 
-def _word(base: bytes, scanned: list[Token], index: int) -> bytes | None:
+def _word(base: bytes, scanned: Sequence[Token], index: int) -> bytes | None:
     if not 0 <= index < len(scanned):
         return None
     return base[scanned[index].start : scanned[index].end].lower()
@@ -230,6 +230,13 @@ def _read(reading: Reading) -> list[Reference]:
     return [r for r in reading.references if r.role in (Role.SOURCE, Role.COPY_OUT)]
 
 
+def _conditions(reading: Reading, filtering: Filtering) -> dict[int, str]:
+    """The conditions on the rows that are read, by the identity of the node that names their relation."""
+    if not filtering.any_filter:
+        return {}
+    return {id(r.var): condition for r in _read(reading) if (condition := filtering.condition(r.relation))}
+
+
 def _filters(reading: Reading, filtering: Filtering) -> Iterator[str]:
     for reference in _read(reading):
         for row_filter in filtering.filters(reference.relation):
@@ -248,8 +255,6 @@ def _columns(masked: list[tuple[Reference, Masked]]) -> Iterator[MaskedColumn]:
 
 def _origins(reading: Reading, masking: Masking) -> frozenset[tuple[int, int]]:
     """Every raw column that must not show, in all that the statement reaches."""
-    return frozenset(
-        (relation.oid, number)
-        for relation in masking.relations(reading.analysis.relations)
-        for number in masking.columns(relation)
-    )
+    if not (reached := masking.relations(reading.analysis.relations)):
+        return frozenset()
+    return frozenset((relation.oid, number) for relation in reached for number in masking.columns(relation))

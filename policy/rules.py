@@ -406,7 +406,8 @@ def _ruled(about: Sequence[Rule], whole: list[Rule], demand: Demand, circumstanc
     worst = max(by_column, key=lambda column: _effect(by_column[column]))  # the first of equals
     if _effect(by_column[worst]) is Effect.APPROVE:
         return _Ruled(list(dict.fromkeys(rule for some in by_column.values() for rule in some)), worst)
-    return _Ruled(by_column[worst], worst, tuple(c for c, some in by_column.items() if _effect(some) is not Effect.DENY))
+    could = tuple(column for column, some in by_column.items() if _effect(some) is not Effect.DENY)
+    return _Ruled(by_column[worst], worst, could)
 
 
 def _effect(matching: Iterable[Rule]) -> Effect:

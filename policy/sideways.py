@@ -42,9 +42,8 @@ def check_structure(reading: Reading, masking: Masking) -> None:
 
     Raises NotAnalysableError `mask.rename`.
     """
-    anyone = masking.excusing_nobody()
     for reference in moved(reading):
-        if anyone.columns(reference.relation):
+        if masking.excusing_nobody().columns(reference.relation):
             raise NotAnalysableError(
                 "mask.rename",
                 f"`{reference.relation.qualified}` has masked columns, and under another name nothing would mask them",

@@ -33,7 +33,8 @@ def settle(walk: Analyser, tag: str, body: Node) -> None:
 
     Raises NotAnalysableError `temporary.refused`.
     """
-    on_temporary = [d for d in walk.demands.all if d.object.schema == TEMPORARY]
+    demands = walk.demands.all
+    on_temporary = [d for d in demands if d.object.schema == TEMPORARY]
     if not on_temporary:
         return
     kinds = {command["AlterTableCmd"].get("subtype", "") for command in body.get("cmds", ())}
@@ -47,6 +48,6 @@ def settle(walk: Analyser, tag: str, body: Node) -> None:
         )
     if any(demand.action is Action.CREATE for demand in on_temporary):
         walk.effects["session"] = True
-    if walk.effects.get("catalog") and all(d.object.schema == TEMPORARY for d in walk.demands.all if d.action in _DEFINES):
+    if walk.effects.get("catalog") and all(d.object.schema == TEMPORARY for d in demands if d.action in _DEFINES):
         # Names change for this session, and for nobody else.
         walk.effects["catalog"], walk.effects["search_path"] = False, True

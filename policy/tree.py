@@ -23,29 +23,37 @@ class Tree:
         self.stars: set[tuple[str, ...]] = set()
         self.holds_row_star = False
         self.joins_rows = False
+        # By exact types, which are those that the parser's JSON has: this sees every node of every masked statement.
         todo: list[Any] = [tree]
         while todo:
             one = todo.pop()
-            if isinstance(one, dict):
-                self.tags.update(one)
-                if "ColumnRef" in one:
-                    self._note_column(one["ColumnRef"])
-                elif "A_Indirection" in one:
-                    steps = one["A_Indirection"]["indirection"]
-                    self.holds_row_star = self.holds_row_star or any("A_Star" in step for step in steps)
-                elif "JoinExpr" in one:
-                    join = one["JoinExpr"]
-                    self.joins_rows = self.joins_rows or "alias" in join or "isNatural" in join
-                for key, value in one.items():
-                    if isinstance(value, str):
-                        self.words.add(value)
-                    elif key != "A_Const" and isinstance(value, (dict, list)):
-                        todo.append(value)
-            elif isinstance(one, list):
-                todo.extend(one)
-            elif isinstance(one, str):
-                self.words.add(one)
+            if type(one) is list:
+                for item in one:
+                    if type(item) is str:
+                        self.words.add(item)
+                    elif type(item) is dict or type(item) is list:
+                        todo.append(item)
+                continue
+            self.tags.update(one)
+            if len(one) == 1:  # a node has its tag alone beside it
+                self._note(one)
+            for key, value in one.items():
+                kind = type(value)
+                if kind is str:
+                    self.words.add(value)
+                elif kind is list or (kind is dict and key != "A_Const"):
+                    todo.append(value)
         self.holds_star = "A_Star" in self.tags
+
+    def _note(self, node: Node) -> None:
+        if "ColumnRef" in node:
+            self._note_column(node["ColumnRef"])
+        elif "A_Indirection" in node:
+            steps = node["A_Indirection"]["indirection"]
+            self.holds_row_star = self.holds_row_star or any("A_Star" in step for step in steps)
+        elif "JoinExpr" in node:
+            join = node["JoinExpr"]
+            self.joins_rows = self.joins_rows or "alias" in join or "isNatural" in join
 
     def _note_column(self, body: Node) -> None:
         fields = body["fields"]

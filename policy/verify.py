@@ -14,7 +14,7 @@ from policy.parse import Node, NotAnalysableError, parser_json, without_places
 
 @dataclass(frozen=True, slots=True)
 class Replacement:
-    """`select` stands where the RangeVar `var` stood, under its name or alias; or, if it `copies`, where COPY names it."""
+    """`select` stands where the RangeVar `var` stood, under its name or alias; if it `copies`, where COPY names it."""
 
     var: Node
     select: str
@@ -25,6 +25,7 @@ _NAMED: Final = re.compile(r'"(RangeVar|relation)":(?=\{)')
 _DECODER: Final = json.JSONDecoder()
 _BEFORE: Final = re.compile(rb'^\{"version":[0-9]+,"stmts":\[\{"stmt":')
 _AFTER: Final = re.compile(rb'(?:,"stmt_location":[0-9]+)?(?:,"stmt_len":[0-9]+)?\}\]\}$')
+_AFTER_BYTES: Final = 64  # more than it has: two numbers up to the limit of a text
 
 
 def verify(original: bytes, sql: bytes, replacements: Mapping[int, Replacement]) -> None:
@@ -81,7 +82,7 @@ def _alias(var: str) -> str:
 
 def _statement(text: bytes) -> bytes:
     """The parser's text of the only statement. Raises ValueError where it is not of that form."""
-    before, after = _BEFORE.search(text), _AFTER.search(text)
+    before, after = _BEFORE.search(text), _AFTER.search(text, max(0, len(text) - _AFTER_BYTES))
     if before is None or after is None:
         raise ValueError("not the text of one statement")
     return text[before.end() : after.start()]
