@@ -15,9 +15,10 @@ from gateway.recorder import Recorder
 from policy.catalog import Catalog
 from policy.check import Severity, check
 from policy.document import DocumentError
-from policy.load import Policy, load_policy
+from policy.load import load_policy
 from policy.masks import MaskKind
 from policy.pseudonyms import MaskKey
+from policy.rules import Policy
 
 log = logging.getLogger(__name__)
 

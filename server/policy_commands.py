@@ -21,8 +21,9 @@ from policy.check import Severity
 from policy.check import check as check_against
 from policy.document import DocumentError
 from policy.engine import decide
-from policy.load import Policy, policy_schema
+from policy.file import policy_schema
 from policy.model import Circumstances, Decision, Effect, Facts, Principal, PrincipalKind
+from policy.rules import Policy
 from server import policy_diff
 from server.arguments import CONFIG
 from server.config import Config, load_config

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from policy.document import DocumentError, parse_document
-from policy.load import load_policy, policy_schema
+from policy.file import policy_schema
+from policy.load import load_policy
 from tests.policy.corpus import ROOT
 
 RULE = "rules:\n  - name: a\n    effect: allow\n    actions: [select]\n"
