@@ -36,8 +36,8 @@ def _verify(text: str, rewritten: str, *, select: str = MASKED, name: str = "cus
             f"SELECT 1 FROM ({MASKED}) AS \"a\"\"b\"(x, y), ({MASKED}) k",
         ),
         (
-            "WITH a AS (SELECT * FROM customers) SELECT 1 FROM a WHERE x = '\"RangeVar\":{\"relname\":1}'",
-            f"WITH a AS (SELECT * FROM ({MASKED}) customers) SELECT 1 FROM a WHERE x = '\"RangeVar\":{{\"relname\":1}}'",
+            "WITH a AS (SELECT * FROM customers) SELECT 1 FROM a WHERE '\"RangeVar\":{}'",
+            f"WITH a AS (SELECT * FROM ({MASKED}) customers) SELECT 1 FROM a WHERE '\"RangeVar\":{{}}'",
         ),
         (
             "SELECT '\"location\":12, \"list_start\":3' FROM customers",
