@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import ssl
 from collections.abc import Callable
+from functools import cached_property
 from typing import cast
 
 from wire.codec import FrontendDecoder, Received
@@ -177,22 +178,24 @@ class ClientConnection(asyncio.Protocol):
         peer = self._transport.get_extra_info("peername") if self._transport else None
         return f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "local"
 
-    @property
+    @cached_property
     def host(self) -> str:
         """The peer's address without its port, or `local`. Of IPv6 the network: whoever has one has all of a /64."""
-        peer = self._transport.get_extra_info("peername") if self._transport else None
-        if not isinstance(peer, tuple):
+        peer = self._peer
+        if peer is None:
             return "local"
-        address = ipaddress.ip_address(peer[0].partition("%")[0])
-        return str(ipaddress.ip_network((address, 64), strict=False)) if address.version == 6 else str(address)
+        return str(ipaddress.ip_network((peer, 64), strict=False)) if peer.version == 6 else str(peer)
 
     @property
     def private(self) -> bool:
         """Whether what it sends in clear stays on this machine or inside TLS."""
+        return self.encrypted or self._peer is None or self._peer.is_loopback
+
+    @cached_property
+    def _peer(self) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+        """Its address; None for one on this machine that has none."""
         peer = self._transport.get_extra_info("peername") if self._transport else None
-        if self.encrypted or not isinstance(peer, tuple):
-            return True
-        return ipaddress.ip_address(peer[0].partition("%")[0]).is_loopback
+        return ipaddress.ip_address(peer[0].partition("%")[0]) if isinstance(peer, tuple) else None
 
     # -- inside ---------------------------------------------------------------------------------------
 
