@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
+import os
+import socket
 import ssl
 from collections.abc import Callable
 from functools import cached_property
@@ -17,8 +20,11 @@ from wire.server_tls import ALPN, Presented
 # Bytes that may wait undecoded before the client is told to wait; one message may be larger.
 _READ_AHEAD_BYTES = 256 * 1024
 
-# How long a client may take to read the last words that are written for it.
+# How long a client may take to read the last words that are written for it ...
 _LINGER_SECONDS = 5.0
+# ... and how much it may still send meanwhile: a message that is refused for its size, and what came behind it.
+_DROPPED_BYTES = 128 << 20
+_DROPPED_AT_ONCE = 65_536
 
 _TLS_HANDSHAKE = 0x16  # RFC 8446, section 5.1: the type of a record that holds a handshake
 
@@ -106,9 +112,31 @@ class ClientConnection(asyncio.Protocol):
         if self._transport is not None and not self.gone:
             self._transport.write(data)
 
+    async def leave(self, words: bytes) -> None:
+        """Send these last words and close, so that the client can read them.
+
+        A socket that is closed over unread bytes is reset at once, and the reset destroys words on their way (RFC 1122,
+        section 4.2.2.13): where some are unread, only our direction is closed, and they are dropped as they come.
+        """
+        self.send(words)
+        if not words or not self._decoder.pending or self._transport is None or self.gone:
+            self.close()
+            return
+        # A second handle holds the connection open while TLS, if there is any, says goodbye on the first.
+        with socket.socket(fileno=os.dup(self._transport.get_extra_info("socket").fileno())) as held:
+            held.setblocking(False)
+            closed = asyncio.Event()
+            self.on_gone = closed.set
+            self.close()
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(_LINGER_SECONDS):
+                    await closed.wait()
+                    held.shutdown(socket.SHUT_WR)
+                    await _drop(held)
+
     def close(self) -> None:
-        """Send what is written, then close; a client that does not take it in time loses it."""
-        if self._transport is not None and not self.gone:
+        """Send what is written, then close; a client that does not take it in time loses it. A second call is none."""
+        if self._transport is not None and not self.gone and self._linger is None:
             self._transport.close()
             self._linger = asyncio.get_running_loop().call_later(_LINGER_SECONDS, self._transport.abort)
 
@@ -222,3 +250,10 @@ class ClientConnection(asyncio.Protocol):
         if self._paused and self._transport is not None and not self.gone:
             self._paused = False
             self._transport.resume_reading()
+
+
+async def _drop(held: socket.socket) -> None:
+    """Read until the other side has closed too, or has sent too much. Raises OSError."""
+    loop, left, nowhere = asyncio.get_running_loop(), _DROPPED_BYTES, bytearray(_DROPPED_AT_ONCE)
+    while left > 0 and (count := await loop.sock_recv_into(held, nowhere)):
+        left -= count

@@ -119,12 +119,21 @@ class WireDoor:
         task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, client: ClientConnection) -> None:
+        try:
+            with self._occupancy.place(client.host):
+                report = await self._served(client)
+                await client.leave(backend.ErrorResponse(report).encode() if report is not None else b"")
+        except TooManyConnectionsError as error:
+            client.send(backend.ErrorResponse(turned_away(error)).encode())
+        finally:
+            client.close()
+
+    async def _served(self, client: ClientConnection) -> Report | None:
+        """Talk to the end; returns the client's last message, None where there is none."""
         report: Report | None = None
         try:
-            with self._occupancy.place(client.host), contextlib.ExitStack() as held:
+            with contextlib.ExitStack() as held:
                 await self._talk(client, held)
-        except TooManyConnectionsError as error:
-            report = turned_away(error)
         except TurnedAwayError as error:
             report = error.report
         except EndedError as error:
@@ -138,10 +147,7 @@ class WireDoor:
         except Exception:
             log.exception("a conversation failed")
             report = reports.fatal(sqlstate.INTERNAL_ERROR, "internal error of the gateway")
-        finally:
-            if report is not None:
-                client.send(backend.ErrorResponse(report).encode())
-            client.close()
+        return report
 
     async def _talk(self, client: ClientConnection, held: contextlib.ExitStack) -> None:
         wire = WireSession()
