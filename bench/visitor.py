@@ -1,5 +1,5 @@
-"""A client that connects, runs one statement and leaves, again and again: `python -m bench.connecting`, told by libpq's
-variables where.
+"""A client that connects, runs one statement and leaves, again and again: `python -m bench.visitor`, told where by
+libpq's variables. With `--stay` it connects so many times and stays, until its standard input ends.
 
 It computes its password's key once (RFC 5802, section 9 allows to keep it), so that the time is the server's and not
 its own: pgbench derives it for each connect, by 4,096 rounds, and its threads wait for one connect at a time.
@@ -17,6 +17,7 @@ import os
 import secrets
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -27,6 +28,7 @@ from wire.codec import BackendDecoder
 from wire.messages import BackendMessage
 
 _READ_BYTES = 65_536
+_AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,7 @@ class Way:
     user: str
     password: str
     database: str
+    settings: Mapping[str, str]
 
 
 class _Talk:
@@ -51,6 +54,11 @@ class _Talk:
 
     def send(self, data: bytes) -> None:
         self._writer.write(data)
+
+    async def leave(self) -> None:
+        self.send(frontend.Terminate().encode())
+        self._writer.close()
+        await self._writer.wait_closed()
 
     async def until(self, kind: type[BackendMessage]) -> BackendMessage:
         """Skip to the next message of this type. Raises RuntimeError for an error."""
@@ -93,18 +101,30 @@ async def _prove(talk: _Talk, password: str) -> None:
     talk.send(frontend.AuthenticationResponse(f"{unproved},p={proof}".encode()).encode())
 
 
-async def _visit(way: Way, sql: bytes) -> None:
-    reader, writer = await asyncio.open_connection(way.host, way.port)
-    talk = _Talk(reader, writer)
-    parameters = {"user": way.user, "database": way.database, "application_name": "bench"}
+async def _come(way: Way) -> _Talk:
+    """A connection that is ready for a query."""
+    talk = _Talk(*await asyncio.open_connection(way.host, way.port))
+    parameters = {"user": way.user, "database": way.database, "application_name": "bench", **way.settings}
     talk.send(frontend.StartupRequest(frontend.PROTOCOL_MAJOR, 0, parameters).encode())
     await _prove(talk, way.password)
     await talk.until(backend.ReadyForQuery)
+    return talk
+
+
+async def _visit(way: Way, sql: bytes) -> None:
+    talk = await _come(way)
     talk.send(frontend.Query(sql).encode())
     await talk.until(backend.ReadyForQuery)
-    talk.send(frontend.Terminate().encode())
-    writer.close()
-    await writer.wait_closed()
+    await talk.leave()
+
+
+async def _stay(way: Way, count: int) -> None:
+    """Connect so many times, some at a time; say so; stay until standard input ends."""
+    talks: list[_Talk] = []
+    while len(talks) < count:
+        talks += await asyncio.gather(*(_come(way) for _ in range(min(_AT_ONCE, count - len(talks)))))
+    print("here", flush=True)
+    await asyncio.to_thread(sys.stdin.read)
 
 
 async def _visits(way: Way, sql: bytes, clients: int, seconds: float) -> tuple[int, float]:
@@ -126,13 +146,19 @@ async def _visits(way: Way, sql: bytes, clients: int, seconds: float) -> tuple[i
 
 def main() -> int:
     """Print how many visits there were, and in how many seconds, as JSON."""
-    parser = argparse.ArgumentParser(prog="python -m bench.connecting", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.visitor", description=__doc__)
     parser.add_argument("--clients", type=int, default=4, help="how many at the same time (default 4)")
     parser.add_argument("--seconds", type=float, default=4.0, help="how long (default 4)")
     parser.add_argument("--sql", default="SELECT 1", help="what each runs")
+    parser.add_argument("--setting", nargs=2, action="append", default=[], help="a name and its value, at start-up")
+    parser.add_argument("--stay", type=int, help="how many to connect and keep")
     args = parser.parse_args()
     told = os.environ
-    way = Way(told["PGHOST"], int(told["PGPORT"]), told["PGUSER"], told["PGPASSWORD"], told["PGDATABASE"])
+    where = told["PGHOST"], int(told["PGPORT"]), told["PGUSER"], told["PGPASSWORD"], told["PGDATABASE"]
+    way = Way(*where, settings=dict(args.setting))
+    if args.stay is not None:
+        uvloop.run(_stay(way, args.stay))
+        return 0
     count, seconds = uvloop.run(_visits(way, args.sql.encode(), args.clients, args.seconds))
     print(json.dumps({"visits": count, "seconds": seconds}))
     return 0
