@@ -12,6 +12,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from secrets import token_urlsafe
 from typing import Protocol, cast
 
 from gateway.model import Connection
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 
 _START_SECONDS = 15.0
 _CANCEL_SECONDS = 5.0
+_NONCE_BYTES = 24
 # Collected answers above this stop the reading until they are taken.
 _INBOX_MESSAGES = 10_000
 
@@ -326,6 +328,7 @@ class UpstreamSession(asyncio.Protocol):
         return Login(
             self._connection.user,
             self._connection.password,
+            token_urlsafe(_NONCE_BYTES),
             private=private,
             tls=tls,
             channel_binding=self._connection.channel_binding,
