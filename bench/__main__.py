@@ -12,7 +12,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench.measure import Figure, measure_all
+from bench.figure import Figure
+from bench.measure import measure_all
 
 
 def main() -> int:
@@ -20,11 +21,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make bench ARGS=…", description=__doc__)
     parser.add_argument("--seconds", type=float, default=4.0, help="length of each pgbench run (default 4)")
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the bulk read (default 1,000,000)")
+    parser.add_argument("--stay", type=int, default=80, help="idle connections of the memory figure (default 80)")
     parser.add_argument("--json", type=Path, default=Path("bench/results/latest.json"))
     args = parser.parse_args()
     console = Console()
     with console.status("starting PostgreSQL, the gateway and its doors") as status:
-        figures = list(measure_all(args.seconds, args.rows, lambda text: status.update(text)))
+        figures = list(measure_all(args.seconds, args.rows, args.stay, lambda text: status.update(text)))
     console.print(_table(figures))
     args.json.parent.mkdir(parents=True, exist_ok=True)
     args.json.write_text(json.dumps(_report(figures), indent=2) + "\n", encoding="utf-8")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import re
 import shutil
@@ -13,68 +12,26 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import asyncpg
-import psutil
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
-from gateway.session_secrets import IssuedSecret
+from bench import clients
+from bench.figure import Figure, Target
 from policy.detectors import Kind
 from server.postgres import binaries
-from tests.doors.wire_calls import RawClient
 from tests.stack import Stack, running_stack
 
 Tell = Callable[[str], None]
 
-# PostgreSQL takes 100 connections as shipped, and each client of the wire door has one.
-_IDLE_CLIENTS = 70
 
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One line of the table. `ratio` is ours to direct; `higher` says that more is better."""
-
-    name: str
-    unit: str
-    direct: float | None
-    ours: float
-    higher: bool = False
-
-    @property
-    def ratio(self) -> float | None:
-        """How many times the direct figure ours is; None where there is no direct one."""
-        return self.ours / self.direct if self.direct else None
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Where pgbench connects."""
-
-    host: str
-    port: int
-    user: str
-    password: str
-    database: str
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """libpq's variables for it."""
-        return {
-            "PGHOST": self.host,
-            "PGPORT": str(self.port),
-            "PGUSER": self.user,
-            "PGPASSWORD": self.password,
-            "PGDATABASE": self.database,
-            "PATH": os.environ["PATH"],
-        }
-
-
-def measure_all(seconds: float, rows: int, tell: Tell) -> Iterator[Figure]:
-    """Everything, on a stack of its own with PostgreSQL's durability switched on as shipped."""
+def measure_all(seconds: float, rows: int, stay: int, tell: Tell) -> Iterator[Figure]:
+    """Everything, on stacks of its own with PostgreSQL's durability switched on as shipped."""
+    tell(f"{stay} idle connections")
+    yield clients.staying(stay)
     with tempfile.TemporaryDirectory(prefix="countersign-bench-") as folder:
         os.chmod(folder, 0o755)
         with running_stack(Path(folder)) as stack:
@@ -82,18 +39,16 @@ def measure_all(seconds: float, rows: int, tell: Tell) -> Iterator[Figure]:
             direct = Target(upstream.host, upstream.port, upstream.user, upstream.password, upstream.database)
             ours = Target(stack.host, stack.port, "grace", stack.tokens["grace"], stack.database)
             bouncer = shutil.which("pgbouncer")
-            tell("idle connections")
-            yield _idle(stack)  # first: later there is memory of others to be had again
             tell("pgbench tables")
             _pgbench_tables(stack)
-            for clients in (1, 16):
+            for count in (1, 16):
                 for mode in ("simple", "extended", "prepared"):
-                    tell(f"pgbench -S, {mode}, {clients} clients")
-                    a = _pgbench(direct, mode, clients, seconds)
-                    b = _pgbench(ours, mode, clients, seconds)
-                    yield Figure(f"pgbench -S {mode}, {clients} client{'s' * (clients > 1)}: latency", "ms", a[0], b[0])
+                    tell(f"pgbench -S, {mode}, {count} clients")
+                    a = _pgbench(direct, mode, count, seconds)
+                    b = _pgbench(ours, mode, count, seconds)
+                    yield Figure(f"pgbench -S {mode}, {count} client{'s' * (count > 1)}: latency", "ms", a[0], b[0])
                     yield Figure(
-                        f"pgbench -S {mode}, {clients} client{'s' * (clients > 1)}: throughput",
+                        f"pgbench -S {mode}, {count} client{'s' * (count > 1)}: throughput",
                         "tps",
                         a[1],
                         b[1],
@@ -111,7 +66,7 @@ def measure_all(seconds: float, rows: int, tell: Tell) -> Iterator[Figure]:
                 addressed, some = _ADDRESSED.format(rows // 10), f"{rows // 10:,}"
                 yield _bulk(direct, ours, f"{some} rows with an address to hide in each", addressed)
             tell("connects")
-            yield from _connects(direct, _by_secret(stack, "devin"), stack, seconds)
+            yield from clients.coming(direct, stack, seconds)
             tell("MCP")
             yield asyncio.run(_mcp(stack, direct))
 
@@ -221,70 +176,6 @@ def _bulk(direct: Target, ours: Target, name: str, sql: str) -> Figure:
         statistics.median(a for a, _ in pairs),
         statistics.median(b for _, b in pairs),
     )
-
-
-def _by_secret(stack: Stack, who: str) -> Target:
-    """The wire door by a session secret, so that both sides check the password by SCRAM, as PostgreSQL does."""
-
-    async def issue() -> IssuedSecret:
-        hall = stack.app.hall
-        return hall.secrets.issue(await hall.verifier.verify(stack.tokens[who]))
-
-    secret = stack.call(issue)
-    return Target(stack.host, stack.port, secret.user, secret.password, stack.database)
-
-
-def _connects(direct: Target, ours: Target, stack: Stack, seconds: float) -> Iterator[Figure]:
-    """Connections per second, one statement each, 4 clients; and the processor time that each takes.
-
-    The second does not depend on what else the machine does. It counts the server, and of ours the gateway as well.
-    """
-    postgres = psutil.Process(stack.demo.postgres.pid)
-
-    def used() -> float:
-        times = postgres.cpu_times()
-        own = time.process_time() + times.user + times.system + times.children_user + times.children_system
-        return own + sum(sum(child.cpu_times()[:2]) for child in postgres.children(recursive=True))
-
-    def run(target: Target) -> tuple[float, float]:
-        before = used()
-        done = subprocess.run(
-            [str(binaries() / "pgbench"), "-n", "-S", "-C", "-c", "4", "-j", "1", "-T", str(max(1, int(seconds)))],
-            env=target.environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        tps = re.search(r"tps = ([\d.]+)", done.stdout)
-        count = re.search(r"actually processed: (\d+)", done.stdout)
-        assert tps, done.stdout
-        assert count, done.stdout
-        return float(tps[1]), (used() - before) / int(count[1]) * 1000
-
-    (a, a_used), (b, b_used) = run(direct), run(ours)
-    yield Figure("connects by SCRAM, one statement each", "per s", a, b, higher=True)
-    yield Figure("connects by SCRAM: processor time of server and gateway", "ms", a_used, b_used)
-
-
-def _idle(stack: Stack) -> Figure:
-    """What the gateway's process grows by for each client that does nothing, its end of the socket included."""
-    ours = psutil.Process()
-
-    def come(count: int) -> list[RawClient]:
-        clients = [RawClient(stack) for _ in range(count)]
-        for client in clients:
-            client.start(stack, "grace")
-        return clients
-
-    clients = come(10)
-    gc.collect()
-    before = ours.memory_info().rss
-    clients += come(_IDLE_CLIENTS)
-    gc.collect()
-    grown = (ours.memory_info().rss - before) / _IDLE_CLIENTS
-    for client in clients:
-        client.socket.close()
-    return Figure(f"{_IDLE_CLIENTS} idle connections: memory of each", "KB", None, grown / 1000)
 
 
 async def _mcp(stack: Stack, direct: Target) -> Figure:

@@ -178,9 +178,9 @@ class Gateway:
         writes = self.policies.current.may_write(principal, connection.name)
         return connection.for_principal(principal, writes=writes)
 
-    async def close_session(self, session: Session, reason: str) -> None:
+    def close_session(self, session: Session, reason: str) -> None:
         """End it and record it; a second call does nothing."""
-        await self.sessions.close(session, reason)
+        self.sessions.close(session, reason)
 
     async def refuse_login(
         self, error: CountersignError, door: Door, client: ClientInfo, connection: str | None
@@ -188,12 +188,13 @@ class Gateway:
         """Record that somebody was turned away at a door."""
         await self.sessions.record_refusal(error, door, client, connection)
 
-    async def refresh(self, session: Session, upstream: Upstream) -> None:
+    async def refresh(self, session: Session, upstream: Upstream, *first: str) -> None:
         """Ask the session's own upstream for search path and, in a transaction that changed the schema, catalog.
 
-        Call while `session.stale` and the upstream's transaction status is not `E`.
+        Call while `session.stale` and the upstream's transaction status is not `E`. Statements of the gateway's own may
+        go `first`, in the same round trip.
         """
-        await self.connections.refresh(session, upstream)
+        await self.connections.refresh(session, upstream, *first)
 
     @asynccontextmanager
     async def lease(self, session: Session) -> AsyncIterator[Upstream]:

@@ -232,9 +232,12 @@ async def as_json(upstream: Upstream, width: int, query: str) -> str:
     return text or "[]"
 
 
-async def search_path(upstream: Upstream) -> tuple[str, ...]:
-    """The upstream's own answer to where unqualified names are looked up, implicit schemas included."""
-    rows = await upstream.probe("SELECT pg_catalog.unnest(pg_catalog.current_schemas(true))")
+async def search_path(upstream: Upstream, *first: str) -> tuple[str, ...]:
+    """The upstream's own answer to where unqualified names are looked up, implicit schemas included.
+
+    Statements of our own may go `first`, in the same round trip.
+    """
+    rows = await upstream.probe(*first, "SELECT pg_catalog.unnest(pg_catalog.current_schemas(true))")
     return tuple(row[0] or "" for row in rows)
 
 

@@ -102,14 +102,14 @@ class Connections:
         session.stale = session.schema_changed = True
         self._shelves[session.connection.name].verified = float("-inf")
 
-    async def refresh(self, session: Session, upstream: Upstream) -> None:
+    async def refresh(self, session: Session, upstream: Upstream, *first: str) -> None:
         """Make the session's search path and catalog true again, by its own upstream's word.
 
         Inside a transaction the session may see schema changes that nobody else sees yet: it gets a
-        snapshot of its own until the transaction ends.
+        snapshot of its own until the transaction ends. Statements of ours may go `first`, in the same round trip.
         """
         shelf = self._shelves[session.connection.name]
-        path = await reader.search_path(upstream)
+        path = await reader.search_path(upstream, *first)
         if session.schema_changed:
             if upstream.transaction_status == "I":
                 session.catalog, session.schema_changed = None, False

@@ -98,7 +98,6 @@ async def _clean(upstream: Upstream) -> bool:
     try:
         if upstream.transaction_status != "I":
             await upstream.probe("ROLLBACK")
-        await upstream.probe("DISCARD ALL")
-        return await upstream.probe(_LEFT_OVER) == [("f",)]
+        return await upstream.probe("DISCARD ALL", _LEFT_OVER) == [("f",)]
     except (UpstreamError, UpstreamLostError):
         return False

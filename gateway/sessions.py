@@ -83,23 +83,19 @@ class Sessions:
         """End it now: its door hears of it at once and cancels what runs. A second call does nothing."""
         if session.ended is not None:
             return
-        session.ended = reason
-        self._open.pop(session.id, None)
-        if timer := self._timers.pop(session.id, None):
-            timer.cancel()
-        self._recorder.post(_closed(session, reason), failed=lambda _: None)
+        self.close(session, reason)
         for listener in session.on_end:
             listener(reason)
 
-    async def close(self, session: Session, reason: str) -> None:
-        """The door is done with it; durable on return."""
+    def close(self, session: Session, reason: str) -> None:
+        """The door is done with it. Recorded in order, as outcomes are: nobody waits for the disk to say goodbye."""
         if session.ended is not None:
             return
         session.ended = reason
         self._open.pop(session.id, None)
         if timer := self._timers.pop(session.id, None):
             timer.cancel()
-        await self._recorder.record(_closed(session, reason))
+        self._recorder.post(_closed(session, reason), failed=lambda _: None)
 
     def revoke(self, session_id: str) -> None:
         """End a session by its name. Raises SessionEndedError where there is none."""

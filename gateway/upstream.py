@@ -90,8 +90,11 @@ class Upstream(Protocol):
         """`I`, `T` or `E`, as in the last ReadyForQuery."""
         ...
 
-    async def probe(self, sql: str) -> list[tuple[str | None, ...]]:
-        """Run the gateway's own statement (catalog, settings, BEGIN …): never a client's text."""
+    async def probe(self, *texts: str) -> list[tuple[str | None, ...]]:
+        """Run statements of the gateway's own (catalog, settings, BEGIN …), never a client's text: the last one's rows.
+
+        Several go in one round trip. Each runs by itself, also behind one that fails; the first error is raised.
+        """
         ...
 
     async def describe(self, texts: Sequence[str]) -> list[tuple[ResultColumn, ...] | UpstreamError]:

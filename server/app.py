@@ -116,7 +116,7 @@ async def gateway_of(config: Config) -> AsyncIterator[Hall]:
         await stack.enter_async_context(reminding(gateway.approvals.reviews, config.remind))
         yield Hall(gateway, verifier, config, SessionSecrets())
         for session in gateway.sessions.list():
-            await gateway.close_session(session, "the gateway was stopped")
+            gateway.close_session(session, "the gateway was stopped")
         with contextlib.suppress(AuditUnavailableError):
             await recorder.record(_process(Kind.PROCESS_STOPPED, instance.id))
 

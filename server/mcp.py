@@ -88,7 +88,7 @@ class McpDoor:
         finally:
             await self.tasks.close()
             await self.cursors.close()
-            await self.sessions.close()
+            self.sessions.close()
 
 
 def build_door(gateway: Gateway, settings: McpSettings, identify: Identify = http_identity) -> McpDoor:

@@ -110,7 +110,7 @@ class Reading:
             with contextlib.suppress(ValueError):
                 self.session.on_end.remove(self._session_ended)
         if isinstance(error, InvariantViolatedError):
-            await self._gateway.close_session(self.session, error.text)
+            self._gateway.close_session(self.session, error.text)
         self._fail_waiting(error)
 
     async def _serve(self) -> Piece | None:

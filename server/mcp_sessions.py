@@ -7,7 +7,6 @@ with its token, by revocation, or after a time without calls.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from mcp.server.mcpserver import Context
 from pydantic import ConfigDict
 
 from gateway.admission import Gateway
-from gateway.errors import AuthenticationError, CountersignError, LimitExceededError
+from gateway.errors import AuthenticationError, LimitExceededError
 from gateway.identity import TokenVerifier, VerifiedToken
 from gateway.model import ClientInfo, Door, Session
 from policy.model import Principal
@@ -87,7 +86,6 @@ class McpSessions:
         self._settings = settings
         self._entries: dict[_Key, _Entry] = {}
         self._opening = asyncio.Lock()
-        self._closing: set[asyncio.Task[None]] = set()
 
     async def identity(self) -> VerifiedToken:
         """Who calls now. Raises AuthenticationError."""
@@ -129,13 +127,11 @@ class McpSessions:
                 loop = asyncio.get_running_loop()
                 entry.timer = loop.call_later(self._settings.session_idle_seconds, self._idle, key, entry)
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """End all sessions of this door."""
         for entry in list(self._entries.values()):
-            await self._end(entry, "the door was closed")
+            self._end(entry, "the door was closed")
         self._entries.clear()
-        if self._closing:
-            await asyncio.wait(self._closing)
 
     # -- inside ---------------------------------------------------------------------------------------
 
@@ -159,9 +155,7 @@ class McpSessions:
 
     def _idle(self, key: _Key, entry: _Entry) -> None:
         self._forget(key, entry)
-        task = asyncio.create_task(self._end(entry, "idle"), name="mcp session close")
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        self._end(entry, "idle")
 
     def _forget(self, key: _Key, entry: _Entry) -> None:
         if entry.timer is not None:
@@ -169,12 +163,10 @@ class McpSessions:
         if self._entries.get(key) is entry:
             del self._entries[key]
 
-    async def _end(self, entry: _Entry, reason: str) -> None:
+    def _end(self, entry: _Entry, reason: str) -> None:
         if entry.timer is not None:
             entry.timer.cancel()
-        # An audit that cannot be written refuses statements loudly; here nothing runs any more.
-        with contextlib.suppress(CountersignError):
-            await self._gateway.close_session(entry.session, reason)
+        self._gateway.close_session(entry.session, reason)
 
 
 def client_of(context: ToolContext) -> ClientInfo:

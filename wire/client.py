@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
+import os
+import socket
 import ssl
 from collections.abc import Callable
+from functools import cached_property
 from typing import cast
 
 from wire.codec import FrontendDecoder, Received
@@ -16,8 +20,11 @@ from wire.server_tls import ALPN, Presented
 # Bytes that may wait undecoded before the client is told to wait; one message may be larger.
 _READ_AHEAD_BYTES = 256 * 1024
 
-# How long a client may take to read the last words that are written for it.
+# How long a client may take to read the last words that are written for it ...
 _LINGER_SECONDS = 5.0
+# ... and how much it may still send meanwhile: a message that is refused for its size, and what came behind it.
+_DROPPED_BYTES = 128 << 20
+_DROPPED_AT_ONCE = 65_536
 
 _TLS_HANDSHAKE = 0x16  # RFC 8446, section 5.1: the type of a record that holds a handshake
 
@@ -105,9 +112,31 @@ class ClientConnection(asyncio.Protocol):
         if self._transport is not None and not self.gone:
             self._transport.write(data)
 
+    async def leave(self, words: bytes) -> None:
+        """Send these last words and close, so that the client can read them.
+
+        A socket that is closed over unread bytes is reset at once, and the reset destroys words on their way (RFC 1122,
+        section 4.2.2.13): where some are unread, only our direction is closed, and they are dropped as they come.
+        """
+        self.send(words)
+        if not words or not self._decoder.pending or self._transport is None or self.gone:
+            self.close()
+            return
+        # A second handle holds the connection open while TLS, if there is any, says goodbye on the first.
+        with socket.socket(fileno=os.dup(self._transport.get_extra_info("socket").fileno())) as held:
+            held.setblocking(False)
+            closed = asyncio.Event()
+            self.on_gone = closed.set
+            self.close()
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(_LINGER_SECONDS):
+                    await closed.wait()
+                    held.shutdown(socket.SHUT_WR)
+                    await _drop(held)
+
     def close(self) -> None:
-        """Send what is written, then close; a client that does not take it in time loses it."""
-        if self._transport is not None and not self.gone:
+        """Send what is written, then close; a client that does not take it in time loses it. A second call is none."""
+        if self._transport is not None and not self.gone and self._linger is None:
             self._transport.close()
             self._linger = asyncio.get_running_loop().call_later(_LINGER_SECONDS, self._transport.abort)
 
@@ -177,22 +206,24 @@ class ClientConnection(asyncio.Protocol):
         peer = self._transport.get_extra_info("peername") if self._transport else None
         return f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "local"
 
-    @property
+    @cached_property
     def host(self) -> str:
         """The peer's address without its port, or `local`. Of IPv6 the network: whoever has one has all of a /64."""
-        peer = self._transport.get_extra_info("peername") if self._transport else None
-        if not isinstance(peer, tuple):
+        peer = self._peer
+        if peer is None:
             return "local"
-        address = ipaddress.ip_address(peer[0].partition("%")[0])
-        return str(ipaddress.ip_network((address, 64), strict=False)) if address.version == 6 else str(address)
+        return str(ipaddress.ip_network((peer, 64), strict=False)) if peer.version == 6 else str(peer)
 
     @property
     def private(self) -> bool:
         """Whether what it sends in clear stays on this machine or inside TLS."""
+        return self.encrypted or self._peer is None or self._peer.is_loopback
+
+    @cached_property
+    def _peer(self) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+        """Its address; None for one on this machine that has none."""
         peer = self._transport.get_extra_info("peername") if self._transport else None
-        if self.encrypted or not isinstance(peer, tuple):
-            return True
-        return ipaddress.ip_address(peer[0].partition("%")[0]).is_loopback
+        return ipaddress.ip_address(peer[0].partition("%")[0]) if isinstance(peer, tuple) else None
 
     # -- inside ---------------------------------------------------------------------------------------
 
@@ -219,3 +250,10 @@ class ClientConnection(asyncio.Protocol):
         if self._paused and self._transport is not None and not self.gone:
             self._paused = False
             self._transport.resume_reading()
+
+
+async def _drop(held: socket.socket) -> None:
+    """Read until the other side has closed too, or has sent too much. Raises OSError."""
+    loop, left, nowhere = asyncio.get_running_loop(), _DROPPED_BYTES, bytearray(_DROPPED_AT_ONCE)
+    while left > 0 and (count := await loop.sock_recv_into(held, nowhere)):
+        left -= count

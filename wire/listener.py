@@ -8,6 +8,7 @@ import hmac
 import logging
 import secrets
 from collections.abc import Mapping
+from functools import lru_cache
 
 from gateway.admission import Gateway
 from gateway.certificates import CertificatePrincipals
@@ -118,12 +119,21 @@ class WireDoor:
         task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, client: ClientConnection) -> None:
+        try:
+            with self._occupancy.place(client.host):
+                report = await self._served(client)
+                await client.leave(backend.ErrorResponse(report).encode() if report is not None else b"")
+        except TooManyConnectionsError as error:
+            client.send(backend.ErrorResponse(turned_away(error)).encode())
+        finally:
+            client.close()
+
+    async def _served(self, client: ClientConnection) -> Report | None:
+        """Talk to the end; returns the client's last message, None where there is none."""
         report: Report | None = None
         try:
-            with self._occupancy.place(client.host), contextlib.ExitStack() as held:
+            with contextlib.ExitStack() as held:
                 await self._talk(client, held)
-        except TooManyConnectionsError as error:
-            report = turned_away(error)
         except TurnedAwayError as error:
             report = error.report
         except EndedError as error:
@@ -137,10 +147,7 @@ class WireDoor:
         except Exception:
             log.exception("a conversation failed")
             report = reports.fatal(sqlstate.INTERNAL_ERROR, "internal error of the gateway")
-        finally:
-            if report is not None:
-                client.send(backend.ErrorResponse(report).encode())
-            client.close()
+        return report
 
     async def _talk(self, client: ClientConnection, held: contextlib.ExitStack) -> None:
         wire = WireSession()
@@ -150,8 +157,7 @@ class WireDoor:
             try:
                 upstream = await self._upstream(session, arrival)
             except BaseException:
-                with contextlib.suppress(CountersignError):
-                    await self._gateway.close_session(session, "the upstream could not be reached")
+                self._gateway.close_session(session, "the upstream could not be reached")
                 raise
         task = asyncio.current_task()
         assert task is not None
@@ -172,8 +178,7 @@ class WireDoor:
         finally:
             del self._conversations[pid]
             await conversation.close()
-            with contextlib.suppress(CountersignError):
-                await self._gateway.close_session(session, reason)
+            self._gateway.close_session(session, reason)
 
     async def _admitted(
         self, client: ClientConnection, wire: WireSession, arrival: Arrival, held: contextlib.ExitStack
@@ -202,12 +207,7 @@ class WireDoor:
         name = told.encode()[:_NAME_BYTES].decode(errors="ignore")
         settings = {k: v for k, v in arrival.settings.items() if k != "application_name"}
         try:
-            upstream = await self._named(session, name, settings)
-            try:
-                await self._gateway.refresh(session, upstream)
-            except BaseException:
-                await upstream.disconnect()
-                raise
+            return await self._named(session, name, settings)
         except (UpstreamError, UpstreamLostError) as error:
             text = f"the database behind `{session.connection.name}` cannot be used: {error}"
             code = error.sqlstate if isinstance(error, UpstreamError) else sqlstate.CONNECTION_FAILURE
@@ -216,25 +216,27 @@ class WireDoor:
             raise TurnedAwayError(reports.fatal(code, text)) from None
         except CountersignError as error:
             raise TurnedAwayError(turned_away(error)) from None
-        return upstream
 
     async def _named(self, session: Session, name: str, settings: Mapping[str, str]) -> UpstreamSession:
         """A connection that DBAs see under this name. One with settings of the client's is its own to the end:
         what came with the start-up packet no reset takes back.
         """
         if settings:
-            return await connect(session.connection, name, settings)
+            return await self._known(session, await connect(session.connection, name, settings))
         naming = "SET application_name = '" + name.replace("'", "''") + "'"
         while (idle := self._gateway.connections.idle(session)) is not None:
             assert isinstance(idle, UpstreamSession), "the composition root gives both doors one factory"
-            try:
-                await idle.probe(naming)
-            except (UpstreamError, UpstreamLostError):
-                await idle.disconnect()  # the server may have been restarted meanwhile
-            else:
-                return idle
-        upstream = await connect(session.connection, POOL_NAME, {})
-        await upstream.probe(naming)
+            with contextlib.suppress(UpstreamError, UpstreamLostError):  # the server may have been restarted meanwhile
+                return await self._known(session, idle, naming)
+        return await self._known(session, await connect(session.connection, POOL_NAME, {}), naming)
+
+    async def _known(self, session: Session, upstream: UpstreamSession, *first: str) -> UpstreamSession:
+        """The upstream, once its search path and catalog are known; statements of ours go `first`."""
+        try:
+            await self._gateway.refresh(session, upstream, *first)
+        except BaseException:
+            await upstream.disconnect()
+            raise
         return upstream
 
     def _greet(
@@ -248,8 +250,7 @@ class WireDoor:
     ) -> None:
         wire.happened(Event.AUTHENTICATED)
         told = dict(upstream.parameters) | {"application_name": arrival.client.name or ""}
-        messages = [backend.Authentication(backend.Authentication.OK).encode()]
-        messages += [backend.ParameterStatus(name, value).encode() for name, value in told.items()]
+        messages = [backend.Authentication(backend.Authentication.OK).encode(), _settings(tuple(told.items()))]
         messages += [backend.BackendKeyData(pid, key).encode(), backend.ReadyForQuery("I").encode()]
         client.send(b"".join(messages))
 
@@ -268,3 +269,9 @@ class WireDoor:
         key, conversation = self._conversations.get(request.pid, (b"", None))
         if conversation is not None and hmac.compare_digest(key, request.key):
             conversation.cancel()
+
+
+@lru_cache(maxsize=64)
+def _settings(told: tuple[tuple[str, str], ...]) -> bytes:
+    """What a server's settings are told by; they are the same for many clients."""
+    return b"".join(backend.ParameterStatus(name, value).encode() for name, value in told)

@@ -6,16 +6,16 @@ Source: PostgreSQL documentation, "Start-up" and "SASL Authentication"; RFC 5802
 from __future__ import annotations
 
 from ssl import SSLObject
-from typing import Any
 
-from scramp import ScramClient, ScramException
+from cryptography import x509
+from scramp import ScramException
 
 from gateway.model import ChannelBinding
 from wire.backend import Authentication
+from wire.binding import end_point
 from wire.fields import ProtocolError
 from wire.frontend import AuthenticationResponse
-
-_MAX_ITERATIONS = 1_000_000  # a server must not make us compute for minutes
+from wire.scram import ScramClient
 
 
 class LoginError(Exception):
@@ -23,12 +23,16 @@ class LoginError(Exception):
 
 
 class Login:
-    """One authentication. Feed it each Authentication message, send what it returns."""
+    """One authentication. Feed it each Authentication message, send what it returns.
+
+    `nonce` is random and printable.
+    """
 
     def __init__(
         self,
         user: str,
         password: str,
+        nonce: str,
         *,
         private: bool,
         tls: SSLObject | None,
@@ -37,10 +41,11 @@ class Login:
         """`private`: nobody else can read the connection (TLS, or this machine's loopback)."""
         self._user = user
         self._password = password
+        self._nonce = nonce
         self._private = private
         self._tls = tls if channel_binding != "disable" else None
         self._bound = channel_binding == "require"
-        self._scram: Any = None
+        self._scram: ScramClient | None = None
         self._proved = False
         self.done = False
 
@@ -56,14 +61,14 @@ class Login:
                 case Authentication.SASL:
                     return self._scram_first(request.mechanisms())
                 case Authentication.SASL_CONTINUE if self._scram is not None:
-                    return self._scram_final(request.data)
+                    return AuthenticationResponse(self._scram.final(request.data))
                 case Authentication.SASL_FINAL if self._scram is not None:
-                    self._scram.set_server_final(request.data.decode())
+                    self._scram.check(request.data)
                     self._proved = True
                     return None
                 case Authentication.MD5:
                     raise LoginError("it asks for an MD5 password, which is not supported: use scram-sha-256")
-        except (ScramException, UnicodeDecodeError, ValueError) as error:
+        except (ScramException, ProtocolError, ValueError) as error:
             raise LoginError(f"SCRAM authentication failed: {error}") from None
         raise ProtocolError(f"unexpected authentication request {request.kind}")
 
@@ -85,18 +90,15 @@ class Login:
         known = [name for name in mechanisms if name in ("SCRAM-SHA-256", "SCRAM-SHA-256-PLUS")]
         if not known:
             raise LoginError(f"it offers no authentication that is supported, only {', '.join(mechanisms)}")
-        binding = None
-        if self._tls is not None and "SCRAM-SHA-256-PLUS" in known:
-            binding = ("tls-server-end-point", self._tls)
+        binding = self._end_point() if "SCRAM-SHA-256-PLUS" in known else None
         if self._bound and binding is None:
             why = "it does not offer SCRAM-SHA-256-PLUS" if self._tls is not None else "there is no TLS"
             raise LoginError(f"{why}, but channel_binding is `require`")
-        self._scram = ScramClient(known, self._user, self._password, channel_binding=binding)
-        first = self._scram.get_client_first()
-        return AuthenticationResponse.sasl_initial(self._scram.mechanism_name, first.encode())
+        could_bind = self._tls is not None and "SCRAM-SHA-256-PLUS" not in known
+        self._scram = ScramClient(self._user, self._password, self._nonce, binding, could_bind=could_bind)
+        return AuthenticationResponse.sasl_initial(self._scram.mechanism, self._scram.first())
 
-    def _scram_final(self, data: bytes) -> AuthenticationResponse:
-        self._scram.set_server_first(data.decode())
-        if int(self._scram.iterations) > _MAX_ITERATIONS:
-            raise LoginError("it asks for too many SCRAM iterations")
-        return AuthenticationResponse(self._scram.get_client_final().encode())
+    def _end_point(self) -> bytes | None:
+        """What can be bound to: the hash of the server's certificate inside TLS."""
+        certificate = self._tls.getpeercert(binary_form=True) if self._tls is not None else None
+        return end_point(x509.load_der_x509_certificate(certificate)) if certificate is not None else None

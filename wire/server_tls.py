@@ -1,6 +1,6 @@
 """The wire door's certificate: the TLS context of new connections, and its hash for SCRAM's channel binding.
 
-Sources: PostgreSQL documentation, "SSL Session Encryption" (ALPN `postgresql`); RFC 5929, section 4.1.
+Sources: PostgreSQL documentation, "SSL Session Encryption" (ALPN `postgresql`).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes
+
+from wire.binding import end_point
 
 log = logging.getLogger(__name__)
 
@@ -86,17 +86,4 @@ class ServerTls:
                 # A list that is too old refuses everybody: what it does not say yet may be anything.
                 context.load_verify_locations(cafile=self._clients.revoked)
                 context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
-        return Presented(context, _end_point(self._certificate.read_bytes()))
-
-
-def _end_point(pem: bytes) -> bytes | None:
-    """`tls-server-end-point`: hashed as the certificate is signed, but never by less than SHA-256; None without one."""
-    certificate = x509.load_pem_x509_certificate(pem)
-    try:
-        algorithm = certificate.signature_hash_algorithm
-    except UnsupportedAlgorithm:
-        return None
-    if algorithm is None:  # Ed25519 signs without a hash
-        return None
-    weak = isinstance(algorithm, hashes.MD5 | hashes.SHA1)
-    return certificate.fingerprint(hashes.SHA256() if weak else algorithm)
+        return Presented(context, end_point(x509.load_pem_x509_certificate(self._certificate.read_bytes())))

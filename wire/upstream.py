@@ -12,6 +12,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from secrets import token_urlsafe
 from typing import Protocol, cast
 
 from gateway.model import Connection
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 
 _START_SECONDS = 15.0
 _CANCEL_SECONDS = 5.0
+_NONCE_BYTES = 24
 # Collected answers above this stop the reading until they are taken.
 _INBOX_MESSAGES = 10_000
 
@@ -180,15 +182,15 @@ class UpstreamSession(asyncio.Protocol):
         """False once the server or we have ended the connection."""
         return self._over is None
 
-    async def probe(self, sql: str) -> list[tuple[str | None, ...]]:
-        """Run the gateway's own statement: by a simple query, or without ending the open batch."""
+    async def probe(self, *texts: str) -> list[tuple[str | None, ...]]:
+        """Run statements of the gateway's own: by simple queries, or without ending the open batch; see the port."""
         async with self._owning():
             if self.batch_open:
-                page = await self._probe_in_batch(sql)
+                pages = [await self._probe_in_batch(text) for text in texts]
             else:
-                self._send(frontend.Query(sql.encode()))
-                page = await self._page(frozenset((backend.ReadyForQuery,)))
-        return [tuple(None if v is None else v.decode() for v in row) for row in page.rows]
+                self._send(*[frontend.Query(text.encode()) for text in texts])
+                pages = await self._each_answer(len(texts))
+        return [tuple(None if v is None else v.decode() for v in row) for row in pages[-1].rows]
 
     async def describe(self, texts: Sequence[str]) -> list[tuple[ResultColumn, ...] | UpstreamError]:
         """The result columns of each statement, by Parse and Describe, without running any; see the port."""
@@ -326,6 +328,7 @@ class UpstreamSession(asyncio.Protocol):
         return Login(
             self._connection.user,
             self._connection.password,
+            token_urlsafe(_NONCE_BYTES),
             private=private,
             tls=tls,
             channel_binding=self._connection.channel_binding,
@@ -445,6 +448,19 @@ class UpstreamSession(asyncio.Protocol):
                 if failed is not None:
                     raise failed
                 return page
+
+    async def _each_answer(self, count: int) -> list[Page]:
+        """The answers to so many simple queries; the first error is raised when all have come."""
+        pages: list[Page] = []
+        failed: UpstreamError | None = None
+        for _ in range(count):
+            try:
+                pages.append(await self._page(frozenset((backend.ReadyForQuery,))))
+            except UpstreamError as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
+        return pages
 
     async def _resynchronise(self) -> None:
         """After an error in a batch that has no Sync yet. A relay's batch is ended by its client's Sync."""

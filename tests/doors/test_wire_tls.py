@@ -278,3 +278,13 @@ def test_what_is_read_before_a_handshake_that_fails_is_no_startup(stack: Stack, 
     with raw.socket:
         raw.send(StartupRequest(3, 0, {"database": "shop"}))
         assert [code for code, _ in errors(raw.until_closed())] == ["28000"]
+
+
+def test_a_client_inside_tls_reads_why_its_message_is_too_large(
+    stack: Stack, certificate: Certificate, port: int
+) -> None:
+    client = directly(port, client_context(certificate, "postgresql"))
+    client.start(stack, "devin")
+    client.send(Query(b"SELECT length('" + b"x" * 5_000_000 + b"')"))
+    assert errors(client.until_closed()) == [("08P01", "invalid message length 5000022 of message type `Q`")]
+    client.socket.close()

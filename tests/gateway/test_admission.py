@@ -117,7 +117,7 @@ async def running(audit: Path, policy: Path, connection: Connection) -> AsyncIte
         )  # fmt: skip
         yield OnePath(gateway, store, instance)
         for session in sessions.list():
-            await gateway.close_session(session, "the test is over")
+            gateway.close_session(session, "the test is over")
 
 
 @pytest.fixture

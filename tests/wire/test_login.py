@@ -14,7 +14,7 @@ from wire.login import Login, LoginError
 
 
 def login(*, private: bool = True) -> Login:
-    return Login("gateway", "secret", private=private, tls=None)
+    return Login("gateway, = mine", "secret", "our-nonce", private=private, tls=None)
 
 
 OK = Authentication(Authentication.OK)
@@ -82,6 +82,23 @@ def test_a_server_cannot_make_us_compute_for_minutes() -> None:
         )
 
 
+@pytest.mark.parametrize("nonce", ["our-nonc", "our-nonce", "another-nonce"])
+def test_a_challenge_that_does_not_carry_our_nonce_on_is_refused(nonce: str) -> None:
+    client = login()
+    client.answer(SASL)
+    challenge = f"r={nonce},s=QUJDREVGR0hJSktMTU5PUA==,i=4096".encode()
+    with pytest.raises(LoginError, match="its nonce is not this one's"):
+        client.answer(Authentication(Authentication.SASL_CONTINUE, challenge))
+
+
+def test_a_proof_before_the_challenge_is_refused() -> None:
+    client = login()
+    client.answer(SASL)
+    with pytest.raises(LoginError, match="not that of this password"):
+        client.answer(Authentication(Authentication.SASL_FINAL, b"v="))
+    assert not client.done
+
+
 def test_the_password_goes_in_clear_only_where_nobody_else_reads() -> None:
     assert login().answer(CLEARTEXT) == AuthenticationResponse.password("secret")
     with pytest.raises(LoginError, match="clear text outside of TLS"):
@@ -118,7 +135,7 @@ def test_what_we_do_not_do_is_said(request_: Authentication, says: str) -> None:
 def test_where_a_bound_channel_is_required_nothing_less_is_enough(
     tls: ssl.SSLObject | None, request_: Authentication, says: str
 ) -> None:
-    client = Login("gateway", "secret", private=True, tls=tls, channel_binding="require")
+    client = Login("gateway", "secret", "our-nonce", private=True, tls=tls, channel_binding="require")
     with pytest.raises(LoginError, match=f"{says}.*channel_binding is `require`"):
         client.answer(request_)
     assert not client.done

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from scramp import ScramClient
+from scramp import ScramClient as Scramp
 
 from gateway.errors import AuthenticationError, WrongPasswordError
 from gateway.identity import VerifiedToken
@@ -13,7 +13,7 @@ from gateway.session_secrets import SessionSecrets
 from policy.model import Principal, PrincipalKind
 from wire.fields import ProtocolError
 from wire.frontend import AuthenticationResponse
-from wire.scram import ScramServer
+from wire.scram import ScramClient, ScramServer
 from wire.throttle import FailureLimit
 
 SECRETS = SessionSecrets()
@@ -35,9 +35,9 @@ def first(mechanism: str, text: str) -> AuthenticationResponse:
     return AuthenticationResponse.sasl_initial(mechanism, text.encode())
 
 
-def talk(to: ScramServer, password: str, binding: bytes | None = None) -> ScramClient:
+def talk(to: ScramServer, password: str, binding: bytes | None = None) -> Scramp:
     with_binding = None if binding is None else ("tls-server-end-point", binding)
-    client = ScramClient(list(to.mechanisms), "devin", password, channel_binding=with_binding)
+    client = Scramp(list(to.mechanisms), "devin", password, channel_binding=with_binding)
     answer = to.first(first(client.mechanism_name, client.get_client_first()))
     client.set_server_first(answer.decode())
     client.set_server_final(to.final(AuthenticationResponse(client.get_client_final().encode())).decode())
@@ -48,6 +48,34 @@ def talk(to: ScramServer, password: str, binding: bytes | None = None) -> ScramC
 def test_scram_both_ways(binding: bytes | None) -> None:
     used = talk(server(binding), ISSUED.password, binding)
     assert used.mechanism_name == ("SCRAM-SHA-256" if binding is None else "SCRAM-SHA-256-PLUS")
+
+
+def test_the_example_of_rfc_7677() -> None:
+    client = ScramClient("user", "pencil", "rOprNGfwEbeRWgbNEkqO")
+    assert (client.mechanism, client.first()) == ("SCRAM-SHA-256", b"n,,n=user,r=rOprNGfwEbeRWgbNEkqO")
+    challenge = b"r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096"
+    assert client.final(challenge) == (
+        b"c=biws,r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ="
+    )
+    client.check(b"v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=")
+
+
+@pytest.mark.parametrize("binding", [None, b"\1" * 32])
+def test_our_client_meets_our_server(binding: bytes | None) -> None:
+    for password, proves in ((ISSUED.password, True), (ISSUED.password + "x", False)):
+        to, client = server(binding), ScramClient("devin", password, "nonce", binding)
+        client_final = client.final(to.first(AuthenticationResponse.sasl_initial(client.mechanism, client.first())))
+        if proves:
+            client.check(to.final(AuthenticationResponse(client_final)))
+        else:
+            with pytest.raises(WrongPasswordError):
+                to.final(AuthenticationResponse(client_final))
+
+
+def test_a_server_that_can_bind_hears_from_our_client_that_its_offer_was_taken_away() -> None:
+    client = ScramClient("devin", ISSUED.password, "nonce", could_bind=True)
+    with pytest.raises(AuthenticationError, match="channel binding negotiation failed"):
+        server(b"\1" * 32).first(AuthenticationResponse.sasl_initial(client.mechanism, client.first()))
 
 
 def test_another_password_or_another_certificate_is_no_proof() -> None:

@@ -93,6 +93,8 @@ def refusal(code: str, location: int | None) -> RefusedError:
         ("relation.unknown", "42P01"),
         ("function.unknown", "42883"),
         ("text.long", "54000"),
+        ("text.large", "54000"),
+        ("text.deep", "54001"),
         ("no.rule", "42501"),
     ],
 )
