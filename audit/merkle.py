@@ -1,6 +1,6 @@
 """The Merkle tree over the entries (RFC 6962 section 2.1, the same as RFC 9162 section 2.1), sans-IO.
 
-A leaf's data is an entry's `hash`, so entry `seq` is leaf `seq - 1`. A `Tree` grows by one leaf at a time and keeps
+A leaf's data is an entry's `hash`, so entry `seq` is leaf `seq - 1`. A `Tree` grows at its right end and keeps
 only the roots of its perfect subtrees (at most 64 hashes), so that its root costs the same at any size. Proofs are
 made from the leaves themselves, on demand.
 """
@@ -55,20 +55,21 @@ class Tree:
         """One hash for each bit that is set in `size`."""
         return tuple(self._peaks)
 
-    def append(self, data: bytes) -> None:
-        """Add a leaf with this data."""
-        node = leaf_hash(data)
-        size = self.size
-        while size & 1:  # two perfect subtrees of one height become one, as a carry in binary addition
-            node = node_hash(self._peaks.pop(), node)
-            size >>= 1
-        self._peaks.append(node)
-        self.size += 1
-
     def extend(self, leaves: Iterable[bytes]) -> None:
-        """Add many."""
-        for data in leaves:
-            self.append(data)
+        """Add leaves with these data, level by level: many at once cost little more than their hashes."""
+        sha256, odd = hashlib.sha256, []
+        nodes = [sha256(b"\x00" + data).digest() for data in leaves]
+        at = self.size
+        self.size += len(nodes)
+        while nodes:
+            if at & 1:  # a perfect subtree of this height waits for its right half
+                nodes.insert(0, self._peaks.pop())
+            if len(nodes) & 1:
+                odd.append(nodes.pop())
+            pairs = iter(nodes)
+            nodes = [sha256(b"\x01" + left + right).digest() for left, right in zip(pairs, pairs, strict=True)]
+            at >>= 1
+        self._peaks += reversed(odd)
 
     def root(self) -> bytes:
         """The tree head's hash, 32 bytes."""
@@ -76,15 +77,10 @@ class Tree:
 
 
 def root_of(leaves: Iterable[bytes]) -> bytes:
-    """The root over these leaves' data, level by level."""
-    sha256, nodes = hashlib.sha256, [leaf_hash(data) for data in leaves]
-    if not nodes:
-        return EMPTY
-    while len(nodes) > 1:
-        rest = nodes[len(nodes) & ~1 :]  # without a partner it goes up by itself
-        pairs = iter(nodes)
-        nodes = [sha256(b"\x01" + left + right).digest() for left, right in zip(pairs, pairs, strict=False)] + rest
-    return nodes[0]
+    """The root over these leaves' data."""
+    tree = Tree()
+    tree.extend(leaves)
+    return tree.root()
 
 
 class Hashes:

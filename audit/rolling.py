@@ -34,9 +34,11 @@ from audit.segments import Segment
 from audit.store import Store
 from audit.verify import Unreadable, verify
 
-# Entries a transaction that lets go, and how much longer than it took the writers then have the store to themselves.
-_AT_ONCE = 500
+# Entries a transaction that lets go (some 30 ms). Where others wrote meanwhile, they then have the store to themselves
+# for so much longer than it took; where nobody did, for as many seconds as SQLite waits between two tries for the lock.
+_AT_ONCE = 1000
 _REST = 2.0
+_MOMENT = 0.025
 # What stays free beside a segment, or as much as is in it: the log may take that while entries are let go.
 _ROOM_BYTES = 64 * 1024 * 1024
 
@@ -140,11 +142,13 @@ def roll(
                 _put(store.path, segment, disk or Disk())
             except (OSError, sqlite3.Error) as error:
                 raise unavailable(segment.path, error) from None
+            head = store.head()
             while not stopped():
                 before = time.monotonic()
                 if not store.let_go(segment, _AT_ONCE):
                     return segment
-                time.sleep(_REST * (time.monotonic() - before))
+                taken, was, head = time.monotonic() - before, head, store.head()
+                time.sleep(max(_REST * taken, _MOMENT) if head != was else _MOMENT)
             return None
 
 

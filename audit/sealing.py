@@ -13,7 +13,7 @@ from dataclasses import asdict
 
 from audit.chain import GENESIS
 from audit.checkpoint import Checkpoint
-from audit.entry import Draft, Kind, Open
+from audit.entry import Draft, Entry, Kind, Open
 from audit.errors import AuditUnavailable
 from audit.merkle import SIZE, Tree
 from audit.note import Note, NoteError, PublicKey, Signer, open_note, sign
@@ -23,6 +23,9 @@ from audit.segments import Segment
 ROTATION = "countersign key rotation v1"
 
 _KEY_KINDS = f"('{Kind.KEY_CREATED}', '{Kind.KEY_ROTATED}', '{Kind.SEGMENT_SEALED}')"  # as the index says
+
+# Entries that the tree grows by at once.
+_AT_ONCE = 4096
 
 
 class WrongKey(AuditUnavailable):
@@ -113,30 +116,73 @@ def require(known: Sequence[PublicKey], signer: Signer) -> None:
         )
 
 
-def seal(db: sqlite3.Connection, signer: Signer, time: str) -> str | None:
+class Growth:
+    """The tree over all entries up to one that this process has read or written, so that they need not be read again.
+
+    It stands for a store whose newest entry has the same `hash`: that is over everything before it. Whatever became
+    of a transaction, it can only be of use or not.
+    """
+
+    def __init__(self) -> None:
+        self._tree, self._head = Tree(), GENESIS
+
+    def wrote(self, entries: Sequence[Entry]) -> None:
+        """These came next. Where they follow others than those known here, nothing is known until the next seal."""
+        if entries and entries[0].prev == self._head:
+            self.take(self._tree, [entry.hash for entry in entries])
+
+    def take(self, tree: Tree, hashes: Sequence[bytes]) -> None:
+        """This tree, and then the entries with these hashes."""
+        tree.extend(hashes)
+        self._tree, self._head = tree, hashes[-1]
+
+    def upto(self, seq: int, head: bytes) -> Tree | None:
+        """The tree of the store whose newest entry is this one, where it is known."""
+        return self._tree if (self._tree.size, self._head) == (seq, head) else None
+
+
+def seal(db: sqlite3.Connection, signer: Signer, time: str, growth: Growth) -> str | None:
     """Sign all entries there are, and store the note; None if the newest checkpoint already covers them.
 
     Raises AuditUnavailable where the entries do not carry on what was signed before, WrongKey, sqlite3.Error.
     """
     known = keys(db)
     require(known, signer)
-    tree, prev = _last(db, known)
-    before = tree.size
-    for seq, entry_prev, hash_ in db.execute(
-        "SELECT seq, prev, hash FROM entries WHERE seq > ? ORDER BY seq", [before]
-    ):
-        if seq != tree.size + 1 or entry_prev != prev:
-            raise AuditUnavailable(f"entry {tree.size + 1} does not follow the one before it: verify the audit")
-        tree.append(hash_)
-        prev = hash_
-    if tree.size == before:
+    signed, prev = _last(db, known)
+    newest = db.execute("SELECT seq, hash FROM entries WHERE seq > ? ORDER BY seq DESC LIMIT 1", [signed.size])
+    if (found := newest.fetchone()) is None:
         return None
+    tree = growth.upto(*found)
+    if (
+        tree is None
+        or db.execute(_LINKS, {"after": signed.size, "prev": prev}).fetchone()[0] != tree.size - signed.size
+    ):
+        tree = _read(db, signed, prev, growth)
     note = Checkpoint(signer.name, tree.size, tree.root()).signed(signer)
     db.execute(
         "INSERT INTO checkpoints (size, time, note, peaks) VALUES (?, ?, ?, ?)",
         (tree.size, time, note, b"".join(tree.peaks)),
     )
     return note
+
+
+# How many entries carry on what was signed, each following the one before it.
+_LINKS = (
+    "SELECT count(*) FROM entries e LEFT JOIN entries b ON b.seq = e.seq - 1"
+    " WHERE e.seq > :after AND e.prev = iif(e.seq = :after + 1, :prev, b.hash)"
+)
+
+
+def _read(db: sqlite3.Connection, tree: Tree, prev: bytes, growth: Growth) -> Tree:
+    """The tree of a checkpoint whose last entry has the hash `prev`, grown by all entries after it."""
+    rows = db.execute("SELECT seq, prev, hash FROM entries WHERE seq > ? ORDER BY seq", [tree.size])
+    while found := rows.fetchmany(_AT_ONCE):
+        for due, (seq, entry_prev, hash_) in enumerate(found, tree.size + 1):
+            if seq != due or entry_prev != prev:
+                raise AuditUnavailable(f"entry {due} does not follow the one before it: verify the audit")
+            prev = hash_
+        growth.take(tree, [hash_ for _, _, hash_ in found])
+    return tree
 
 
 def _last(db: sqlite3.Connection, known: Sequence[PublicKey]) -> tuple[Tree, bytes]:

@@ -61,6 +61,7 @@ class Store:
         # The log has the path's name too, and the newest entries are in it alone.
         self._files = {file: _identity(file) for file in (path, path.with_name(f"{path.name}-wal"))}
         self._seen: tuple[int, bytes] | None = None
+        self._growth = sealing.Growth()
 
     @classmethod
     def open(cls, path: Path, *, clock: Callable[[], datetime] = _now, busy_seconds: float = BUSY_SECONDS) -> Store:
@@ -144,7 +145,7 @@ class Store:
             now = self._time(last)
             if not sealing.keys(self._db):
                 self._insert([chain.link(prev, seq + 1, now, sealing.created(signer))])
-            note = sealing.seal(self._db, signer, now)
+            note = sealing.seal(self._db, signer, now, self._growth)
             self._check_in_place()
             return note
 
@@ -161,7 +162,7 @@ class Store:
             if seq <= before + 1 or self._unmoved() is not None:
                 return None
             segment = segments.segment(self.path, before + 1, seq)
-            sealing.seal(self._db, signer, now)  # what was appended just now
+            sealing.seal(self._db, signer, now, self._growth)  # what was appended just now
             began = [*unfinished.statements(self._db), *unfinished.sessions(self._db)]
             draft = sealing.segment_sealed(self._db, segment, began)
             entry = chain.link(prev, seq + 1, now, draft)
@@ -211,7 +212,7 @@ class Store:
             now = self._time(last)
             sealing.require(sealing.keys(self._db), old)
             self._insert([chain.link(prev, seq + 1, now, sealing.rotated(old, new))])
-            sealing.seal(self._db, new, now)
+            sealing.seal(self._db, new, now, self._growth)
             self._check_in_place()
 
     def public_keys(self) -> list[PublicKey]:
@@ -323,6 +324,7 @@ class Store:
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             entries,
         )
+        self._growth.wrote(entries)
 
     def _put(self, sql: str, rows: Sequence[tuple[object, ...]]) -> None:
         """Insert all of these rows: a trigger that was added while we run could leave some out."""

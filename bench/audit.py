@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import resource
+import sqlite3
 import statistics
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -66,10 +69,69 @@ def pair(number: int) -> list[Item]:
     ]
 
 
-def _timed(work: Callable[[], object]) -> float:
+def _timed(work: Callable[..., object], *given: object) -> float:
     before = time.perf_counter()
-    work()
+    work(*given)
     return time.perf_counter() - before
+
+
+def _say(what: str, figure: float, told: str, digits: int = 0) -> None:
+    print(f"{what:<28}{figure:>12,.{digits}f} {told}", flush=True)
+
+
+def _percentile(values: Sequence[float], percent: int) -> float:
+    return sorted(values)[len(values) * percent // 100]
+
+
+def _batches(first: int, last: int) -> Iterator[list[list[Item]]]:
+    for start in range(first // 2, last // 2, _BATCH // 2):
+        yield [[item] for number in range(start, start + _BATCH // 2) for item in pair(number)]
+
+
+def _floor(folder: Path, entries: int) -> None:
+    """What an entry costs without its recording; and what SQLite alone takes for such rows, without an index."""
+    with contextlib.closing(Store.open(folder / "plain.db")) as store:
+        taken = sum(_timed(store.append, units) for units in map(_without, _batches(0, entries)))
+    _say("append, no recordings", entries / taken, "entries/s")
+    with (
+        contextlib.closing(sqlite3.connect(folder / "plain.db")) as source,
+        contextlib.closing(sqlite3.connect(folder / "bare.db", isolation_level=None)) as bare,
+    ):
+        bare.execute("PRAGMA journal_mode = WAL")
+        bare.execute("PRAGMA synchronous = FULL")
+        bare.execute(
+            "CREATE TABLE entries (seq INTEGER PRIMARY KEY, time, kind, session, subject, connection, body, a, b)"
+        )
+        rows = source.execute("SELECT seq, time, kind, session, subject, connection, body, prev, hash FROM entries")
+        taken = 0.0
+        while batch := rows.fetchmany(_BATCH):
+            taken += _timed(_insert, bare, batch)
+    _say("bare INSERT of those rows", entries / taken, "rows/s: what no writer of this file exceeds")
+
+
+def _without(units: list[list[Item]]) -> list[list[Item]]:
+    return [[Item(item.draft) for item in unit] for unit in units]
+
+
+def _insert(db: sqlite3.Connection, batch: Sequence[tuple[object, ...]]) -> None:
+    db.execute("BEGIN IMMEDIATE")
+    db.executemany("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", batch)
+    db.execute("COMMIT")
+
+
+def _roll_beside(path: Path, entries: int) -> None:
+    """How long a statement's two entries take to be written while a roll is at work."""
+    waits: list[float] = []
+    with contextlib.closing(Store.open(path)) as store:
+        for units in _batches(0, entries):
+            store.append(units)
+        rolling = threading.Thread(target=lambda: roll(path, lambda: _KEY))
+        rolling.start()
+        while rolling.is_alive():
+            waits.append(_timed(lambda: store.append([[item] for item in pair(0)])))
+            rolling.join(0.01)
+    told = f"ms p99, {statistics.median(waits) * 1000:.1f} median, {max(waits) * 1000:.0f} worst"
+    _say("append while a roll works", _percentile(waits, 99) * 1000, told, 1)
 
 
 def main() -> None:
@@ -86,23 +148,27 @@ def main() -> None:
         seals: list[float] = []
         with contextlib.closing(Store.open(path, clock=clock)) as store:
             appending = 0.0
-            for first in range(0, entries // 2, _BATCH // 2):
-                units = [[item] for number in range(first, first + _BATCH // 2) for item in pair(number)]
-                appending += _timed(lambda units=units: store.append(units))  # type: ignore[misc]
+            for units in _batches(0, entries):
+                appending += _timed(store.append, units)
                 written += len(units)
-                seals.append(_timed(lambda: store.checkpoint(_KEY)))
-            print(f"append, batches of {_BATCH}    {written / appending:>12,.0f} entries/s")
-            late = sorted(seals[-200:])
-            print(f"checkpoint every {_BATCH}      {statistics.median(late) * 1000:>12.2f} ms median at the end")
-            print(f"                          {late[int(len(late) * 0.99)] * 1000:>12.2f} ms p99")
-        print(f"file                      {path.stat().st_size / 1e6:>12,.0f} MB")
+                seals.append(_timed(store.checkpoint, _KEY))
+        _say(f"append, batches of {_BATCH}", written / appending, "entries/s, every outcome with a recording")
+        told = f"ms median at the end, {_percentile(seals[-200:], 99) * 1000:.2f} p99"
+        _say(f"checkpoint every {_BATCH}", statistics.median(seals[-200:]) * 1000, told, 2)
+        _floor(Path(folder), min(entries, 100_000))
+        _say("file", path.stat().st_size / 1e6, "MB")
         for jobs in sorted({1, processors()}):
             whole = _timed(lambda jobs=jobs: verify(path, public_keys=[str(_KEY.public)], jobs=jobs))  # type: ignore[misc]
-            print(f"verify, {jobs} process(es)    {written / whole:>12,.0f} entries/s ({whole:.1f} s)")
+            _say(f"verify, {jobs} process(es)", written / whole, f"entries/s ({whole:.1f} s)")
+        peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        _say("peak memory of a process", peak / 1000, "MB")
         day = Query(user="agent-7", since="2026-01-20T00:00:00.000000Z", until="2026-01-21T00:00:00.000000Z")
-        taken = [_timed(lambda: finder.search(path, day)) for _ in range(10)]
-        print(f"search, subject and day   {statistics.median(taken) * 1000:>12.1f} ms ({max(taken) * 1000:.1f} worst)")
-        print(f"roll all into a segment   {_timed(lambda: roll(path, lambda: _KEY)):>12.1f} s")
+        taken = [_timed(finder.search, path, day) for _ in range(10)]
+        told = f"ms ({max(taken) * 1000:.1f} worst)"
+        _say("search, subject and day", statistics.median(taken) * 1000, told, 1)
+        whole = _timed(lambda: roll(path, lambda: _KEY))
+        _say("roll all into a segment", written / whole, f"entries/s ({whole:.1f} s), nobody writes")
+        _roll_beside(Path(folder) / "busy.db", min(entries, 100_000))
 
 
 if __name__ == "__main__":

@@ -92,9 +92,18 @@ LEAVES = st.lists(st.binary(max_size=4), min_size=1, max_size=70)
 def test_growing_gives_the_root_of_the_definition_at_every_size(leaves: list[bytes]) -> None:
     tree = Tree()
     for size, data in enumerate(leaves, 1):
-        tree.append(data)
+        tree.extend([data])
         assert tree.root() == defined_root(leaves[:size])
         assert Tree(tree.size, tree.peaks).root() == tree.root()
+
+
+@given(LEAVES, LEAVES, LEAVES)
+def test_growing_by_many_at_once_gives_the_same_tree(one: list[bytes], two: list[bytes], three: list[bytes]) -> None:
+    tree = Tree()
+    for leaves in (one, two, [], three):
+        tree.extend(leaves)
+    assert (tree.size, tree.root()) == (len(one + two + three), defined_root(one + two + three))
+    assert Tree(tree.size, tree.peaks).root() == tree.root()
 
 
 @given(LEAVES, st.data())

@@ -17,6 +17,8 @@ from audit.merkle import root_of
 from audit.note import Note, PublicKey, Signer, open_note
 from audit.sealing import WrongKey
 from audit.store import Store
+from audit.verify import verify
+from tests.audit.test_recording import recorded
 from tests.audit.test_store import intent, outcome, rows
 from tests.audit.test_verify import forging
 
@@ -97,6 +99,65 @@ def test_a_rotation_needs_two_keys_of_one_log(store: Store) -> None:
         with pytest.raises(AuditUnavailable, match="two keys of one name"):
             store.rotate(OLD, other)
     assert store.public_keys() == [OLD.public]
+
+
+def test_the_tree_that_a_process_remembers_is_that_of_the_file_whoever_else_writes(store: Store, path: Path) -> None:
+    with contextlib.closing(Store.open(path)) as other:
+        for number, (writers, signer) in enumerate(
+            [
+                ([store], store),
+                ([store, store], store),
+                ([other, other], store),
+                ([store, other], store),
+                ([store, other], other),
+                ([store], store),
+            ],
+            2,
+        ):
+            for at, writer in enumerate(writers):
+                writer.append([[intent(10 * number + at)], [outcome(10 * number + at)]])
+            note = signer.checkpoint(OLD)
+            assert note is not None
+            signed = Checkpoint.parse(open_note(note, [OLD.public]))
+            assert (signed.size, signed.root) == (len(hashes(path)), root_of(hashes(path)))
+    assert verify(path, public_keys=[str(OLD.public)]).ok
+
+
+def test_what_was_rolled_back_is_not_remembered(store: Store, path: Path) -> None:
+    store.checkpoint(OLD)
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TRIGGER eater BEFORE INSERT ON recordings BEGIN SELECT raise(ABORT, 'no'); END")
+        with pytest.raises(AuditUnavailable):
+            store.append([[intent(2)], [recorded(2)]])
+        db.execute("DROP TRIGGER eater")
+    store.append([[intent(3)]])
+    note = store.checkpoint(OLD)
+    assert note is not None
+    assert Checkpoint.parse(open_note(note, [OLD.public])).root == root_of(hashes(path))
+    assert verify(path).ok
+
+
+SPOILED_UNSIGNED = [
+    "UPDATE entries SET prev = zeroblob(32) WHERE seq = 4",
+    "UPDATE entries SET prev = zeroblob(32) WHERE seq = 5",
+    "UPDATE entries SET hash = zeroblob(32) WHERE seq = 3",
+    "UPDATE entries SET hash = zeroblob(32) WHERE seq = 4",
+    "DELETE FROM entries WHERE seq = 4",
+    "UPDATE entries SET seq = -4 WHERE seq = 4",
+]
+
+
+@pytest.mark.parametrize("change", SPOILED_UNSIGNED)
+def test_a_process_that_remembers_the_tree_still_looks_at_what_the_file_holds(
+    store: Store, path: Path, change: str
+) -> None:
+    store.checkpoint(OLD)
+    store.append([[intent(2)], [outcome(2)]])
+    with forging(path) as db:
+        db.execute(change)
+    with pytest.raises(AuditUnavailable, match="does not follow"):
+        store.checkpoint(OLD)
+    assert not verify(path).ok
 
 
 SPOILED = [

@@ -517,6 +517,31 @@ def test_a_roll_is_due_by_size_and_by_age_and_where_one_was_cut_off(tmp_path: Pa
     assert roll(path, lambda: KEY) is None, "there is nothing new"
 
 
+def test_a_roll_gives_way_to_who_writes_and_does_not_wait_for_nobody(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rolling, "_AT_ONCE", 5)
+    monkeypatch.setattr(rolling, "_MOMENT", 0.0)
+    rests: list[float] = []
+    monkeypatch.setattr(rolling.time, "sleep", rests.append)
+    assert roll(path, lambda: NEXT) is not None
+    assert rests
+    assert not any(rests), "nobody wrote meanwhile"
+    rests.clear()
+    with contextlib.closing(Store.open(path)) as store:
+        some(store, 100, 110)
+
+        def rest(seconds: float) -> None:
+            rests.append(seconds)
+            if len(rests) == 1:
+                some(store, 110, 111)
+
+        monkeypatch.setattr(rolling.time, "sleep", rest)
+        assert roll(path, lambda: NEXT) is not None
+        assert [seconds > 0 for seconds in rests] == [False, True, *[False] * (len(rests) - 2)]
+    assert verify(path).ok
+
+
 def test_what_is_left_of_a_roll_is_held_to_what_was_sealed(path: Path) -> None:
     with contextlib.closing(Store.open(path)) as store:
         segment = store.seal(NEXT)
