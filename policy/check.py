@@ -9,6 +9,7 @@ from enum import StrEnum
 from policy.catalog import Catalog, Column, Relation, RelationKind
 from policy.conditions import implies
 from policy.filters import RowFilter
+from policy.masking import Masking
 from policy.masks import Keys, Mask, MaskKind, UnmaskableError, expression
 from policy.model import Effect
 from policy.names import is_system, nearest
@@ -55,6 +56,7 @@ def check(
     if catalog is not None:
         problems += (problem for rule in policy.rules for problem in _column_problems(policy, rule, catalog))
         problems += (problem for mask in policy.masks for problem in _mask_problems(policy, mask, catalog, keys))
+        problems += _copies(policy, catalog)
         problems += (p for row_filter, _ in policy.rows for p in _filter_problems(policy, row_filter, catalog))
     return sorted(problems, key=lambda p: (p.line, p.column, p.text))
 
@@ -100,6 +102,26 @@ def _mask_problems(policy: Policy, mask: Mask, catalog: Catalog, keys: Keys) -> 
             expression((mask,), one, keys)
         except UnmaskableError as error:
             yield Problem(Severity.ERROR, policy.source, line, column, f"`{relation.qualified}`: {error}")
+
+
+def _copies(policy: Policy, catalog: Catalog) -> Iterator[Problem]:
+    """Columns that hold values of masked ones, by a foreign key, and are not masked."""
+    masking = Masking(policy, None, catalog)
+    for relation in catalog.relations.values():
+        for key in relation.refers_by:
+            to = catalog.relations.get(key.referenced)
+            if to is None or not (masks := [m for n in key.key for m in masking.columns(to).get(n, ())]):
+                continue
+            open_ = [c.name for c in relation.columns if c.number in key.columns - masking.columns(relation).keys()]
+            if open_:
+                yield Problem(
+                    Severity.WARNING,
+                    policy.source,
+                    *masks[0].place,
+                    f"`{relation.qualified}.{open_[0]}` refers to masked columns of `{to.qualified}`, so it holds their"
+                    " values, and it is not masked",
+                    "mask it too",
+                )
 
 
 def _is_computed(relation: Relation, column: Column) -> bool:

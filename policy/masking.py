@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from weakref import WeakKeyDictionary
 
 from policy.catalog import Catalog, Column, Relation, RelationKind
+from policy.functions import HELD_COLUMNS, PG_CLASS
 from policy.masks import Mask, MaskKind
 from policy.model import Principal
 from policy.patterns import Pattern
@@ -56,7 +58,12 @@ class Masking:
 
     def any_column(self) -> bool:
         """Whether any column of the catalog is masked."""
-        return any(self.columns(relation) for relation in self.catalog.relations.values())
+        return any(self.columns(one) for one in self.catalog.relations.values() if one.oid not in HELD_COLUMNS)
+
+    def hidden_bounds(self) -> frozenset[int]:
+        """The partitions, by OID, whose bounds are values of masked columns."""
+        keyed = (one for one in self.catalog.relations.values() if one.bound_by)
+        return frozenset().union(*(one.children for one in keyed if not one.bound_by.isdisjoint(self.columns(one))))
 
     def relations(self, oids: frozenset[int]) -> list[Relation]:
         """Those of these relations that have masked columns."""
@@ -64,6 +71,10 @@ class Masking:
         return [relation for relation in found if relation is not None and self.columns(relation)]
 
     def _find(self, relation: Relation) -> Masked:
+        if (name := HELD_COLUMNS.get(relation.oid)) is not None:
+            spares = self._spares(relation)
+            mask = replace(_DERIVED, label="holds values of masked columns", spares=spares)
+            return {c.number: (mask,) for c in relation.columns if c.name == name and spares}
         masked: Masked = {}
         by_member = [
             (member, [m for m in self._masks if m.columns.fits_first((member.schema, member.name))])
@@ -82,6 +93,14 @@ class Masking:
             if found:
                 masked[column.number] = _strictest(found)
         return masked | self._computed(relation, masked)
+
+    def _spares(self, catalog: Relation) -> str:
+        """SQL for the rows of a catalog whose held value may be shown; empty where all may."""
+        if catalog.oid == PG_CLASS:
+            hidden = ",".join(map(str, sorted(self.hidden_bounds())))
+            return f"oid OPERATOR(pg_catalog.<>) ALL (CAST('{{{hidden}}}' AS pg_catalog.oid[]))" if hidden else ""
+        tables = (one for one in self.catalog.relations.values() if one.kind not in _VIEWS)
+        return "false" if any(self.columns(one) for one in tables if one.oid not in HELD_COLUMNS) else ""
 
     def sources(self, relation: Relation) -> dict[str, frozenset[str]]:
         """What the generated columns are computed from, by name; each member of a family may do it in its own way.
@@ -112,7 +131,8 @@ class Masking:
     def _through_view(self, view: Relation, column: Column) -> tuple[Mask, ...]:
         origin = self.catalog.relations.get(column.origin[0]) if column.origin else None
         if origin is not None and column.origin is not None:
-            return self.columns(origin).get(column.origin[1], ())
+            masks = self.columns(origin).get(column.origin[1], ())
+            return (_DERIVED,) if masks and origin.oid in HELD_COLUMNS else masks
         if self._vouched(view, column):
             return ()
         read = self.catalog.closure((view.oid,)) - {view.oid}

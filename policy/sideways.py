@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from policy import held
 from policy.catalog import Relation
+from policy.columns import written_by
 from policy.masking import Masked, Masking
 from policy.model import Action
 from policy.parse import Node, NotAnalysableError
@@ -122,6 +124,37 @@ def check(reading: Reading, masked: Sequence[tuple[Reference, Masked]]) -> None:
             _check_stored(tree, reference, columns)
 
 
+def check_keys(reading: Reading, masking: Masking) -> None:
+    """Refuse writes of columns that refer to masked ones: that a row is refused tells that the value is not there.
+
+    Raises NotAnalysableError `mask.oracle`.
+    """
+    for reference in reading.references:
+        relation = reference.relation
+        if not relation.refers_by or reference.role not in (Role.TARGET, Role.COPY_IN):
+            continue
+        for key in relation.refers_by:
+            to = masking.catalog.relations.get(key.referenced)
+            if to is None or key.key.isdisjoint(masking.columns(to)):
+                continue
+            names = {column.name for column in relation.columns if column.number in key.columns}
+            if any(written is None or names & written for written in _set(reading, reference)):
+                raise NotAnalysableError(
+                    "mask.oracle",
+                    f"`{relation.qualified}` refers to columns of `{to.qualified}` that are masked for you, and whether"
+                    " a value is there would tell",
+                    cure=f"List the columns, and leave `{'`, `'.join(sorted(names))}` out.",
+                    location=reference.location,
+                )
+
+
+def _set(reading: Reading, reference: Reference) -> Iterator[set[str] | None]:
+    """The columns that the statement sets in a relation, insert by insert and update by update; None for any."""
+    actions = {demand.action for demand in reading.analysis.demands if demand.oid == reference.relation.oid}
+    for action in actions & {Action.INSERT, Action.UPDATE}:
+        yield from written_by(reading.tree, action, [reference])
+
+
 def check_keyed(reading: Reading, keyed: Sequence[tuple[Reference, Masked]]) -> None:
     """Refuse what would show the key of `hash` masks, or make an oracle of a key that is none.
 
@@ -151,7 +184,7 @@ def could_meet_masks(reading: Reading, anyone: Masking) -> bool:
     analysis = reading.analysis
     if any(d.action is Action.CALL and not d.builtin for d in analysis.demands):
         return anyone.any_column()
-    masked = [(r, columns) for r in reading.references if (columns := anyone.columns(r.relation))]
+    masked = [(r, columns) for r in reading.references if (columns := held.shown(anyone, reading, r))]
     return any(_could_meet(reading.mentions, reference, columns) for reference, columns in masked)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import select
 from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -170,3 +171,62 @@ async def test_an_allowed_read_of_a_masked_relation_shows_no_raw_value(victim: S
                 assert not leaked(got, secrets), case
                 answer = await mcp.call_tool("query", {"sql": case.sql})
                 assert not leaked((text(answer) + str(answer.structured_content)).encode(), secrets), case
+
+
+HELD = (
+    """CREATE TABLE held (code text DEFAULT 'none', n int) PARTITION BY LIST (code);
+    CREATE TABLE held_one PARTITION OF held FOR VALUES IN ('held-secret-one');
+    CREATE TABLE held_rest PARTITION OF held DEFAULT;
+    INSERT INTO held VALUES ('held-secret-one', 1), ('held-secret-two', 2);
+    CREATE TABLE filled (n int); INSERT INTO filled VALUES (1);
+    ALTER TABLE filled ADD COLUMN code text DEFAULT 'held-secret-six';
+    ALTER TABLE filled ALTER COLUMN code DROP DEFAULT;
+    CREATE TABLE keyed (code text PRIMARY KEY); INSERT INTO keyed VALUES ('held-secret-key');
+    CREATE TABLE referring (n int, code text REFERENCES keyed);
+    CREATE VIEW bounds AS SELECT c.relname, pg_get_expr(c.relpartbound, c.oid) AS bound FROM pg_class c;
+    CREATE VIEW constraints AS SELECT pg_get_partition_constraintdef(i.inhrelid) AS bound FROM pg_inherits i;
+    CREATE VIEW fills AS SELECT to_jsonb(a) AS all FROM pg_attribute a;
+    GRANT ALL ON held, held_one, filled, keyed, referring, bounds, constraints, fills TO PUBLIC""",
+    """DROP VIEW bounds, constraints, fills; DROP TABLE held, filled, keyed, referring""",
+)
+HELD_POLICY = """
+rules: [{name: all, effect: allow, actions: ["*"]}]
+masks:
+  - {columns: ["public.held*.code"], with: redact}
+  - {columns: ["public.filled.code"], with: redact}
+  - {columns: ["public.keyed.code"], with: redact}
+"""
+SHOW_HELD = (
+    "SELECT pg_get_expr(relpartbound, oid) FROM pg_class", "SELECT relpartbound::text FROM pg_class",
+    "SELECT to_jsonb(c) FROM pg_class c", "SELECT j FROM (pg_class c CROSS JOIN (SELECT 1) x) AS j", "TABLE pg_class",
+    "SELECT x FROM pg_class NATURAL JOIN (SELECT 1) x", "SELECT * FROM bounds", "SELECT * FROM constraints",
+    "SELECT pg_get_partition_constraintdef('held_one'::regclass)", "SELECT attmissingval FROM pg_attribute",
+    "SELECT (inhrelid).pg_get_partition_constraintdef FROM pg_inherits", "SELECT a FROM pg_attribute a",
+    "SELECT * FROM fills", "CREATE TABLE public.guess PARTITION OF held FOR VALUES IN ('held-secret-two')",
+    "CREATE TABLE public.guess PARTITION OF held FOR VALUES IN ('held-secret-one', 'x')",
+    "INSERT INTO referring VALUES (1, 'no')", "UPDATE referring SET code = 'no'",
+)  # fmt: skip
+
+
+async def test_catalogs_and_keys_tell_no_masked_value(victim: Stack, tmp_path: Path) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text(HELD_POLICY)
+    victim.direct(HELD[0])
+    try:
+        use_policy(victim, path)
+        # As bytes of a tree, bytes are numbers: `held-secret` begins with 104 101 108 100 45.
+        secrets = [b"held-secret", b"104 101 108 100 45", b"would be violated", b"would overlap", b"not present"]
+        async with client(victim, AGENT) as mcp:
+            for sql in SHOW_HELD:
+                with Client(victim) as wire:
+                    _, got = wire.run(sql)
+                answer = await mcp.call_tool("query", {"sql": sql})
+                sent = got.replace(sql.encode(), b"") + str(answer.structured_content).encode()
+                assert not leaked(sent, secrets), (sql, sent)
+        for table, line in (("held", "held_one"), ("held_one", "Partition of: held"), ("orders", "2026-03-01")):
+            told = victim.psql(AGENT, f"\\d{'+' if table != 'held_one' else ''} {table}")
+            assert line in told.stdout, told
+            assert not told.stderr, told
+    finally:
+        use_policy(victim, ROOT / DEMO)
+        victim.direct(HELD[1])
