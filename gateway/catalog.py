@@ -130,6 +130,21 @@ SELECT c.oid, {PG_CLASS} FROM pg_catalog.pg_class c
  WHERE c.relkind IN ('v', 'm') AND c.oid >= {_FIRST_USER_OID} AND pg_catalog.pg_get_viewdef(c.oid) ~ '{TELLS_BOUNDS}'
  ORDER BY 1, 2"""  # noqa: S608 - constants only
 
+# Columns that a constraint or a unique index looks at together: whether a row may be written tells of each of them.
+_TIES = f"""
+SELECT conrelid, pg_catalog.array_to_string(conkey, ' ') FROM pg_catalog.pg_constraint
+ WHERE conrelid >= {_FIRST_USER_OID} AND (0 = ANY (conkey) OR pg_catalog.cardinality(conkey) > 1)
+UNION
+SELECT i.indrelid, pg_catalog.string_agg(DISTINCT k.number::pg_catalog.text, ' ')
+  FROM pg_catalog.pg_index i,
+       LATERAL (SELECT pg_catalog.unnest(i.indkey::pg_catalog.int2[])::pg_catalog.int4
+                UNION SELECT d.refobjsubid FROM pg_catalog.pg_depend d
+                 WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = i.indexrelid
+                   AND d.refclassid = d.classid AND d.refobjid = i.indrelid) k (number)
+ WHERE i.indrelid >= {_FIRST_USER_OID} AND i.indisunique
+   AND (i.indexprs IS NOT NULL OR i.indpred IS NOT NULL OR i.indnatts > 1) AND k.number > 0
+ GROUP BY i.indexrelid, i.indrelid ORDER BY 1, 2"""  # noqa: S608 - constants only
+
 # The columns of the keys by which tables have partitions, those of expressions included: each depends on its table.
 _BOUND_BY = """
 SELECT p.partrelid, pg_catalog.string_agg(DISTINCT d.objsubid::pg_catalog.text, ' ')
@@ -186,6 +201,7 @@ _SHEETS: Final = (
     ("inherits", 2, _INHERITS),
     ("reads", 2, _READS),
     ("partition keys", 2, _BOUND_BY),
+    ("ties", 2, _TIES),
     ("views", 2, _VIEW_QUERIES),
     ("functions", 11, _FUNCTIONS),
     ("schemas", 1, _SCHEMAS),
@@ -288,6 +304,9 @@ def _as_relations(
     for view, read in sheets["reads"]:
         reads.setdefault(int(view or 0), set()).add(int(read or 0))
     bound_by = {int(oid or 0): frozenset(map(int, (key or "").split())) for oid, key in sheets["partition keys"]}
+    ties: dict[int, list[frozenset[int]]] = {}
+    for relation, tied in sheets["ties"]:
+        ties.setdefault(int(relation or 0), []).append(frozenset(map(int, (tied or "").split())))
     relations = {}
     for oid_text, schema, name, kind, triggers, rules, comment in sheets["relations"]:
         oid = int(oid_text or 0)
@@ -307,6 +326,7 @@ def _as_relations(
             row_type=code.row_types.get(oid, 0),
             referenced_by=tuple(code.referenced_by.get(oid, ())),
             refers_by=tuple(code.refers_by.get(oid, ())),
+            ties=tuple(ties.get(oid, ())),
             bound_by=bound_by.get(oid, frozenset()),
         )
     return relations

@@ -132,6 +132,7 @@ class Relation:
     referenced_by: tuple[ForeignKey, ...] = ()
     refers_by: tuple[ForeignKey, ...] = ()
     opaque: str | None = None  # why what happens to it cannot be analysed
+    ties: tuple[frozenset[int], ...] = ()  # attribute numbers that a constraint looks at together; 0: all
     bound_by: frozenset[int] = frozenset()  # attribute numbers of the key by which it has partitions, but for hashes
 
     @property

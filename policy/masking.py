@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import replace
 from functools import lru_cache
 from weakref import WeakKeyDictionary
 
 from policy.catalog import Catalog, Column, Relation, RelationKind
-from policy.functions import HELD_COLUMNS, PG_CLASS
+from policy.functions import FIRST_USER_OID, HELD_COLUMNS, PG_CLASS
 from policy.masks import Mask, MaskKind
 from policy.model import Principal
 from policy.patterns import Pattern
@@ -58,7 +58,16 @@ class Masking:
 
     def any_column(self) -> bool:
         """Whether any column of the catalog is masked."""
-        return any(self.columns(one) for one in self.catalog.relations.values() if one.oid not in HELD_COLUMNS)
+        relations = self.catalog.relations.values() if self._masks else ()
+        return any(self.columns(one) for one in relations if one.oid not in HELD_COLUMNS)
+
+    def of_users_types(self) -> bool:
+        """Whether any masked column has a type that is not PostgreSQL's own: a domain, or what may hold one."""
+        return any(
+            column.type_oid >= FIRST_USER_OID and column.number in self.columns(relation)
+            for relation in (self.catalog.relations.values() if self._masks else ())
+            for column in relation.columns
+        )
 
     def hidden_bounds(self) -> frozenset[int]:
         """The partitions, by OID, whose bounds are values of masked columns."""
@@ -114,6 +123,19 @@ class Masking:
                     read = {one.name for one in member.columns if one.number in column.computed_from}
                     found[column.name] = found.get(column.name, frozenset()) | read
         return found
+
+    def beneath(self, relation: Relation, names: Set[str] | None) -> Iterator[tuple[Relation, frozenset[str]]]:
+        """The tables that a write to these columns reaches (None: to all), views opened up, with their own columns."""
+        columns = [column for column in relation.columns if names is None or column.name in names]
+        if relation.kind not in _VIEWS:
+            yield relation, frozenset(column.name for column in columns)
+            return
+        shown: dict[int, set[int]] = {}
+        for oid, number in (column.origin for column in columns if column.origin is not None):
+            shown.setdefault(oid, set()).add(number)
+        for oid, numbers in shown.items():
+            if (below := self.catalog.relations.get(oid)) is not None:
+                yield from self.beneath(below, {c.name for c in below.columns if c.number in numbers})
 
     def _family(self, relation: Relation) -> list[Relation]:
         return [self.catalog.relations[o] for o in relation.family if o in self.catalog.relations] or [relation]

@@ -43,10 +43,12 @@ def rewrite(reading: Reading, masking: Masking, filtering: Filtering, mask_key: 
     if sideways.has_opaque_body(reading):
         sideways.check_body(hides=masking.any_column() or filtering.any_relation())
     held.check(reading, masking)
+    sideways.check_types(reading, masking)
     if not reading.references:
         return Rewrite(base)
     sideways.check_structure(reading, masking)
     sideways.check_keys(reading, masking)
+    sideways.check_ties(reading, masking)
     filtering.check(reading)
     masked = [(r, columns) for r in reading.references if (columns := held.shown(masking, reading, r))]
     conditions = {id(r.var): condition for r in _read(reading) if (condition := filtering.condition(r.relation))}

@@ -36,6 +36,8 @@ EVALUATES: Final = frozenset(
 _MOVES: Final = frozenset(("RenameStmt", "AlterObjectSchemaStmt"))
 _JOINS: Final = frozenset(("AT_AddInherit", "AT_AttachPartition"))
 _DETACHES: Final = frozenset(("AT_DetachPartition", "AT_DropInherit", "AT_DropOf"))
+_TRIES: Final = frozenset("COV")  # of ALTER DOMAIN: add or validate a constraint, SET NOT NULL
+_SETS: Final = frozenset((Action.INSERT, Action.UPDATE))
 _ROW_NAMES: Final = frozenset(("old", "new", "excluded"))
 
 
@@ -124,6 +126,35 @@ def check(reading: Reading, masked: Sequence[tuple[Reference, Masked]]) -> None:
             _check_stored(tree, reference, columns)
 
 
+def check_types(reading: Reading, masking: Masking) -> None:
+    """Refuse changes of types that reach columns of tables: that are tried on their values, or rename them.
+
+    Raises NotAnalysableError `mask.oracle`, `mask.rename`.
+    """
+    kind = reading.analysis.kind
+    body = reading.tree[kind]
+    renames = kind == "RenameStmt" and body.get("renameType") == "OBJECT_ATTRIBUTE"
+    if renames and body.get("behavior") == "DROP_CASCADE" and masking.excusing_nobody().any_column():
+        raise NotAnalysableError(
+            "mask.rename",
+            "CASCADE renames columns of every table of the type, and under another name nothing would mask them",
+            cure="Leave CASCADE out: then it works where no table is of the type.",
+        )
+    if kind == "AlterDomainStmt" and body["subtype"] in _TRIES:
+        found = masking.of_users_types()
+    elif kind == "AlterTableStmt" and body.get("objtype") == "OBJECT_TYPE" and "AT_AlterColumnType" in _subtypes(body):
+        found = masking.any_column()
+    else:
+        return
+    if found:
+        raise NotAnalysableError(
+            "mask.oracle",
+            "it is tried on the values of every column of the type, and whether they pass would tell of those that are"
+            " masked for you",
+            cure="Ask somebody for whom nothing is masked.",
+        )
+
+
 def check_keys(reading: Reading, masking: Masking) -> None:
     """Refuse writes of columns that refer to masked ones: that a row is refused tells that the value is not there.
 
@@ -138,7 +169,7 @@ def check_keys(reading: Reading, masking: Masking) -> None:
             if to is None or key.key.isdisjoint(masking.columns(to)):
                 continue
             names = {column.name for column in relation.columns if column.number in key.columns}
-            if any(written is None or names & written for written in _set(reading, reference)):
+            if any(written is None or names & written for written in _set(reading, reference, _SETS)):
                 raise NotAnalysableError(
                     "mask.oracle",
                     f"`{relation.qualified}` refers to columns of `{to.qualified}` that are masked for you, and whether"
@@ -148,10 +179,39 @@ def check_keys(reading: Reading, masking: Masking) -> None:
                 )
 
 
-def _set(reading: Reading, reference: Reference) -> Iterator[set[str] | None]:
-    """The columns that the statement sets in a relation, insert by insert and update by update; None for any."""
+def check_ties(reading: Reading, masking: Masking) -> None:
+    """Refuse updates of columns that something compares with masked ones: whether they succeed would tell.
+
+    Raises NotAnalysableError `mask.oracle`.
+    """
+    for reference in reading.references:
+        if reference.role is not Role.TARGET:
+            continue
+        for names in _set(reading, reference, frozenset((Action.UPDATE,))):
+            for relation, written in masking.beneath(reference.relation, names):
+                _check_tied(masking, reference, relation, written)
+
+
+def _check_tied(masking: Masking, reference: Reference, relation: Relation, written: frozenset[str]) -> None:
+    masked = masking.columns(relation)
+    for one in masking.catalog.heirs(relation) if masked else ():
+        names, hidden = {c.number: c.name for c in one.columns}, masking.columns(one)
+        for numbers in (*one.ties, one.bound_by):
+            reads = {n for number in numbers for n in (names if number == 0 else (number,))}
+            reads |= {n for c in one.columns if c.number in reads for n in c.computed_from}
+            if not reads.isdisjoint(hidden) and (told := written & {names[n] for n in reads if n in names}):
+                raise _refused(
+                    "mask.oracle",
+                    reference,
+                    f"a constraint compares `{min(told)}` with one of them: whether the write succeeds would tell",
+                    cure=f"Leave `{min(told)}` out, or ask somebody for whom they are not masked.",
+                )
+
+
+def _set(reading: Reading, reference: Reference, of: frozenset[Action]) -> Iterator[set[str] | None]:
+    """The columns that the statement sets in a relation, write by write; None for any."""
     actions = {demand.action for demand in reading.analysis.demands if demand.oid == reference.relation.oid}
-    for action in actions & {Action.INSERT, Action.UPDATE}:
+    for action in sorted(actions & of):
         yield from written_by(reading.tree, action, [reference])
 
 
@@ -197,6 +257,12 @@ def _could_meet(tree: Tree, reference: Reference, columns: Masked) -> bool:
     if "colnames" in reference.var.get("alias", {}):
         return True
     return reference.role in (Role.TARGET, Role.COPY_IN) and None in _written(tree.tree, reference)
+
+
+def runs_unseen(reading: Reading) -> bool:
+    """Whether something else than the statement's text says what is done: a function, a trigger, a foreign key."""
+    calls = (demand for demand in reading.analysis.demands if demand.action is Action.CALL)
+    return bool(reading.unseen) or any(not call.builtin for call in calls)
 
 
 def is_analyzed(tree: Node) -> bool:
