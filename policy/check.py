@@ -108,18 +108,15 @@ def _copies(policy: Policy, catalog: Catalog) -> Iterator[Problem]:
     """Columns that hold values of masked ones, by a foreign key, and are not masked."""
     masking = Masking(policy, None, catalog)
     for relation in catalog.relations.values():
-        for key in relation.refers_by:
-            to = catalog.relations.get(key.referenced)
-            if to is None or not (masks := [m for n in key.key for m in masking.columns(to).get(n, ())]):
-                continue
-            open_ = [c.name for c in relation.columns if c.number in key.columns - masking.columns(relation).keys()]
-            if open_:
+        own, names = masking.columns(relation), {column.number: column.name for column in relation.columns}
+        for number, masks in masking.referring(relation).items():
+            if number not in own and number in names:
                 yield Problem(
                     Severity.WARNING,
                     policy.source,
                     *masks[0].place,
-                    f"`{relation.qualified}.{open_[0]}` refers to masked columns of `{to.qualified}`, so it holds their"
-                    " values, and it is not masked",
+                    f"`{relation.qualified}.{names[number]}` refers to a masked column, so it holds its values, and it"
+                    " is not masked",
                     "mask it too",
                 )
 

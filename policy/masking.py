@@ -56,6 +56,15 @@ class Masking:
             known = self._known[relation.oid] = self._find(relation)
         return known
 
+    def referring(self, relation: Relation) -> Masked:
+        """The columns that hold values of masked ones, by a foreign key, with the masks of those."""
+        found: Masked = {}
+        for key in relation.refers_by:
+            if (to := self.catalog.relations.get(key.referenced)) is not None:
+                masks = tuple(mask for number in sorted(key.key) for mask in self.columns(to).get(number, ()))
+                found |= dict.fromkeys(key.columns, masks) if masks else {}
+        return found
+
     def any_column(self) -> bool:
         """Whether any column of the catalog is masked."""
         relations = self.catalog.relations.values() if self._masks else ()

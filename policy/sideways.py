@@ -164,19 +164,15 @@ def check_keys(reading: Reading, masking: Masking) -> None:
         relation = reference.relation
         if not relation.refers_by or reference.role not in (Role.TARGET, Role.COPY_IN):
             continue
-        for key in relation.refers_by:
-            to = masking.catalog.relations.get(key.referenced)
-            if to is None or key.key.isdisjoint(masking.columns(to)):
-                continue
-            names = {column.name for column in relation.columns if column.number in key.columns}
-            if any(written is None or names & written for written in _set(reading, reference, _SETS)):
-                raise NotAnalysableError(
-                    "mask.oracle",
-                    f"`{relation.qualified}` refers to columns of `{to.qualified}` that are masked for you, and whether"
-                    " a value is there would tell",
-                    cure=f"List the columns, and leave `{'`, `'.join(sorted(names))}` out.",
-                    location=reference.location,
-                )
+        names = _masked_names(relation, masking.referring(relation))
+        if names and any(written is None or names & written for written in _set(reading, reference, _SETS)):
+            raise NotAnalysableError(
+                "mask.oracle",
+                f"`{relation.qualified}` refers to a column that is masked for you, and whether a value is there would"
+                " tell",
+                cure=f"List the columns, and leave `{'`, `'.join(sorted(names))}` out.",
+                location=reference.location,
+            )
 
 
 def check_ties(reading: Reading, masking: Masking) -> None:
@@ -244,7 +240,8 @@ def could_meet_masks(reading: Reading, anyone: Masking) -> bool:
     analysis = reading.analysis
     if any(d.action is Action.CALL and not d.builtin for d in analysis.demands):
         return anyone.any_column()
-    masked = [(r, columns) for r in reading.references if (columns := held.shown(anyone, reading, r))]
+    meets = ((r, held.shown(anyone, reading, r) | anyone.referring(r.relation)) for r in reading.references)
+    masked = [(reference, columns) for reference, columns in meets if columns]
     return any(_could_meet(reading.mentions, reference, columns) for reference, columns in masked)
 
 
