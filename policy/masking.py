@@ -14,7 +14,7 @@ from policy.model import Principal
 from policy.patterns import Pattern
 from policy.rules import Policy, is_exempt
 
-_VIEWS = (RelationKind.VIEW, RelationKind.MATERIALIZED_VIEW)
+VIEWS = (RelationKind.VIEW, RelationKind.MATERIALIZED_VIEW)
 _DERIVED = Mask(Pattern("*", (".*",) * 3), MaskKind.NULL, label="derived from a masked relation")
 
 Masked = dict[int, tuple[Mask, ...]]  # by attribute number: one mask of the whole column, or one of each path
@@ -98,7 +98,7 @@ class Masking:
             (member, [m for m in self._masks if m.columns.fits_first((member.schema, member.name))])
             for member in self._family(relation)
         ]
-        viewed = relation.kind in _VIEWS
+        viewed = relation.kind in VIEWS
         for column in relation.columns:
             found = [
                 mask
@@ -117,7 +117,7 @@ class Masking:
         if catalog.oid == PG_CLASS:
             hidden = ",".join(map(str, sorted(self.hidden_bounds())))
             return f"oid OPERATOR(pg_catalog.<>) ALL (CAST('{{{hidden}}}' AS pg_catalog.oid[]))" if hidden else ""
-        tables = (one for one in self.catalog.relations.values() if one.kind not in _VIEWS)
+        tables = (one for one in self.catalog.relations.values() if one.kind not in VIEWS)
         return "false" if any(self.columns(one) for one in tables if one.oid not in HELD_COLUMNS) else ""
 
     def sources(self, relation: Relation) -> dict[str, frozenset[str]]:
@@ -136,7 +136,7 @@ class Masking:
     def beneath(self, relation: Relation, names: Set[str] | None) -> Iterator[tuple[Relation, frozenset[str]]]:
         """The tables that a write to these columns reaches (None: to all), views opened up, with their own columns."""
         columns = [column for column in relation.columns if names is None or column.name in names]
-        if relation.kind not in _VIEWS:
+        if relation.kind not in VIEWS:
             yield relation, frozenset(column.name for column in columns)
             return
         shown: dict[int, set[int]] = {}

@@ -12,7 +12,7 @@ from typing import Final
 from policy import held
 from policy.catalog import Relation
 from policy.columns import written_by
-from policy.masking import Masked, Masking
+from policy.masking import VIEWS, Masked, Masking
 from policy.model import Action
 from policy.parse import Node, NotAnalysableError
 from policy.reading import Reading, Reference, Role
@@ -162,17 +162,18 @@ def check_keys(reading: Reading, masking: Masking) -> None:
     """
     for reference in reading.references:
         relation = reference.relation
-        if not relation.refers_by or reference.role not in (Role.TARGET, Role.COPY_IN):
+        if reference.role not in (Role.TARGET, Role.COPY_IN) or not (relation.refers_by or relation.kind in VIEWS):
             continue
-        names = _masked_names(relation, masking.referring(relation))
-        if names and any(written is None or names & written for written in _set(reading, reference, _SETS)):
-            raise NotAnalysableError(
-                "mask.oracle",
-                f"`{relation.qualified}` refers to a column that is masked for you, and whether a value is there would"
-                " tell",
-                cure=f"List the columns, and leave `{'`, `'.join(sorted(names))}` out.",
-                location=reference.location,
-            )
+        for written in _set(reading, reference, _SETS):
+            for table, columns in masking.beneath(relation, written):
+                if told := _masked_names(table, masking.referring(table)) & columns:
+                    raise NotAnalysableError(
+                        "mask.oracle",
+                        f"`{table.qualified}` refers to a column that is masked for you, and whether a value is there"
+                        " would tell",
+                        cure=f"List the columns, and leave `{'`, `'.join(sorted(told))}` out.",
+                        location=reference.location,
+                    )
 
 
 def check_ties(reading: Reading, masking: Masking) -> None:

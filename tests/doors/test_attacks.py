@@ -191,6 +191,7 @@ HELD = (
     CREATE TABLE tied (n int PRIMARY KEY, lower_end int, amount int, kind int, CHECK (lower_end <= amount),
       UNIQUE (kind, amount));
     INSERT INTO tied VALUES (1, 0, 424242, 1), (2, 0, 424242, 2);
+    CREATE VIEW refers AS SELECT n, code AS c FROM referring;
     CREATE VIEW tied_ends AS SELECT n, lower_end AS e FROM tied;
     CREATE DOMAIN code AS text; CREATE TABLE of_domain (c code); INSERT INTO of_domain VALUES ('held-secret-dom');
     CREATE TABLE upper (n int PRIMARY KEY); INSERT INTO upper VALUES (1);
@@ -206,7 +207,7 @@ HELD = (
     DO $$ DECLARE who name := (SELECT rolname FROM pg_roles WHERE rolname LIKE 'countersign%' LIMIT 1);
       BEGIN EXECUTE format('ALTER DOMAIN code OWNER TO %1$I; ALTER TYPE pair OWNER TO %1$I;
         ALTER TABLE typed OWNER TO %1$I', who); END $$""",
-    """DROP VIEW bounds, constraints, fills, tied_ends;
+    """DROP VIEW bounds, constraints, fills, tied_ends, refers;
     DROP TABLE held, filled, late, referring, keyed, tied, of_domain, below, upper, watched, typed;
     DROP FUNCTION spoil, spoils; DROP DOMAIN code; DROP TYPE pair""",
 )
@@ -230,6 +231,7 @@ SHOW_HELD = (
     "SELECT * FROM fills", "CREATE TABLE public.guess PARTITION OF held FOR VALUES IN ('held-secret-two')",
     "CREATE TABLE public.guess PARTITION OF held FOR VALUES IN ('held-secret-one', 'x')",
     "INSERT INTO referring VALUES (1, 'no')", "UPDATE referring SET code = 'no'",
+    "INSERT INTO refers VALUES (1, 'no')", "INSERT INTO refers (c) VALUES ('no')",
     "UPDATE tied SET lower_end = 424243 WHERE n = 1", "UPDATE tied_ends SET e = 424243 WHERE n = 1",
     "UPDATE tied SET kind = 3", "INSERT INTO tied (n) VALUES (1) ON CONFLICT (n) DO UPDATE SET lower_end = 424243",
     "ALTER DOMAIN code ADD CONSTRAINT c CHECK (VALUE <> 'held-secret-dom')", "DELETE FROM upper", "SELECT spoil()",
