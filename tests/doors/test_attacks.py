@@ -250,6 +250,8 @@ async def test_catalogs_and_keys_tell_no_masked_value(victim: Stack, tmp_path: P
         # As bytes of a tree, bytes are numbers: `held-secret` begins with 104 101 108 100 45.
         secrets = [b"held-secret", b"104 101 108 100 45", b"would be violated", b"would overlap", b"not present"]
         secrets += [b"tied_check", b"duplicate key", b"that violate"]
+        with Client(victim) as wire:
+            assert wire.run("SELECT FROM typed")[0]  # a name that is not known has the catalog asked again
         async with client(victim, AGENT) as mcp:
             for sql in SHOW_HELD:
                 with Client(victim) as wire:
