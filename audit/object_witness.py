@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -26,6 +27,9 @@ from audit.witness import WitnessAway, conflict, held, shown
 
 _TIMEOUT_SECONDS = 10.0
 _LONGEST_ANSWER = 4 * 1024 * 1024
+# What one check or hand-over may take of a storage that never comes to an end: a bisection asks some fifty times.
+_REQUESTS = 500
+_SECONDS = 120.0
 _MODE, _UNTIL = "x-amz-object-lock-mode", "x-amz-object-lock-retain-until-date"
 # The storage's clock, and the retention that it rounds, may be off by so much.
 _SLACK = timedelta(minutes=5)
@@ -51,6 +55,14 @@ class Bucket:
         return int(digits) if digits.isdigit() and key == self.key(int(digits)) else None
 
 
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """A success, read whole."""
+
+    headers: httpx2.Headers
+    content: bytes
+
+
 class ObjectWitness:
     """A bucket of checkpoints, each kept for `kept`."""
 
@@ -61,10 +73,12 @@ class ObjectWitness:
         self._bucket = bucket
         self._kept = kept
         self._newest: int | None = None  # the newest size that lies there; not asked yet
+        self._requests, self._until = 0, float("inf")  # of the check or hand-over that goes on
         self._http = httpx2.Client(timeout=_TIMEOUT_SECONDS, follow_redirects=False)
 
     def check(self, keys: Collection[PublicKey], signed: Signed) -> None:
         """Hold the store to the newest checkpoint that lies there. Raises AuditUnavailable."""
+        self._begin()
         newest = self._find_newest(signed)
         if newest > 0:
             held(self.name, self._oldest(newest), keys, signed)
@@ -72,6 +86,7 @@ class ObjectWitness:
 
     def take(self, signed: Signed) -> Mapping[str, object] | None:
         """Put the newest checkpoint and read it back; the version that holds it is told. Raises AuditUnavailable."""
+        self._begin()
         newest = signed.newest()
         if newest is None:
             return None
@@ -138,7 +153,7 @@ class ObjectWitness:
         versions = [version for name, version in self._versions({"prefix": key}) if name == key]
         if not versions:
             self._fail(f"`{key}` is not in its listing any more")
-        return self._ask("GET", key, {"versionId": versions[-1]}).text
+        return self._ask("GET", key, {"versionId": versions[-1]}).content.decode("utf-8", "replace")
 
     def _versions(self, asked: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         """(key, version), by name, the newest version of each first; delete markers are no versions."""
@@ -146,7 +161,7 @@ class ObjectWitness:
         while True:
             answer = self._ask("GET", "", {"versions": "", "max-keys": "100", **asked, **more})
             try:
-                page = ElementTree.fromstring(answer.text)  # noqa: S314 - bounded above; expat bounds entities
+                page = ElementTree.fromstring(answer.content)  # noqa: S314 - bounded above; expat bounds entities
             except ElementTree.ParseError as error:
                 self._fail(f"its listing cannot be read: {error}")
             for one in page.iterfind("{*}Version"):
@@ -165,7 +180,7 @@ class ObjectWitness:
         query: Mapping[str, str],
         headers: Mapping[str, str] | None = None,
         body: bytes = b"",
-    ) -> httpx2.Response:
+    ) -> _Answer:
         where = urlsplit(self._bucket.endpoint)
         sent = sigv4.target(f"{where.path.rstrip('/')}/{self._bucket.name}/{key}".rstrip("/"), query)
         signed = sigv4.signed(
@@ -178,15 +193,24 @@ class ObjectWitness:
             region=self._bucket.region,
             now=datetime.now(UTC),
         )
+        self._requests += 1
+        if self._requests > _REQUESTS:
+            self._fail(f"it has no end: asked {_REQUESTS} times, it has more to tell")
+        content, url = bytearray(), f"{where.scheme}://{where.netloc}{sent}"
         try:
-            answer = self._http.request(
-                method, f"{where.scheme}://{where.netloc}{sent}", content=body or None, headers=signed
-            )
+            with self._http.stream(method, url, content=body or None, headers=signed) as answer:
+                for piece in answer.iter_bytes():
+                    content += piece
+                    if len(content) > _LONGEST_ANSWER or time.monotonic() > self._until:
+                        self._fail(f"{method} of `{key}`: its answer is too long, or takes too long")
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             self._fail(str(error) or type(error).__name__)
-        if not answer.is_success or len(answer.content) > _LONGEST_ANSWER:
-            self._fail(f"{method} of `{key}`: it answered {answer.status_code} {answer.text[:200]!r}")
-        return answer
+        if not answer.is_success:
+            self._fail(f"{method} of `{key}`: it answered {answer.status_code} {bytes(content[:200])!r}")
+        return _Answer(answer.headers, bytes(content))
+
+    def _begin(self) -> None:
+        self._requests, self._until = 0, time.monotonic() + _SECONDS
 
     def _fail(self, why: str) -> NoReturn:
         raise WitnessAway(f"the witness `{self.name}`: {why}; it is tried again")

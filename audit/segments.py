@@ -59,6 +59,11 @@ def sealed(store: Path) -> Sequence[Segment]:
         return [segment(store, *row) for row in db.execute("SELECT first, last FROM segments ORDER BY last")]
 
 
+def elsewhere(store: Path) -> Sequence[Segment]:
+    """The sealed segments that are not in the store's folder, in order. Raises AuditUnavailable."""
+    return [one for one in sealed(store) if not one.path.is_file()]
+
+
 @contextlib.contextmanager
 def parts(store: Path) -> Iterator[Sequence[Part]]:
     """The store and the segments that are here, the newest first, each of one moment.

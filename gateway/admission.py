@@ -216,6 +216,10 @@ class Gateway:
         """The verdict on one statement's text; see `gateway.deciding.Decider.decide`."""
         return await self._decider.decide(session, text, parameters, runs=runs)
 
+    async def holds(self, session: Session, text: bytes, before: Decision) -> bool:
+        """Whether a statement may give out more of its result; see `gateway.deciding.Decider.holds`."""
+        return await self._decider.holds(session, text, before)
+
     async def too_many(self, grant: Grant, rows: int) -> RowCountError | None:
         """The error with which a counted statement must be rolled back; None where its grant covers the count."""
         if (expected := grant.expected) is not None and not expected.at_least <= rows <= expected.at_most:

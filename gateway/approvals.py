@@ -53,8 +53,12 @@ def new_id() -> str:
     return "apr-" + "".join(secrets.choice(_ID_ALPHABET) for _ in range(10))
 
 
-def binding_of(statement: Statement, decision: Decision, catalog: Catalog) -> dict[str, str]:
-    """Everything a yes is bound to, by name, so that each difference can be told apart at use."""
+def binding_of(statement: Statement, decision: Decision, catalog: Catalog, nonce: str) -> dict[str, str]:
+    """Everything a yes is bound to, by name, so that each difference can be told apart at use.
+
+    Entries hold digests of it, and may hold the parameters as keyed digests: with the `nonce`, which is in no entry,
+    nobody can try out from them what the parameters were.
+    """
     session, analysis = statement.session, decision.analysis
     relations = sorted(analysis.relations) if analysis else []
     # What it calls, seen and unseen; a function that a migration makes itself is not there yet.
@@ -64,7 +68,8 @@ def binding_of(statement: Statement, decision: Decision, catalog: Catalog) -> di
     schema = repr([*(catalog.relations.get(oid) for oid in relations), *functions])
     return {
         "text": hashlib.sha256(statement.text).hexdigest(),
-        "parameters": _digest([None if p is None else p.hex() for p in statement.parameters]),
+        "nonce": nonce,
+        "parameters": _digest([nonce, *(None if p is None else p.hex() for p in statement.parameters)]),
         "principal": _digest(
             [
                 session.principal.issuer,
@@ -134,7 +139,7 @@ class Approvals:
         was measured; the digest covers it too.
         """
         session, terms, now = statement.session, decision.verdict.terms, self._clock()
-        binding = binding_of(statement, decision, catalog) | {"evidence": _digest(evidence)}
+        binding = binding_of(statement, decision, catalog, secrets.token_hex(16)) | {"evidence": _digest(evidence)}
         expires = now + min((t.expires for t in terms), default=timedelta(minutes=30))
         pending = Pending(
             id=new_id(),
@@ -298,7 +303,7 @@ class Approvals:
         self, record: ApprovalRecord, statement: Statement, decision: Decision, catalog: Catalog
     ) -> None:
         """Void the approval if anything it is bound to has changed. Raises ApprovalRejectedError."""
-        now = binding_of(statement, decision, catalog)
+        now = binding_of(statement, decision, catalog, record.binding.get("nonce", ""))
         changed = [text for part, text in _DIFFERENCES.items() if record.binding.get(part) != now[part]]
         # Another time, place or number of rows may bring in other rules, whose approvers were not asked.
         unasked = [terms.rule for terms in decision.verdict.terms if _terms_body(terms) not in record.terms]

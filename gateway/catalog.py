@@ -16,10 +16,12 @@ from gateway.stored_code import Row, StoredCode
 from gateway.upstream import Upstream, UpstreamError
 from policy.catalog import Catalog, Column, Domain, Function, Relation, RelationKind, Volatility
 from policy.forms import form_of
+from policy.functions import HELD_COLUMNS, PG_CLASS, TELLS_BOUNDS
 from policy.memory import without_collector
 
 # FirstNormalObjectId (access/transam.h): objects below it come with the server and do not change.
 _FIRST_USER_OID = 16384
+_HOLDERS = ", ".join(map(str, HELD_COLUMNS))
 
 _LASTING = "{} NOT IN (SELECT t.oid FROM pg_catalog.pg_class t WHERE t.relpersistence = 't')"
 
@@ -70,7 +72,8 @@ SELECT pg_catalog.string_agg(DISTINCT d.refobjsubid::pg_catalog.text, ' ')
      OR d.classid = 'pg_catalog.pg_attrdef'::pg_catalog.regclass AND d.objid = (
           SELECT e.oid FROM pg_catalog.pg_attrdef e WHERE e.adrelid = a.attrelid AND e.adnum = a.attnum))"""
 
-# Columns of user relations; the server's own are never masked. Relation by relation, each in its order.
+# Columns of user relations, and of the server's own that hold some of their values (policy/held.py). Relation by
+# relation, each in its order.
 COLUMNS = f"""
 SELECT a.attrelid, a.attnum, a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), a.atttypid,
        CASE WHEN a.attcollation <> 0 AND (a.attcollation <> t.typcollation OR a.attcollation <> 100)
@@ -82,7 +85,7 @@ SELECT a.attrelid, a.attnum, a.attname, pg_catalog.format_type(a.atttypid, a.att
   JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
   LEFT JOIN pg_catalog.pg_collation co ON co.oid = a.attcollation
   LEFT JOIN pg_catalog.pg_namespace cn ON cn.oid = co.collnamespace
- WHERE a.attrelid >= {_FIRST_USER_OID} AND a.attnum > 0 AND NOT a.attisdropped"""  # noqa: S608 - constants only
+ WHERE (a.attrelid >= {_FIRST_USER_OID} OR a.attrelid IN ({_HOLDERS})) AND a.attnum > 0 AND NOT a.attisdropped"""  # noqa: S608 - constants only
 
 # What stands behind each domain: down to the type that is none, with what any domain on the way refuses.
 # The type `citext` of the extension is text (oid 25) that compares in another way, and is cast as a domain of it is.
@@ -108,13 +111,47 @@ SELECT e.objid, 25, 0, -1, false, false
 _INHERITS = "SELECT i.inhrelid, i.inhparent FROM pg_catalog.pg_inherits i ORDER BY 1, 2"
 
 # What a view's or rule's query depends on. Column-level pg_depend is unsound (it misses whole rows);
-# relation level is not.
-_READS = """
+# relation level is not, but leaves out the server's own tables: those are in the query's tree. Of the catalogs that
+# hold values of user tables a view reads what its text could show.
+_READS = f"""
 SELECT DISTINCT r.ev_class, d.refobjid
   FROM pg_catalog.pg_rewrite r
   JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass AND d.objid = r.oid
    AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.refobjid <> r.ev_class
- ORDER BY 1, 2"""
+UNION
+SELECT v.oid, t.oid
+  FROM (SELECT r.ev_class AS oid, pg_catalog.pg_get_viewdef(r.ev_class) AS query, r.ev_action::pg_catalog.text AS tree
+          FROM pg_catalog.pg_rewrite r WHERE r.ev_type = '1' AND r.ev_class >= {_FIRST_USER_OID}) v,
+       LATERAL (SELECT m[1]::pg_catalog.oid FROM pg_catalog.regexp_matches(v.tree, ':relid ([0-9]+)', 'g') m) t (oid)
+ WHERE t.oid BETWEEN 1 AND {_FIRST_USER_OID - 1}
+   AND NOT {" AND NOT ".join(f"(t.oid = {oid} AND v.query !~ '{name}|[.][*]')" for oid, name in HELD_COLUMNS.items())}
+UNION
+SELECT c.oid, {PG_CLASS} FROM pg_catalog.pg_class c
+ WHERE c.relkind IN ('v', 'm') AND c.oid >= {_FIRST_USER_OID} AND pg_catalog.pg_get_viewdef(c.oid) ~ '{TELLS_BOUNDS}'
+ ORDER BY 1, 2"""  # noqa: S608 - constants only
+
+# Columns that a constraint or a unique index looks at together: whether a row may be written tells of each of them.
+_TIES = f"""
+SELECT conrelid, pg_catalog.array_to_string(conkey, ' ') FROM pg_catalog.pg_constraint
+ WHERE conrelid >= {_FIRST_USER_OID} AND (0 = ANY (conkey) OR pg_catalog.cardinality(conkey) > 1)
+UNION
+SELECT i.indrelid, pg_catalog.string_agg(DISTINCT k.number::pg_catalog.text, ' ')
+  FROM pg_catalog.pg_index i,
+       LATERAL (SELECT pg_catalog.unnest(i.indkey::pg_catalog.int2[])::pg_catalog.int4
+                UNION SELECT d.refobjsubid FROM pg_catalog.pg_depend d
+                 WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = i.indexrelid
+                   AND d.refclassid = d.classid AND d.refobjid = i.indrelid) k (number)
+ WHERE i.indrelid >= {_FIRST_USER_OID} AND i.indisunique
+   AND (i.indexprs IS NOT NULL OR i.indpred IS NOT NULL OR i.indnatts > 1) AND k.number > 0
+ GROUP BY i.indexrelid, i.indrelid ORDER BY 1, 2"""  # noqa: S608 - constants only
+
+# The columns of the keys by which tables have partitions, those of expressions included: each depends on its table.
+_BOUND_BY = """
+SELECT p.partrelid, pg_catalog.string_agg(DISTINCT d.objsubid::pg_catalog.text, ' ')
+  FROM pg_catalog.pg_partitioned_table p
+  JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = p.partrelid
+   AND d.objsubid > 0 AND d.refclassid = d.classid AND d.refobjid = d.objid AND d.refobjsubid = 0
+ WHERE p.partstrat <> 'h' GROUP BY 1 ORDER BY 1"""
 
 _VIEW_QUERIES = f"""
 SELECT c.oid, pg_catalog.pg_get_viewdef(c.oid)
@@ -163,6 +200,8 @@ _SHEETS: Final = (
     ("domains", 6, _DOMAINS),
     ("inherits", 2, _INHERITS),
     ("reads", 2, _READS),
+    ("partition keys", 2, _BOUND_BY),
+    ("ties", 2, _TIES),
     ("views", 2, _VIEW_QUERIES),
     ("functions", 11, _FUNCTIONS),
     ("schemas", 1, _SCHEMAS),
@@ -172,7 +211,7 @@ _SHEETS: Final = (
     ("types", 6, stored_code.TYPES),
     ("attributes", 2, stored_code.ATTRIBUTES),
     ("triggers", 4, stored_code.TRIGGERS),
-    ("foreign keys", 5, f"{stored_code.FOREIGN_KEYS} ORDER BY c.oid"),
+    ("foreign keys", 6, f"{stored_code.FOREIGN_KEYS} ORDER BY c.oid"),
     ("support", 2, stored_code.SUPPORT),
     ("bodies", 7, stored_code.BODIES),
     ("forms", 2, _FORMS),
@@ -267,6 +306,10 @@ def _as_relations(
     reads: dict[int, set[int]] = {}
     for view, read in sheets["reads"]:
         reads.setdefault(int(view or 0), set()).add(int(read or 0))
+    bound_by = {int(oid or 0): frozenset(map(int, (key or "").split())) for oid, key in sheets["partition keys"]}
+    ties: dict[int, list[frozenset[int]]] = {}
+    for relation, tied in sheets["ties"]:
+        ties.setdefault(int(relation or 0), []).append(frozenset(map(int, (tied or "").split())))
     relations = {}
     for oid_text, schema, name, kind, triggers, rules, comment in sheets["relations"]:
         oid = int(oid_text or 0)
@@ -285,6 +328,9 @@ def _as_relations(
             code=code.of_relation(oid),
             row_type=code.row_types.get(oid, 0),
             referenced_by=tuple(code.referenced_by.get(oid, ())),
+            refers_by=tuple(code.refers_by.get(oid, ())),
+            ties=tuple(ties.get(oid, ())),
+            bound_by=bound_by.get(oid, frozenset()),
         )
     return relations
 

@@ -100,6 +100,19 @@ class Decider:
                     return threshold
         return None
 
+    async def holds(self, session: Session, text: bytes, before: Decision) -> bool:
+        """Whether what was decided before would be allowed now and be the same: it may give out more of its result.
+
+        It is decided again where the policy has changed, or where it would be told something else of time and session.
+        """
+        policy = self._policies.current
+        now = policy.standing(_circumstances(session, None))
+        if (before.policy, before.standing) == (policy.hash, now):
+            return True
+        verdict, then = (await self.decide(session, text)).verdict, before.verdict.rewrite
+        same = verdict.rewrite is not None and then is not None and verdict.rewrite.sql == then.sql
+        return same and verdict.effect is Effect.ALLOW
+
     async def too_many(self, statement: Statement, granted: Decision, rows: int) -> RowCountError | None:
         """The error with which a counted statement must be rolled back; None where what was granted covers the count.
 
@@ -152,14 +165,18 @@ class Decider:
                 decision = await asyncio.to_thread(decide, policy, principal, facts, text)
             if self._policies.current.hash != policy.hash:
                 return await self._decide(session, text, catalog, rows)
-            return decision
-        decision = decide(policy, principal, facts, text)
+            return _standing(decision, standing)
+        decision = _standing(decide(policy, principal, facts, text), standing)
         if not cacheable:
             return decision
         if len(self._cache) >= _CACHE_ENTRIES:
             self._cache.pop(next(iter(self._cache)))
         self._cache[key] = decision
         return decision
+
+
+def _standing(decision: Decision, standing: tuple[bool | None, ...]) -> Decision:
+    return replace(decision, standing=standing) if standing else decision
 
 
 def _covers(granted: Decision, again: Decision) -> bool:

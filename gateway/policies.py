@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import secrets
@@ -76,15 +77,10 @@ class PolicyBook:
         try:
             policy, digest = self._read()
         except ConfigurationError as error:
-            self._digest = digest  # said once per version of the file
-            await self._recorder.record(
-                _draft(Kind.POLICY_REJECTED, source=str(self._path), error=str(error), policy=self._policy.hash)
-            )
+            await self._rejected(str(error), digest)
             log.warning("the policy in force stays: %s", error)
             raise
-        changed = policy.hash != self._policy.hash
-        self._digest = digest
-        if changed:
+        if policy.hash != self._policy.hash:
             # The entry first: no statement names a policy that the audit has not heard of.
             before, self_policy = self._policy, policy
             await self._recorder.record(
@@ -97,7 +93,14 @@ class PolicyBook:
                 )
             )
             self._policy = policy
+        self._digest = digest  # of what is in force or was rejected, once the audit has heard of it
         return self._policy
+
+    async def _rejected(self, error: str, digest: str) -> None:
+        await self._recorder.record(
+            _draft(Kind.POLICY_REJECTED, source=str(self._path), error=error, policy=self._policy.hash)
+        )
+        self._digest = digest  # said once per version of the file
 
     def _read(self) -> tuple[Policy, str]:
         policy, digest = read_policy(self._path)
@@ -132,11 +135,20 @@ class PolicyBook:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
-            if self._digest_now() != self._digest:
-                try:
-                    await self.reload()
-                except (ConfigurationError, AuditUnavailableError):
-                    continue  # recorded and logged by reload; the old policy stays in force
+            digest = self._digest_now()
+            if digest == self._digest:
+                continue
+            try:
+                await self.reload()
+            except ConfigurationError:
+                continue  # recorded and logged by reload; the old policy stays in force
+            except AuditUnavailableError as error:
+                log.warning("the policy in force stays until the audit can be written: %s", error)
+            except Exception as error:
+                # Whatever we got wrong: said like a bad file, and the watch goes on.
+                log.exception("the policy in force stays: the changed file could not be loaded")
+                with contextlib.suppress(AuditUnavailableError):
+                    await self._rejected(f"the file could not be loaded ({type(error).__name__}: {error})", digest)
 
 
 def _draft(kind: Kind, **body: object) -> Draft:

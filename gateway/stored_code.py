@@ -69,7 +69,8 @@ SELECT t.tgrelid, t.tgfoid, t.tgtype, t.tgname
  WHERE NOT t.tgisinternal AND t.tgenabled IN ('O', 'A') ORDER BY 1, 4"""
 
 FOREIGN_KEYS: Final = """
-SELECT c.confrelid, c.conrelid, pg_catalog.array_to_string(c.confkey, ' '), c.confupdtype, c.confdeltype
+SELECT c.confrelid, c.conrelid, pg_catalog.array_to_string(c.confkey, ' '), c.confupdtype, c.confdeltype,
+       pg_catalog.array_to_string(c.conkey, ' ')
   FROM pg_catalog.pg_constraint c WHERE c.contype = 'f'"""
 
 SUPPORT: Final = """
@@ -183,14 +184,17 @@ def bodies(sheet: Iterable[Row]) -> dict[str, Body]:
     }
 
 
-def foreign_keys(sheet: Iterable[Row]) -> dict[int, list[ForeignKey]]:
+def foreign_keys(sheet: Iterable[Row]) -> list[ForeignKey]:
+    """The foreign keys of a sheet."""
+    return [
+        ForeignKey(_oid(referencing), _numbers(columns), _oid(to), _numbers(key), on_update or "", on_delete or "")
+        for to, referencing, key, on_update, on_delete, columns in sheet
+    ]
+
+
+def referenced(keys: Iterable[ForeignKey]) -> dict[int, list[ForeignKey]]:
     """The foreign keys that point to each relation, by its OID."""
-    found: dict[int, list[ForeignKey]] = {}
-    for to, referencing, key, on_update, on_delete in sheet:
-        numbers = frozenset(map(int, (key or "").split()))
-        of = found.setdefault(_oid(to), [])
-        of.append(ForeignKey(_oid(referencing), numbers, on_update or "", on_delete or ""))
-    return found
+    return _lists((key.referenced, key) for key in keys)
 
 
 def events(letters: str) -> Event:
@@ -202,7 +206,7 @@ def events(letters: str) -> Event:
 
 
 class StoredCode:
-    """The sheets of one snapshot, joined: `of_relation`, `types`, `casts`, `operators`, `referenced_by`."""
+    """The sheets of one snapshot, joined: `of_relation`, `types`, `casts`, `operators`, and the foreign keys."""
 
     def __init__(self, sheets: Mapping[str, list[Row]]) -> None:
         # Trees name operators by OID, statements by name.
@@ -210,7 +214,9 @@ class StoredCode:
         by_name = _lists(((schema or "", name or ""), _oid(f)) for schema, name, _, f in sheets["operators"])
         self.operators = {key: tuple(behind) for key, behind in by_name.items()}
         self.casts = tuple(Cast(_oid(s), _oid(t), _oid(f)) for s, t, f in sheets["casts"])
-        self.referenced_by = foreign_keys(sheets["foreign keys"])
+        keys = foreign_keys(sheets["foreign keys"])
+        self.referenced_by = referenced(keys)
+        self.refers_by = _lists((key.referencing, key) for key in keys)
         self._closures = _Closures(sheets)
         for oid, _, _, field, named in sheets["domain trees"]:
             self._closures.own.setdefault(_oid(oid), set()).update(self._behind(field or "", _oid(named)))
@@ -307,6 +313,10 @@ def _lists(pairs: Iterable[tuple[_K, _V]]) -> dict[_K, list[_V]]:
     for key, value in pairs:
         found.setdefault(key, []).append(value)
     return found
+
+
+def _numbers(text: str | None) -> frozenset[int]:
+    return frozenset(map(int, (text or "").split()))
 
 
 def _oid(text: str | None) -> int:

@@ -82,12 +82,12 @@ async def load(upstream: Upstream, path: Sequence[str], catalog: Catalog) -> Tem
     strays = await rows(1, _STRAYS)
     oids = "'{" + ",".join(oid or "" for oid, *_ in found) + "}'"
     columns = reader.as_columns(await rows(9, f"{reader.COLUMNS} AND a.attrelid = ANY ({oids})"), {}, {})
-    keys = await rows(5, f"{stored_code.FOREIGN_KEYS} AND c.confrelid = ANY ({oids})")
+    keys = await rows(6, f"{stored_code.FOREIGN_KEYS} AND c.confrelid = ANY ({oids})")
     trees = await rows(
         5,
         f"SELECT * FROM ({stored_code.trees(catalog.functions)}) t WHERE t.relation = ANY ({oids})",  # noqa: S608 - OIDs are numbers
     )
-    referenced = stored_code.foreign_keys(keys)
+    referenced = stored_code.referenced(stored_code.foreign_keys(keys))
     relations, types = [], {}
     for oid_text, name, kind, row_type, array_type, array_name, opaque in found:
         oid = int(oid_text or 0)

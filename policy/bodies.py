@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from policy import held
 from policy.analyse import Analyser
 from policy.catalog import Body, Function
 from policy.filtering import Filtering
@@ -79,9 +80,10 @@ class Bodies:
         Raises NotAnalysableError `mask.function`, `rows.function`.
         """
         for function, reading in self.readings:
+            held.check(reading, masking)
             for reference in reading.references:
                 relation = reference.relation
-                if masking.columns(relation):
+                if held.shown(masking, reading, reference):
                     raise NotAnalysableError(
                         "mask.function",
                         f"`{_name(function)}` uses `{relation.qualified}`, which has columns masked for you, and inside"

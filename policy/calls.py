@@ -14,6 +14,7 @@ from policy.extensions import is_pure, refusal_of_extension
 from policy.functions import (
     NAMES_A_TYPE,
     NEEDS_A_RULE,
+    TELLS_BOUNDS,
     is_builtin,
     is_harmless,
     is_risky,
@@ -140,7 +141,7 @@ class Calls:
                 if not function.takes(1):
                     continue
                 if is_builtin(function):
-                    if not is_harmless(function):
+                    if not is_harmless(function) or name == TELLS_BOUNDS:
                         self.call((name,), location, 1)
                 elif not of_row or self._scalar_rows or self._takes_row(function):
                     self.call((function.schema, name), location, 1)

@@ -96,9 +96,11 @@ class Code:
 
 @dataclass(frozen=True, slots=True)
 class ForeignKey:
-    """A foreign key, seen from the relation it points to: what happens to the referencing rows."""
+    """A foreign key: what it refers to, and what happens to the referencing rows."""
 
     referencing: int  # pg_class.oid
+    columns: frozenset[int]  # attribute numbers of the referencing columns
+    referenced: int  # pg_class.oid
     key: frozenset[int]  # attribute numbers of the referenced columns
     on_update: str  # pg_constraint.confupdtype: a (nothing), r (restrict), c (cascade), n (null), d (default)
     on_delete: str
@@ -128,7 +130,10 @@ class Relation:
     code: tuple[Code, ...] = ()
     row_type: int = 0  # pg_class.reltype
     referenced_by: tuple[ForeignKey, ...] = ()
+    refers_by: tuple[ForeignKey, ...] = ()
     opaque: str | None = None  # why what happens to it cannot be analysed
+    ties: tuple[frozenset[int], ...] = ()  # attribute numbers that a constraint looks at together; 0: all
+    bound_by: frozenset[int] = frozenset()  # attribute numbers of the key by which it has partitions, but for hashes
 
     @property
     def qualified(self) -> str:

@@ -9,6 +9,7 @@ from enum import StrEnum
 from policy.catalog import Catalog, Column, Relation, RelationKind
 from policy.conditions import implies
 from policy.filters import RowFilter
+from policy.masking import Masking
 from policy.masks import Keys, Mask, MaskKind, UnmaskableError, expression
 from policy.model import Effect
 from policy.names import is_system, nearest
@@ -55,6 +56,7 @@ def check(
     if catalog is not None:
         problems += (problem for rule in policy.rules for problem in _column_problems(policy, rule, catalog))
         problems += (problem for mask in policy.masks for problem in _mask_problems(policy, mask, catalog, keys))
+        problems += _copies(policy, catalog)
         problems += (p for row_filter, _ in policy.rows for p in _filter_problems(policy, row_filter, catalog))
     return sorted(problems, key=lambda p: (p.line, p.column, p.text))
 
@@ -100,6 +102,23 @@ def _mask_problems(policy: Policy, mask: Mask, catalog: Catalog, keys: Keys) -> 
             expression((mask,), one, keys)
         except UnmaskableError as error:
             yield Problem(Severity.ERROR, policy.source, line, column, f"`{relation.qualified}`: {error}")
+
+
+def _copies(policy: Policy, catalog: Catalog) -> Iterator[Problem]:
+    """Columns that hold values of masked ones, by a foreign key, and are not masked."""
+    masking = Masking(policy, None, catalog)
+    for relation in catalog.relations.values():
+        own, names = masking.columns(relation), {column.number: column.name for column in relation.columns}
+        for number, masks in masking.referring(relation).items():
+            if number not in own and number in names:
+                yield Problem(
+                    Severity.WARNING,
+                    policy.source,
+                    *masks[0].place,
+                    f"`{relation.qualified}.{names[number]}` refers to a masked column, so it holds its values, and it"
+                    " is not masked",
+                    "mask it too",
+                )
 
 
 def _is_computed(relation: Relation, column: Column) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from policy.masking import Masking
 from policy.model import Action, Columns, Demand, ObjectKind
+from policy.names import is_system
 from policy.parse import Node
 from policy.reading import Reading, Reference, Role
 from policy.tree import Tree, nodes, row_name
@@ -46,6 +47,7 @@ def _is_shown(reading: Reading, demand: Demand, reference: Reference) -> bool:
         and demand.object.kind is ObjectKind.RELATION
         and (demand.action, demand.object) not in reading.unseen
         and bool(reference.relation.columns)
+        and not is_system(reference.relation)
     )
 
 
@@ -53,7 +55,7 @@ def _columns(reading: Reading, masking: Masking, demand: Demand, references: Seq
     own = frozenset(column.name for column in references[0].relation.columns)
     if demand.action is Action.SELECT:
         for reference in references:
-            if (whole := _whole_row(reading.mentions, reference, own)) is not None:
+            if (whole := whole_row(reading.mentions, reference, own)) is not None:
                 return Columns(own, whole)
         named = own & reading.mentions.words
         sources = masking.sources(references[0].relation)
@@ -61,14 +63,14 @@ def _columns(reading: Reading, masking: Masking, demand: Demand, references: Seq
         further = own & frozenset[str]().union(*map(sources.__getitem__, generated)) - named
         return Columns(named | further, generated=tuple(generated) if further else ())
     written: set[str] = set()
-    for names in _written(reading.tree, demand.action, references):
+    for names in written_by(reading.tree, demand.action, references):
         if names is None:
             return Columns(own, "a write without a list of columns")
         written |= names
     return Columns(own & written)
 
 
-def _whole_row(tree: Tree, reference: Reference, own: frozenset[str]) -> str | None:
+def whole_row(tree: Tree, reference: Reference, own: frozenset[str]) -> str | None:
     """What may stand for all columns of the relation here, or None."""
     var = reference.var
     if tree.joins_rows:
@@ -100,7 +102,7 @@ def _whole_row(tree: Tree, reference: Reference, own: frozenset[str]) -> str | N
     return None
 
 
-def _written(tree: Node, action: Action, references: Sequence[Reference]) -> Iterator[set[str] | None]:
+def written_by(tree: Node, action: Action, references: Sequence[Reference]) -> Iterator[set[str] | None]:
     """The columns that each write of this kind to the relation sets; None where it names none of them."""
     own = {id(reference.var) for reference in references}
     found = False

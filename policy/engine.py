@@ -28,7 +28,7 @@ from policy.parse import NotAnalysableError, base_text, split
 from policy.reading import Reading
 from policy.rewrite import rewrite
 from policy.rules import Judgement, Policy, judge
-from policy.sideways import could_meet_masks, is_countable, is_plan, is_streamed
+from policy.sideways import could_meet_masks, is_countable, is_plan, is_streamed, runs_unseen
 
 _LARGE_TEXT_BYTES = 64 * 1024
 
@@ -120,6 +120,8 @@ def _judged(policy: Policy, principal: Principal, facts: Facts, reading: Reading
     if policy.by_column:
         demands = with_columns(reading, Masking(policy, principal, facts.catalog))
     judgement = judge(policy, principal, connection, demands, facts.circumstances)
+    if runs_unseen(reading) and _hides(policy, principal, facts):
+        judgement = replace(judgement, withheld=True)
     if not judgement.opened:
         return _Judged(judgement, analysis)
     # Nobody counts the rows that a function changes: any number.
@@ -146,6 +148,15 @@ def _judged(policy: Policy, principal: Principal, facts: Facts, reading: Reading
     whole = merged()
     late = replace(whole.effects, late_names=bodies.late is not None)
     return _Judged(judgement, replace(whole, effects=late), refusal)
+
+
+def _hides(policy: Policy, principal: Principal, facts: Facts) -> bool:
+    """Whether anything is hidden from the principal: then what runs unseen may meet it, and errors quote it."""
+    return (
+        policy.by_column
+        or Masking(policy, principal, facts.catalog).any_column()
+        or Filtering(policy, principal, facts).any_relation()
+    )
 
 
 def _merged(outer: Analysis, inner: Sequence[Analysis], demands: Sequence[Demand]) -> Analysis:

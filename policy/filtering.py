@@ -33,7 +33,7 @@ class Filtering:
 
     def any_relation(self) -> bool:
         """Whether rows of any relation of the catalog are filtered."""
-        return any(self.filters(relation) for relation in self._catalog.relations.values())
+        return bool(self._own) and any(map(self.filters, self._catalog.relations.values()))
 
     def hides(self, relation: Relation) -> Relation | None:
         """The filtered relation that this one is, or reads."""

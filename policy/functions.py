@@ -128,6 +128,11 @@ _REFUSED_CATALOGS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "it shows rewritten statements": ("pg_prepared_statements", "pg_cursors"),
 }  # fmt: skip
+# Catalogs, by OID, with a column that holds values of user tables: it shows none that are masked.
+PG_CLASS: Final = 1259
+HELD_COLUMNS: Final = {PG_CLASS: "relpartbound", 1249: "attmissingval"}  # 1249: pg_attribute
+TELLS_BOUNDS: Final = "pg_get_partition_constraintdef"
+
 # Catalog relations with one column that no client reads.
 SECRET_COLUMNS: Final = {"pg_user_mappings": "umoptions", "pg_subscription": "subconninfo"}
 

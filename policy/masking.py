@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import replace
 from functools import lru_cache
 from weakref import WeakKeyDictionary
 
 from policy.catalog import Catalog, Column, Relation, RelationKind
+from policy.functions import FIRST_USER_OID, HELD_COLUMNS, PG_CLASS
 from policy.masks import Mask, MaskKind
 from policy.model import Principal
 from policy.patterns import Pattern
 from policy.rules import Policy, is_exempt
 
-_VIEWS = (RelationKind.VIEW, RelationKind.MATERIALIZED_VIEW)
+VIEWS = (RelationKind.VIEW, RelationKind.MATERIALIZED_VIEW)
 _DERIVED = Mask(Pattern("*", (".*",) * 3), MaskKind.NULL, label="derived from a masked relation")
 
 Masked = dict[int, tuple[Mask, ...]]  # by attribute number: one mask of the whole column, or one of each path
@@ -56,9 +58,32 @@ class Masking:
             known = self._known[relation.oid] = self._find(relation)
         return known
 
+    def referring(self, relation: Relation) -> Masked:
+        """The columns that hold values of masked ones, by a foreign key, with the masks of those."""
+        found: Masked = {}
+        for key in relation.refers_by:
+            if (to := self.catalog.relations.get(key.referenced)) is not None:
+                masks = tuple(mask for number in sorted(key.key) for mask in self.columns(to).get(number, ()))
+                found |= dict.fromkeys(key.columns, masks) if masks else {}
+        return found
+
     def any_column(self) -> bool:
         """Whether any column of the catalog is masked."""
-        return any(self.columns(relation) for relation in self.catalog.relations.values())
+        relations = self.catalog.relations.values() if self._masks else ()
+        return any(self.columns(one) for one in relations if one.oid not in HELD_COLUMNS)
+
+    def of_users_types(self) -> bool:
+        """Whether any masked column has a type that is not PostgreSQL's own: a domain, or what may hold one."""
+        return any(
+            column.type_oid >= FIRST_USER_OID and column.number in self.columns(relation)
+            for relation in (self.catalog.relations.values() if self._masks else ())
+            for column in relation.columns
+        )
+
+    def hidden_bounds(self) -> frozenset[int]:
+        """The partitions, by OID, whose bounds are values of masked columns."""
+        keyed = (one for one in self.catalog.relations.values() if one.bound_by)
+        return frozenset().union(*(one.children for one in keyed if not one.bound_by.isdisjoint(self.columns(one))))
 
     def relations(self, oids: frozenset[int]) -> list[Relation]:
         """Those of these relations that have masked columns."""
@@ -68,12 +93,16 @@ class Masking:
         return [relation for relation in found if relation is not None and self.columns(relation)]
 
     def _find(self, relation: Relation) -> Masked:
+        if (name := HELD_COLUMNS.get(relation.oid)) is not None:
+            spares = self._spares(relation)
+            mask = replace(_DERIVED, label="holds values of masked columns", spares=spares)
+            return {c.number: (mask,) for c in relation.columns if c.name == name and spares}
         masked: Masked = {}
         by_member = [
             (member, [m for m in self._masks if m.columns.fits_first((member.schema, member.name))])
             for member in self._family(relation)
         ]
-        viewed = relation.kind in _VIEWS
+        viewed = relation.kind in VIEWS
         for column in relation.columns:
             found = [
                 mask
@@ -87,6 +116,14 @@ class Masking:
                 masked[column.number] = _strictest(found)
         return masked | self._computed(relation, masked)
 
+    def _spares(self, catalog: Relation) -> str:
+        """SQL for the rows of a catalog whose held value may be shown; empty where all may."""
+        if catalog.oid == PG_CLASS:
+            hidden = ",".join(map(str, sorted(self.hidden_bounds())))
+            return f"oid OPERATOR(pg_catalog.<>) ALL (CAST('{{{hidden}}}' AS pg_catalog.oid[]))" if hidden else ""
+        tables = (one for one in self.catalog.relations.values() if one.kind not in VIEWS)
+        return "false" if any(self.columns(one) for one in tables if one.oid not in HELD_COLUMNS) else ""
+
     def sources(self, relation: Relation) -> dict[str, frozenset[str]]:
         """What the generated columns are computed from, by name; each member of a family may do it in its own way.
 
@@ -99,6 +136,19 @@ class Masking:
                     read = {one.name for one in member.columns if one.number in column.computed_from}
                     found[column.name] = found.get(column.name, frozenset()) | read
         return found
+
+    def beneath(self, relation: Relation, names: Set[str] | None) -> Iterator[tuple[Relation, frozenset[str]]]:
+        """The tables that a write to these columns reaches (None: to all), views opened up, with their own columns."""
+        columns = [column for column in relation.columns if names is None or column.name in names]
+        if relation.kind not in VIEWS:
+            yield relation, frozenset(column.name for column in columns)
+            return
+        shown: dict[int, set[int]] = {}
+        for oid, number in (column.origin for column in columns if column.origin is not None):
+            shown.setdefault(oid, set()).add(number)
+        for oid, numbers in shown.items():
+            if (below := self.catalog.relations.get(oid)) is not None:
+                yield from self.beneath(below, {c.name for c in below.columns if c.number in numbers})
 
     def _family(self, relation: Relation) -> list[Relation]:
         return [self.catalog.relations[o] for o in relation.family if o in self.catalog.relations] or [relation]
@@ -116,7 +166,8 @@ class Masking:
     def _through_view(self, view: Relation, column: Column) -> tuple[Mask, ...]:
         origin = self.catalog.relations.get(column.origin[0]) if column.origin else None
         if origin is not None and column.origin is not None:
-            return self.columns(origin).get(column.origin[1], ())
+            masks = self.columns(origin).get(column.origin[1], ())
+            return (_DERIVED,) if masks and origin.oid in HELD_COLUMNS else masks
         if self._vouched(view, column):
             return ()
         read = self.catalog.closure((view.oid,)) - {view.oid}

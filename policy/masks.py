@@ -79,6 +79,7 @@ class Mask:
     exempt_users: Users = NOBODY
     label: str = "mask"
     place: tuple[int, int] = (1, 1)
+    spares: str = ""  # SQL: the rows whose value is left, for columns of PostgreSQL's own catalogs
 
     @property
     def strictness(self) -> tuple[int, Decimal, int, str, str]:
@@ -103,6 +104,8 @@ def expression(masks: Sequence[Mask], column: Column, keys: Keys = None) -> str:
     `redact` puts its constant there too. Elements of arrays are masked one by one. `keys` are for `hash`.
     """
     first = masks[0]
+    if first.spares:
+        return f"CASE WHEN {first.spares} THEN {quote(column.name)} END"  # its type may be one that nothing casts to
     if first.path:
         value = _inside(first, column, quote(column.name), keys)
         for mask in masks[1:]:

@@ -383,6 +383,8 @@ class Decision:
 
     `conceals` says that its parameters may be values that are masked for somebody: then they are recorded as
     digests, whoever runs it.
+
+    `standing` is what the policy was told of time and session (`Policy.standing`).
     """
 
     verdict: Verdict
@@ -394,6 +396,7 @@ class Decision:
     expects: int | None = None
     at_most: int | None = None
     conceals: bool = False
+    standing: tuple[bool | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

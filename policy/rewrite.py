@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from policy import sideways
+from policy import held, sideways
 from policy.catalog import Relation, RelationKind
 from policy.filtering import Filtering
 from policy.masking import Masked, Masking
@@ -42,21 +42,26 @@ def rewrite(reading: Reading, masking: Masking, filtering: Filtering, mask_key: 
     base = reading.analysis.text
     if sideways.has_opaque_body(reading):
         sideways.check_body(hides=masking.any_column() or filtering.any_relation())
+    held.check(reading, masking)
+    sideways.check_types(reading, masking)
     if not reading.references:
         return Rewrite(base)
     sideways.check_structure(reading, masking)
+    sideways.check_keys(reading, masking)
+    sideways.check_ties(reading, masking)
     filtering.check(reading)
-    masked = [(r, columns) for r in reading.references if (columns := masking.columns(r.relation))]
+    masked = [(r, columns) for r in reading.references if (columns := held.shown(masking, reading, r))]
     conditions = _conditions(reading, filtering)
     if not masked and not conditions:
         return Rewrite(base, origins=_origins(reading, masking))
     sideways.check(reading, masked)
     keyring = _Keyring(reading, masked, mask_key)
+    masks = {id(reference.var): columns for reference, columns in masked}
     replacements: dict[int, Replacement] = {}
     splices: dict[int, Splice] = {}
     scanned: Sequence[Token] | None = None
     for reference in _read(reading):
-        columns, condition = masking.columns(reference.relation), conditions.get(id(reference.var))
+        columns, condition = masks.get(id(reference.var), {}), conditions.get(id(reference.var))
         if not columns and condition is None:
             continue
         scanned = tokens(base) if scanned is None else scanned

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from policy import held
 from policy.catalog import Relation
-from policy.masking import Masked, Masking
+from policy.columns import written_by
+from policy.masking import VIEWS, Masked, Masking
 from policy.model import Action
 from policy.parse import Node, NotAnalysableError
 from policy.reading import Reading, Reference, Role
@@ -34,6 +36,8 @@ EVALUATES: Final = frozenset(
 _MOVES: Final = frozenset(("RenameStmt", "AlterObjectSchemaStmt"))
 _JOINS: Final = frozenset(("AT_AddInherit", "AT_AttachPartition"))
 _DETACHES: Final = frozenset(("AT_DetachPartition", "AT_DropInherit", "AT_DropOf"))
+_TRIES: Final = frozenset("COV")  # of ALTER DOMAIN: add or validate a constraint, SET NOT NULL
+_SETS: Final = frozenset((Action.INSERT, Action.UPDATE))
 _ROW_NAMES: Final = frozenset(("old", "new", "excluded"))
 
 
@@ -121,6 +125,92 @@ def check(reading: Reading, masked: Sequence[tuple[Reference, Masked]]) -> None:
             _check_stored(tree, reference, columns)
 
 
+def check_types(reading: Reading, masking: Masking) -> None:
+    """Refuse changes of types that reach columns of tables: that are tried on their values, or rename them.
+
+    Raises NotAnalysableError `mask.oracle`, `mask.rename`.
+    """
+    kind = reading.analysis.kind
+    body = reading.tree[kind]
+    renames = kind == "RenameStmt" and body.get("renameType") == "OBJECT_ATTRIBUTE"
+    if renames and body.get("behavior") == "DROP_CASCADE" and masking.excusing_nobody().any_column():
+        raise NotAnalysableError(
+            "mask.rename",
+            "CASCADE renames columns of every table of the type, and under another name nothing would mask them",
+            cure="Leave CASCADE out: then it works where no table is of the type.",
+        )
+    if kind == "AlterDomainStmt" and body["subtype"] in _TRIES:
+        found = masking.of_users_types()
+    elif kind == "AlterTableStmt" and body.get("objtype") == "OBJECT_TYPE" and "AT_AlterColumnType" in _subtypes(body):
+        found = masking.any_column()
+    else:
+        return
+    if found:
+        raise NotAnalysableError(
+            "mask.oracle",
+            "it is tried on the values of every column of the type, and whether they pass would tell of those that are"
+            " masked for you",
+            cure="Ask somebody for whom nothing is masked.",
+        )
+
+
+def check_keys(reading: Reading, masking: Masking) -> None:
+    """Refuse writes of columns that refer to masked ones: that a row is refused tells that the value is not there.
+
+    Raises NotAnalysableError `mask.oracle`.
+    """
+    for reference in reading.references:
+        relation = reference.relation
+        if reference.role not in (Role.TARGET, Role.COPY_IN) or not (relation.refers_by or relation.kind in VIEWS):
+            continue
+        for written in _set(reading, reference, _SETS):
+            for table, columns in masking.beneath(relation, written):
+                if told := _masked_names(table, masking.referring(table)) & columns:
+                    raise NotAnalysableError(
+                        "mask.oracle",
+                        f"`{table.qualified}` refers to a column that is masked for you, and whether a value is there"
+                        " would tell",
+                        cure=f"List the columns, and leave `{'`, `'.join(sorted(told))}` out.",
+                        location=reference.location,
+                    )
+
+
+def check_ties(reading: Reading, masking: Masking) -> None:
+    """Refuse updates of columns that something compares with masked ones: whether they succeed would tell.
+
+    Raises NotAnalysableError `mask.oracle`.
+    """
+    for reference in reading.references:
+        if reference.role is not Role.TARGET:
+            continue
+        for names in _set(reading, reference, frozenset((Action.UPDATE,))):
+            for relation, written in masking.beneath(reference.relation, names):
+                _check_tied(masking, reference, relation, written)
+
+
+def _check_tied(masking: Masking, reference: Reference, relation: Relation, written: frozenset[str]) -> None:
+    masked = masking.columns(relation)
+    for one in masking.catalog.heirs(relation) if masked else ():
+        names, hidden = {c.number: c.name for c in one.columns}, masking.columns(one)
+        for numbers in (*one.ties, one.bound_by):
+            reads = {n for number in numbers for n in (names if number == 0 else (number,))}
+            reads |= {n for c in one.columns if c.number in reads for n in c.computed_from}
+            if not reads.isdisjoint(hidden) and (told := written & {names[n] for n in reads if n in names}):
+                raise _refused(
+                    "mask.oracle",
+                    reference,
+                    f"a constraint compares `{min(told)}` with one of them: whether the write succeeds would tell",
+                    cure=f"Leave `{min(told)}` out, or ask somebody for whom they are not masked.",
+                )
+
+
+def _set(reading: Reading, reference: Reference, of: frozenset[Action]) -> Iterator[set[str] | None]:
+    """The columns that the statement sets in a relation, write by write; None for any."""
+    actions = {demand.action for demand in reading.analysis.demands if demand.oid == reference.relation.oid}
+    for action in sorted(actions & of):
+        yield from written_by(reading.tree, action, [reference])
+
+
 def check_keyed(reading: Reading, keyed: Sequence[tuple[Reference, Masked]]) -> None:
     """Refuse what would show the key of `hash` masks, or make an oracle of a key that is none.
 
@@ -150,7 +240,8 @@ def could_meet_masks(reading: Reading, anyone: Masking) -> bool:
     analysis = reading.analysis
     if any(d.action is Action.CALL and not d.builtin for d in analysis.demands):
         return anyone.any_column()
-    masked = [(r, columns) for r in reading.references if (columns := anyone.columns(r.relation))]
+    meets = ((r, held.shown(anyone, reading, r) | anyone.referring(r.relation)) for r in reading.references)
+    masked = [(reference, columns) for reference, columns in meets if columns]
     return any(_could_meet(reading.mentions, reference, columns) for reference, columns in masked)
 
 
@@ -163,6 +254,12 @@ def _could_meet(tree: Tree, reference: Reference, columns: Masked) -> bool:
     if "colnames" in reference.var.get("alias", {}):
         return True
     return reference.role in (Role.TARGET, Role.COPY_IN) and None in _written(tree.tree, reference)
+
+
+def runs_unseen(reading: Reading) -> bool:
+    """Whether something else than the statement's text says what is done: a function, a trigger, a foreign key."""
+    calls = (demand for demand in reading.analysis.demands if demand.action is Action.CALL)
+    return bool(reading.unseen) or any(not call.builtin for call in calls)
 
 
 def is_analyzed(tree: Node) -> bool:

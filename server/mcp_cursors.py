@@ -14,7 +14,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 from gateway.admission import Gateway, Grant
-from gateway.drafts import outcome_of
+from gateway.drafts import denial, outcome_of
 from gateway.errors import CountersignError, InvariantViolatedError, LimitExceededError, SessionEndedError
 from gateway.model import Outcome, Session, Status
 from gateway.upstream import ResultColumn, Upstream, UpstreamError, rows_of
@@ -67,6 +67,7 @@ class Reading:
         self._asks: asyncio.Queue[tuple[PageLimit, asyncio.Future[Piece]]] = asyncio.Queue()
         self._answer: asyncio.Future[Piece] | None = None
         self._why_ended = "the call was cancelled"
+        self._grant: Grant | None = None
         self._task = asyncio.create_task(self._run(), name="mcp reading")
         session.on_end.append(self._session_ended)
 
@@ -81,6 +82,19 @@ class Reading:
         except asyncio.CancelledError:
             self._task.cancel()
             raise
+
+    async def check_standing(self) -> None:
+        """End it with a recorded RefusedError where the policy would not allow it any more, or not as it runs."""
+        if (grant := self._grant) is None or self._task.done():
+            return
+        statement, decision = grant.statement, grant.decision
+        if await self._gateway.holds(self.session, statement.text, decision):
+            return
+        self.abandon("the policy says something else of it now")
+        text = "what the policy says of this statement has changed since its first rows"
+        await self._gateway.begin(
+            [statement], [denial(decision, "statement.outdated", text, "Send the statement again.")]
+        )
 
     def abandon(self, reason: str) -> None:
         """End it soon; its outcome is what was delivered."""
@@ -127,6 +141,7 @@ class Reading:
 
     async def _granted(self, upstream: Upstream) -> Piece | None:
         async with self._admit() as grant:
+            self._grant = grant
             portal = Portal(upstream, grant)
             try:
                 return await self._pages(upstream, grant, portal)

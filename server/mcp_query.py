@@ -95,6 +95,7 @@ class QueryTool:
             reading = self._cursors.find(cursor, verified.principal)
             if reading.session.client.host != client_of(context).host:
                 raise gone()  # the rules were asked about another place
+            await reading.check_standing()
             return await self.page(reading, limit)
         if not sql.strip():
             raise CallError("`sql` is empty", "Send one SQL statement, or a `cursor`.")

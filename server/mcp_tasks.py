@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -23,7 +24,7 @@ from audit.approvals import ApprovalRecord, State
 from gateway.admission import Gateway
 from gateway.errors import ApprovalRejectedError, CountersignError
 from gateway.voting import asked
-from server.mcp_sessions import Identify
+from server.mcp_sessions import Identify, client_of
 from server.mcp_settings import McpSettings
 
 IDENTIFIER = "io.modelcontextprotocol/tasks"
@@ -48,6 +49,14 @@ class UpdateParams(TaskParams):
     input_responses: Annotated[dict[str, Any], Field(alias="inputResponses")]
 
 
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A statement that runs, or has run. Its result is for the place that asked: the rules were asked about that."""
+
+    task: asyncio.Task[CallToolResult | InputRequiredResult]
+    host: str | None
+
+
 class Tasks(Extension):
     """Turns pending answers into tasks, and serves them. `bind` gives it the server's tools."""
 
@@ -58,7 +67,7 @@ class Tasks(Extension):
         self._identify = identify
         self._settings = settings
         self._call: CallTool | None = None
-        self._running: dict[str, asyncio.Task[CallToolResult | InputRequiredResult]] = {}
+        self._running: dict[str, _Run] = {}
 
     def bind(self, call: CallTool) -> None:
         """The tools, by which everything is done: a task is another face of them."""
@@ -87,9 +96,9 @@ class Tasks(Extension):
 
     async def close(self) -> None:
         """Cancel what runs."""
-        for task in self._running.values():
-            task.cancel()
-        await asyncio.gather(*self._running.values(), return_exceptions=True)
+        for run in self._running.values():
+            run.task.cancel()
+        await asyncio.gather(*(run.task for run in self._running.values()), return_exceptions=True)
 
     # -- the methods ----------------------------------------------------------------------------------
 
@@ -99,9 +108,10 @@ class Tasks(Extension):
             return self._answer(record, "working", "waits for people")
         if record.state is State.CANCELLED:
             return self._answer(record, "cancelled", "the request was withdrawn")
-        task = self._running.get(record.id)
-        if task is None:
-            task = self._begin(ctx, record.id)
+        run, host = self._running.get(record.id), client_of(_context(ctx)).host
+        if run is not None and run.host != host:
+            raise _unknown(record.id)
+        task = run.task if run is not None else self._begin(ctx, record.id, host)
         done, _ = await asyncio.wait([task], timeout=_RUN_SECONDS)
         if not done:
             return self._answer(record, "working", "is approved, and runs")
@@ -119,30 +129,32 @@ class Tasks(Extension):
         record = await self._seen(ctx, params.task_id)
         if record.state is State.REQUESTED:
             await self._tool(ctx, "withdraw", record.id)
-        elif (task := self._running.get(record.id)) is not None:
-            task.cancel()
+        elif (run := self._running.get(record.id)) is not None:
+            run.task.cancel()
         return {"resultType": "complete"}
 
     # -- inside ---------------------------------------------------------------------------------------
 
-    def _begin(self, ctx: RequestContext, approval: str) -> asyncio.Task[CallToolResult | InputRequiredResult]:
-        finished = [name for name, task in self._running.items() if task.done()]
+    def _begin(
+        self, ctx: RequestContext, approval: str, host: str | None
+    ) -> asyncio.Task[CallToolResult | InputRequiredResult]:
+        finished = [name for name, run in self._running.items() if run.task.done()]
         for name in finished[: max(0, len(self._running) + 1 - _RESULTS)]:
             del self._running[name]
         task = asyncio.create_task(self._tool(ctx, "await_approval", approval), name="mcp task")
-        self._running[approval] = task
+        self._running[approval] = _Run(task, host)
         return task
 
     async def _tool(self, ctx: RequestContext, name: str, approval: str) -> CallToolResult | InputRequiredResult:
         assert self._call is not None, "the door binds its tools before it opens"
-        return await self._call(name, {"id": approval}, Context(request_context=ctx))
+        return await self._call(name, {"id": approval}, _context(ctx))
 
     async def _seen(self, ctx: RequestContext, task: str) -> ApprovalRecord:
         """The approval, for the principal who asked: to all others the task does not exist."""
         if not _declared(ctx):
             needed: dict[str, Any] = {"requiredCapabilities": {"extensions": {IDENTIFIER: {}}}}
             raise MCPError(MISSING_REQUIRED_CLIENT_CAPABILITY, "Missing required client capability", needed)
-        unknown = MCPError(INVALID_PARAMS, f"there is no task `{task}`")
+        unknown = _unknown(task)
         try:
             record, caller = await self._gateway.approvals.get(task), await self._identify()
         except ApprovalRejectedError:
@@ -167,6 +179,14 @@ class Tasks(Extension):
             "pollIntervalMs": self._settings.poll_seconds * 1000,
         }
         return said | ({"statusMessage": message} if message else {})
+
+
+def _context(ctx: RequestContext) -> Context[Any, Any]:
+    return Context(request_context=ctx)
+
+
+def _unknown(task: str) -> MCPError:
+    return MCPError(INVALID_PARAMS, f"there is no task `{task}`")
 
 
 def _declared(ctx: RequestContext) -> bool:

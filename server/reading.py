@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from audit.entry import Draft
-from audit.segments import sealed
+from audit.segments import elsewhere
 from audit.store import AuditUnavailable, Item, Store
 from gateway.errors import ConfigurationError
 from server.config import load_config
@@ -28,8 +29,10 @@ def record_reading(path: Path, draft: Draft) -> None:
     So does what could not be read, as its segment is elsewhere.
     """
     with contextlib.suppress(AuditUnavailable):  # whoever reads has said why it cannot be read
-        away = [one for one in sealed(path) if not one.path.is_file()]
+        away = elsewhere(path)
         if away:
+            # In the entry too: whoever is handed an export learns what is not in it.
+            draft = replace(draft, body={**draft.body, "elsewhere": [[one.first, one.last] for one in away]})
             click.echo(
                 f"note: {len(away)} of its segments are elsewhere (up to entry {away[-1].last}), and were not read;"
                 " `audit segments` lists them",

@@ -13,7 +13,7 @@ from dataclasses import replace
 from gateway.admission import Gateway
 from gateway.drafts import denial
 from gateway.model import Session
-from policy.model import Decision, Effect
+from policy.model import Decision
 from policy.parse import statements
 from wire.session import Portal
 
@@ -43,14 +43,13 @@ async def checked(decision: Decision, portals: Mapping[str, Portal], session: Se
             f'"{name}" is a portal of the protocol: reading it would run a statement that was not decided',
             "Execute the portal, or DECLARE a cursor.",
         )
-    if decision.policy != portal.prepared.decision.policy:
-        again = (await gateway.decide(session, portal.prepared.text.client)).verdict
-        same = again.rewrite is not None and again.rewrite.sql == portal.prepared.text.sql
-        if not (same and again.effect is Effect.ALLOW and portal.search_path == session.search_path):
-            return denial(
-                decision,
-                "statement.outdated",
-                f'the policy has changed since the cursor "{name}" was declared',
-                "Declare it again.",
-            )
-    return replace(decision, at_most=portal.prepared.decision.at_most)
+    prepared = portal.prepared
+    holds = await gateway.holds(session, prepared.text.client, prepared.decision)
+    if not holds or (decision.policy != prepared.decision.policy and portal.search_path != session.search_path):
+        return denial(
+            decision,
+            "statement.outdated",
+            f'what the policy says of the cursor "{name}" has changed since it was declared',
+            "Declare it again.",
+        )
+    return replace(decision, at_most=prepared.decision.at_most)

@@ -238,6 +238,7 @@ class Replies:
     _queue: deque[Owed] = field(default_factory=deque)
     _held: list[tuple[Delivery, Outcome]] = field(default_factory=list)
     _transaction_ran: bool = False
+    _quiet: bool = False  # something that hides a thing ran in this transaction: a late error may quote it
     _called: str | None = None  # the application_name that the client was told last
 
     def __post_init__(self) -> None:
@@ -316,6 +317,7 @@ class Replies:
         step = _STEPS[owed.owes].get(tag)
         if step is None:
             raise ProtocolError(f"the server answered {owed.owes.value} with a `{chr(tag)}` message")
+        self._quiet = self._quiet or (owed.text is not None and owed.text.masked)
         if tag == _DESCRIPTION and owed.origins:
             self._check_invariant(owed, frame)
         if tag == _COPY_IN:
@@ -442,6 +444,7 @@ class Replies:
         self._transaction_ran = False
         self._release()
         if self.status == "I":
+            self._quiet = False
             self.ended()
         if self.status == "I" and not self.dirty:
             self.session.transaction_over()
@@ -451,7 +454,7 @@ class Replies:
         if is_log_line(fields):
             return b""
         owed = self._queue[0] if self._queue else None
-        seen = self._without_found(as_client_sees(fields, owed.text if owed else None), owed)
+        seen = self._without_found(as_client_sees(fields, owed.text if owed else None, quiet=self._quiet), owed)
         raw = frame.raw if seen == fields else NoticeResponse(seen).encode()
         self._said(owed, raw)
         return raw
@@ -467,7 +470,7 @@ class Replies:
             seen = self._without_found(fields, None)
             return frame.raw if seen == fields else ErrorResponse(seen).encode()
         owed = self._queue[0]
-        fields = owed.substitute or self._without_found(as_client_sees(fields, owed.text), owed)
+        fields = owed.substitute or self._without_found(as_client_sees(fields, owed.text, quiet=self._quiet), owed)
         code, message, raw = fields.get("C"), fields.get("M"), ErrorResponse(fields).encode()
         status = Status.CANCELLED if code == sqlstate.QUERY_CANCELED else Status.FAILED
         self._said(owed, raw)

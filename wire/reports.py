@@ -86,11 +86,16 @@ def is_log_line(fields: Report) -> bool:
     return fields.get("V", fields.get("S", "")).startswith(_LOG_SEVERITIES)
 
 
-def as_client_sees(fields: Report, text: Forwarded | None) -> Report:
-    """PostgreSQL's report on a text that ran, in terms of the text that the client sent."""
+def as_client_sees(fields: Report, text: Forwarded | None, *, quiet: bool = False) -> Report:
+    """PostgreSQL's report on a text that ran, in terms of the text that the client sent.
+
+    `quiet`: it may be about what an earlier text of the transaction did, which hides something.
+    """
+    if quiet or (text is not None and text.masked):
+        fields = {k: v for k, v in fields.items() if k not in _SCRUBBED}
     if text is None:
         return fields
-    mapped = {k: text.without_secrets(v) for k, v in fields.items() if not (text.masked and k in _SCRUBBED)}
+    mapped = {k: text.without_secrets(v) for k, v in fields.items()}
     if "P" in mapped:
         position = text.client_position(int(mapped["P"])) if _is_number(mapped["P"]) else None
         if position is None:

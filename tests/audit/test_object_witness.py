@@ -7,8 +7,10 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +139,39 @@ def test_a_bucket_without_lock_and_one_that_is_not_there_are_failures(store: Sto
     away.required = True
     with pytest.raises(WitnessAway):
         Notary(store, lambda: KEY, witnesses=[away]).start()
+
+
+class Endless(BaseHTTPRequestHandler):
+    """A storage that has always more to list (`/pages`), or an answer without an end (any other bucket)."""
+
+    def do_GET(self) -> None:
+        page = b"<L><Version><Key>x</Key></Version><IsTruncated>true</IsTruncated></L>"
+        endless = "/pages" not in self.path
+        self.send_response(200)
+        self.send_header("Content-Length", str(1 << 40 if endless else len(page)))
+        self.end_headers()
+        with contextlib.suppress(OSError):  # nobody listens any more
+            while self.wfile.write(page) and endless:
+                pass
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.mark.parametrize(("name", "said"), [("pages", "it has no end"), ("stream", "too long")])
+def test_a_storage_that_never_comes_to_an_end_is_left(path: Path, store: Store, name: str, said: str) -> None:
+    written(store)
+    store.checkpoint(KEY)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Endless) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            endpoint = f"http://127.0.0.1:{server.server_port}"
+            witness = ObjectWitness(Bucket(endpoint, "us-east-1", name, "", CREDENTIALS), timedelta(days=1))
+            for _ in range(2):  # each time anew
+                with pytest.raises(WitnessAway, match=said):
+                    witness.check([KEY.public], Signed(path))
+        finally:
+            server.shutdown()
 
 
 @pytest.mark.parametrize(

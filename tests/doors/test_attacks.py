@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import select
 from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -16,10 +17,12 @@ from psycopg.pq.abc import PGresult
 
 from policy.engine import decide
 from tests.doors.mcp_calls import client, text
+from tests.doors.wire_calls import errors, raw_client
 from tests.policy.corpus import ROOT, Case, load_cases, policy_of
 from tests.policy.sample import PATH, PRINCIPALS, facts
 from tests.servers import found_binaries
 from tests.stack import Stack, running_stack, use_policy
+from wire.frontend import Bind, Execute, Parse, Sync
 
 AGENT = "devin"
 DEMO, CARD = "examples/policy.yaml", "tests/policy/policies/card.yaml"
@@ -170,3 +173,101 @@ async def test_an_allowed_read_of_a_masked_relation_shows_no_raw_value(victim: S
                 assert not leaked(got, secrets), case
                 answer = await mcp.call_tool("query", {"sql": case.sql})
                 assert not leaked((text(answer) + str(answer.structured_content)).encode(), secrets), case
+
+
+HELD = (
+    """CREATE TABLE held (code text DEFAULT 'none', n int) PARTITION BY LIST (code);
+    CREATE TABLE held_one PARTITION OF held FOR VALUES IN ('held-secret-one');
+    CREATE TABLE held_rest PARTITION OF held DEFAULT;
+    INSERT INTO held VALUES ('held-secret-one', 1), ('held-secret-two', 2);
+    CREATE TABLE filled (n int); INSERT INTO filled VALUES (1);
+    ALTER TABLE filled ADD COLUMN code text DEFAULT 'held-secret-six';
+    ALTER TABLE filled ALTER COLUMN code DROP DEFAULT;
+    CREATE TABLE keyed (code text PRIMARY KEY); INSERT INTO keyed VALUES ('held-secret-key');
+    CREATE TABLE referring (n int, code text REFERENCES keyed);
+    CREATE VIEW bounds AS SELECT c.relname, pg_get_expr(c.relpartbound, c.oid) AS bound FROM pg_class c;
+    CREATE VIEW constraints AS SELECT pg_get_partition_constraintdef(i.inhrelid) AS bound FROM pg_inherits i;
+    CREATE VIEW fills AS SELECT to_jsonb(a) AS all FROM pg_attribute a;
+    CREATE TABLE tied (n int PRIMARY KEY, lower_end int, amount int, kind int, CHECK (lower_end <= amount),
+      UNIQUE (kind, amount));
+    INSERT INTO tied VALUES (1, 0, 424242, 1), (2, 0, 424242, 2);
+    CREATE VIEW refers AS SELECT n, code AS c FROM referring;
+    CREATE VIEW tied_ends AS SELECT n, lower_end AS e FROM tied;
+    CREATE DOMAIN code AS text; CREATE TABLE of_domain (c code); INSERT INTO of_domain VALUES ('held-secret-dom');
+    CREATE TABLE upper (n int PRIMARY KEY); INSERT INTO upper VALUES (1);
+    CREATE TABLE below (n int NOT NULL REFERENCES upper ON DELETE SET NULL, code text);
+    INSERT INTO below VALUES (1, 'held-secret-row');
+    CREATE FUNCTION spoil() RETURNS void LANGUAGE sql AS 'UPDATE below SET n = NULL';
+    CREATE FUNCTION spoils() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM spoil(); RETURN NEW; END';
+    CREATE TABLE watched (n int); CREATE TRIGGER t BEFORE INSERT ON watched FOR EACH ROW EXECUTE FUNCTION spoils();
+    CREATE TABLE late (code text REFERENCES keyed DEFERRABLE INITIALLY DEFERRED);
+    INSERT INTO late VALUES ('held-secret-key');
+    CREATE TYPE pair AS (code text); CREATE TABLE typed OF pair; INSERT INTO typed VALUES ('held-secret-typ');
+    GRANT ALL ON ALL TABLES IN SCHEMA public TO PUBLIC;
+    DO $$ DECLARE who name := (SELECT rolname FROM pg_roles WHERE rolname LIKE 'countersign%' LIMIT 1);
+      BEGIN EXECUTE format('ALTER DOMAIN code OWNER TO %1$I; ALTER TYPE pair OWNER TO %1$I;
+        ALTER TABLE typed OWNER TO %1$I', who); END $$""",
+    """DROP VIEW bounds, constraints, fills, tied_ends, refers;
+    DROP TABLE held, filled, late, referring, keyed, tied, of_domain, below, upper, watched, typed;
+    DROP FUNCTION spoil, spoils; DROP DOMAIN code; DROP TYPE pair""",
+)
+HELD_POLICY = """
+rules: [{name: all, effect: allow, actions: ["*"]}]
+masks:
+  - {columns: ["public.held*.code"], with: redact}
+  - {columns: ["public.filled.code"], with: redact}
+  - {columns: ["public.keyed.code"], with: redact}
+  - {columns: ["public.tied.amount"], with: null}
+  - {columns: ["public.of_domain.c"], with: redact}
+  - {columns: ["public.below.code"], with: redact}
+  - {columns: ["public.typed.code"], with: redact}
+"""
+SHOW_HELD = (
+    "SELECT pg_get_expr(relpartbound, oid) FROM pg_class", "SELECT relpartbound::text FROM pg_class",
+    "SELECT to_jsonb(c) FROM pg_class c", "SELECT j FROM (pg_class c CROSS JOIN (SELECT 1) x) AS j", "TABLE pg_class",
+    "SELECT x FROM pg_class NATURAL JOIN (SELECT 1) x", "SELECT * FROM bounds", "SELECT * FROM constraints",
+    "SELECT pg_get_partition_constraintdef('held_one'::regclass)", "SELECT attmissingval FROM pg_attribute",
+    "SELECT (inhrelid).pg_get_partition_constraintdef FROM pg_inherits", "SELECT a FROM pg_attribute a",
+    "SELECT * FROM fills", "CREATE TABLE public.guess PARTITION OF held FOR VALUES IN ('held-secret-two')",
+    "CREATE TABLE public.guess PARTITION OF held FOR VALUES IN ('held-secret-one', 'x')",
+    "INSERT INTO referring VALUES (1, 'no')", "UPDATE referring SET code = 'no'",
+    "INSERT INTO refers VALUES (1, 'no')", "INSERT INTO refers (c) VALUES ('no')",
+    "UPDATE tied SET lower_end = 424243 WHERE n = 1", "UPDATE tied_ends SET e = 424243 WHERE n = 1",
+    "UPDATE tied SET kind = 3", "INSERT INTO tied (n) VALUES (1) ON CONFLICT (n) DO UPDATE SET lower_end = 424243",
+    "ALTER DOMAIN code ADD CONSTRAINT c CHECK (VALUE <> 'held-secret-dom')", "DELETE FROM upper", "SELECT spoil()",
+    "ALTER TYPE pair RENAME ATTRIBUTE code TO other CASCADE", "SELECT * FROM typed",
+    "INSERT INTO watched VALUES (1)", "DELETE FROM keyed; SELECT 1",
+    "BEGIN; DELETE FROM keyed; COMMIT", "DELETE FROM keyed; SET CONSTRAINTS ALL IMMEDIATE",
+)  # fmt: skip
+
+
+async def test_catalogs_and_keys_tell_no_masked_value(victim: Stack, tmp_path: Path) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text(HELD_POLICY)
+    victim.direct(HELD[0])
+    try:
+        use_policy(victim, path)
+        # As bytes of a tree, bytes are numbers: `held-secret` begins with 104 101 108 100 45.
+        secrets = [b"held-secret", b"104 101 108 100 45", b"would be violated", b"would overlap", b"not present"]
+        secrets += [b"tied_check", b"duplicate key", b"that violate"]
+        with Client(victim) as wire:
+            assert wire.run("SELECT FROM typed")[0]  # a name that is not known has the catalog asked again
+        async with client(victim, AGENT) as mcp:
+            for sql in SHOW_HELD:
+                with Client(victim) as wire:
+                    _, got = wire.run(sql)
+                answer = await mcp.call_tool("query", {"sql": sql})
+                sent = got.replace(sql.encode(), b"") + str(answer.structured_content).encode()
+                assert not leaked(sent, secrets), (sql, sent)
+        with raw_client(victim, AGENT) as wire:
+            # What is deferred fails at Sync, which has no text.
+            heard = wire.cycle(Parse("", b"DELETE FROM keyed"), Bind("", ""), Execute(""), Sync())
+            assert [code for code, _ in errors(heard)] == ["23503"]
+            assert "held-secret" not in repr(heard)
+        for table, line in (("held", "held_one"), ("held_one", "Partition of: held"), ("orders", "2026-03-01")):
+            told = victim.psql(AGENT, f"\\d{'+' if table != 'held_one' else ''} {table}")
+            assert line in told.stdout, told
+            assert not told.stderr, told
+    finally:
+        use_policy(victim, ROOT / DEMO)
+        victim.direct(HELD[1])

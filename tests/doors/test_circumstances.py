@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import httpx2
+import psycopg
+import pytest
 
 from tests.doors.mcp_calls import answer, call, error, query
 from tests.doors.test_mcp_tasks import TASKS, UPDATE, approve
@@ -99,3 +102,23 @@ async def test_what_an_agent_asks_for_one_human_is_not_there_when_it_works_for_a
     assert answer(await call(fresh_stack, "devin", "await_approval", id=pending["id"]))["status"] == "completed"
     refused = error(await call(fresh_stack, "devin", "await_approval", id=pending["id"]))
     assert "already been used" in refused["what"]
+
+
+async def test_the_result_of_a_task_goes_where_it_was_run_for(
+    fresh_stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.mcp_tasks._RUN_SECONDS", 0.1)
+    task = (await query(fresh_stack, "devin", UPDATE))["pending"]["id"]
+    await approve(fresh_stack, task)
+
+    async def get(source: str) -> dict[str, Any]:
+        return await called(fresh_stack, "tasks/get", {"taskId": task}, source=source)
+
+    with psycopg.connect(fresh_stack.demo.admin_dsn) as holding:
+        holding.execute("LOCK TABLE tickets")
+        assert (await get("127.0.0.2"))["result"]["status"] == "working"
+        assert (await get("127.0.0.3"))["error"]["code"] == -32602
+    async with asyncio.timeout(20):
+        while (done := (await get("127.0.0.2"))["result"])["status"] == "working":
+            assert (await get("127.0.0.3"))["error"]["code"] == -32602
+    assert done["result"]["structuredContent"]["tag"].startswith("UPDATE ")

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from audit import segments
 from audit.entry import Draft, Kind
 from audit.search import Query
 from policy.document import DocumentError
 from policy.load import load_policy
+from server.cli import main
 from tests.doors.mcp_calls import answer, call, client, error, query, text
 from tests.stack import Stack
 
@@ -94,3 +99,20 @@ def test_auditors_are_named_and_no_rule_makes_one() -> None:
     with pytest.raises(DocumentError, match="`who` says nobody"):
         load_policy("auditors: [{}]", "p.yaml")
     assert one.hash != load_policy(everything, "p.yaml").hash
+
+
+async def test_what_lies_elsewhere_is_told_with_what_was_found(fresh_stack: Stack, tmp_path: Path) -> None:
+    await query(fresh_stack, "devin", "SELECT 'moved away'")
+    config = ["--config", str(fresh_stack.demo.config_path)]
+    rolled = CliRunner().invoke(main, ["audit", "roll", *config])
+    assert rolled.exit_code == 0, rolled.output
+    [one] = segments.here(fresh_stack.audit_path)
+    assert answer(await call(fresh_stack, "grace", "search_audit", words="moved"))["elsewhere"] == []
+    shutil.move(one.path, tmp_path / "elsewhere.db")
+    said = await call(fresh_stack, "grace", "search_audit", words="moved")
+    assert answer(said)["elsewhere"] == [[one.first, one.last]]
+    assert f"entries {one.first} to {one.last} were not searched" in text(said)
+    exported = CliRunner().invoke(main, ["audit", "export", *config, "--format", "otlp"])
+    told = [json.loads(row["body"]) for row in fresh_stack.audit("SELECT body FROM entries WHERE kind = 'audit.read'")]
+    assert [body.get("elsewhere") for body in told][-1] == [[one.first, one.last]]
+    assert f"the entries 1 to {one.last} are in a segment that is elsewhere" in exported.stderr

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.doors.wire_calls import RawClient, errors, raw_client, values
-from tests.stack import Stack
+from tests.stack import Stack, use_policy
 from tests.waiting import until
 from wire import backend
 from wire.copy import CopyData, CopyDone, CopyFail
@@ -263,11 +263,20 @@ CASES = [
 
 
 @pytest.fixture(scope="module", autouse=True)
-def objects(stack: Stack) -> Iterator[None]:
+def objects(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    # Nothing is hidden from grace: else errors of what runs unseen have no details (decision 0038).
+    before, open_ = (tmp_path_factory.mktemp("policies") / name for name in ("before.yaml", "open.yaml"))
+    text = stack.demo.config.policy_path.read_text(encoding="utf-8")
+    everybody = "  - columns: [hr.employees.ssn]\n"
+    assert everybody in text
+    before.write_text(text, encoding="utf-8")
+    open_.write_text(text.replace(everybody, f"{everybody}    unless: {{groups: [dba]}}\n"), encoding="utf-8")
+    use_policy(stack, open_)
     stack.direct(OBJECTS)
     with raw_client(stack, "grace") as client:
         until(lambda: values(client.cycle(*query("SELECT id FROM differences"))), "the door does not see the table")
     yield
+    use_policy(stack, before)
     stack.direct(GONE)
 
 

@@ -402,6 +402,16 @@ async def test_a_different_statement_voids_the_approval(desk: Desk, change: dict
     assert (await desk.approvals.get(pending.id)).state is State.VOID
 
 
+async def test_no_entry_lets_anybody_try_out_what_the_parameters_were(desk: Desk) -> None:
+    records = [await desk.approvals.get((await desk.ask()).id) for _ in range(2)]
+    assert len({record.digest for record in records}) == 2
+    nonces = {record.binding["nonce"] for record in records}
+    assert len(nonces) == 2
+    told = repr(desk.entries("approval.requested"))
+    assert all(record.digest in told for record in records)
+    assert not any(nonce in told for nonce in nonces)
+
+
 async def test_a_changed_search_path_schema_or_policy_voids_the_approval(desk: Desk) -> None:
     moved = session_of(DEVIN)
     moved.search_path = ("pg_catalog", "evil", "public")

@@ -34,7 +34,7 @@ def dump(catalog: Catalog) -> str:
             [[c.number, c.name, c.type, c.type_oid, c.collation, c.origin] for c in r.columns],
             sorted(r.family) if len(r.family) > 1 else [],
             sorted(r.reads) if r.oid >= 16384 else [],
-            r.rules, r.triggers,
+            r.rules, r.triggers, sorted(r.bound_by), sorted(r.children),
         ]
         for r in catalog.relations.values()
     ]  # fmt: skip
@@ -62,7 +62,7 @@ def read(text: str) -> Catalog:
     """The snapshot that `dump` wrote."""
     data: dict[str, Any] = json.loads(text)
     relations = {}
-    for oid, schema, name, kind, columns, family, reads, rules, triggers in data["relations"]:
+    for oid, schema, name, kind, columns, family, reads, rules, triggers, bound_by, children in data["relations"]:
         relations[oid] = Relation(
             oid=oid,
             schema=schema,
@@ -76,6 +76,8 @@ def read(text: str) -> Catalog:
             reads=frozenset(reads),
             rules=rules,
             triggers=triggers,
+            bound_by=frozenset(bound_by),
+            children=frozenset(children),
         )
     functions = {
         (schema, name): tuple(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from policy.catalog import ForeignKey
 from policy.engine import decide
 from tests.policy.corpus import policy_of
-from tests.policy.sample import PRINCIPALS, facts
+from tests.policy.sample import CATALOG, PRINCIPALS, facts
 
 CONCEALED = [
     "SELECT id FROM customers WHERE ssn = $1",
@@ -45,3 +48,14 @@ def test_parameters_that_could_be_masked_values_are_concealed(sql: str, who: str
 @pytest.mark.parametrize("sql", CLEAR)
 def test_other_parameters_are_not(sql: str, who: str) -> None:
     assert not decide(policy_of("server/sample/policy.yaml"), PRINCIPALS[who], facts(), sql.encode()).conceals
+
+
+def test_parameters_that_meet_a_column_which_refers_to_a_masked_one_are_concealed() -> None:
+    customers, tickets = CATALOG.relation("public", "customers"), CATALOG.relation("public", "tickets")
+    assert customers is not None
+    assert tickets is not None
+    key = ForeignKey(tickets.oid, frozenset({3}), customers.oid, frozenset({4}), "a", "a")
+    catalog = replace(CATALOG, relations={**CATALOG.relations, tickets.oid: replace(tickets, refers_by=(key,))})
+    policy = policy_of("server/sample/policy.yaml")
+    for sql, conceals in ((b"SELECT id FROM tickets WHERE subject = $1", True), (b"SELECT $1 FROM tickets", False)):
+        assert decide(policy, PRINCIPALS["grace"], facts(catalog=catalog), sql).conceals is conceals

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from policy.catalog import Catalog, Column, Relation, RelationKind
+from policy.catalog import Catalog, Column, ForeignKey, Relation, RelationKind
 from policy.check import Severity, check
 from policy.engine import decide
 from policy.load import load_policy
@@ -228,3 +228,17 @@ def test_views_too_deep_to_be_followed_are_refused_each_time() -> None:
     for _ in range(4):
         verdict = decide(policy, PRINCIPALS["devin"], facts(catalog=catalog), b"SELECT card FROM v100399").verdict
         assert [reason.code for reason in verdict.reasons] == ["internal"]
+
+
+def test_check_names_columns_that_hold_masked_values_by_a_foreign_key() -> None:
+    customers, tickets = CATALOG.relation("public", "customers"), CATALOG.relation("public", "tickets")
+    assert customers is not None
+    assert tickets is not None
+    key = ForeignKey(tickets.oid, frozenset({3}), customers.oid, frozenset({4}), "a", "a")
+    catalog = replace(CATALOG, relations={**CATALOG.relations, tickets.oid: replace(tickets, refers_by=(key,))})
+    text = "rules: []\nmasks:\n  - {columns: [public.customers.ssn], with: null}\n"
+    [found] = check(load_policy(text, "p"), catalog)
+    assert (found.severity, found.line) == (Severity.WARNING, 3)
+    assert "`public.tickets.subject` refers to a masked column" in found.text
+    both = text + "  - {columns: [public.tickets.subject], with: null}\n"
+    assert check(load_policy(both, "p"), catalog) == []
