@@ -195,7 +195,9 @@ def _check_tied(masking: Masking, reference: Reference, relation: Relation, writ
         for numbers in (*one.ties, one.bound_by):
             reads = {n for number in numbers for n in (names if number == 0 else (number,))}
             reads |= {n for c in one.columns if c.number in reads for n in c.computed_from}
-            if not reads.isdisjoint(hidden) and (told := written & {names[n] for n in reads if n in names}):
+            if not reads.isdisjoint(hidden) and (
+                told := written & {names[n] for n in reads - hidden.keys() if n in names}
+            ):
                 raise _refused(
                     "mask.oracle",
                     reference,

@@ -81,7 +81,7 @@ async def test_the_next_rows_at_the_mcp_door(stack: Stack, policies: dict[str, P
             assert answer(more)["row_count"] == 1
             return
         assert "has changed since its first rows" in error(more)["what"]
-        outcomes = stack.audit("SELECT body FROM entries WHERE kind = 'outcome' ORDER BY seq DESC LIMIT 2")
+        outcomes = stack.audit("SELECT body FROM entries WHERE kind = 'outcome' ORDER BY seq DESC LIMIT 9")
         assert any("since its first rows" in outcome["body"] for outcome in outcomes)
         again = await mcp.call_tool("query", {"cursor": first["cursor"], "max_rows": 1})
         assert "unknown" in error(again)["what"]
