@@ -119,20 +119,11 @@ class ClientConnection(asyncio.Protocol):
         section 4.2.2.13): where some are unread, only our direction is closed, and they are dropped as they come.
         """
         self.send(words)
-        if not words or not self._decoder.pending or self._transport is None or self.gone:
-            self.close()
-            return
-        # A second handle holds the connection open while TLS, if there is any, says goodbye on the first.
-        with socket.socket(fileno=os.dup(self._transport.get_extra_info("socket").fileno())) as held:
-            held.setblocking(False)
-            closed = asyncio.Event()
-            self.on_gone = closed.set
-            self.close()
+        if words and self._decoder.pending and self._transport is not None and not self.gone:
             with contextlib.suppress(OSError, TimeoutError):
                 async with asyncio.timeout(_LINGER_SECONDS):
-                    await closed.wait()
-                    held.shutdown(socket.SHUT_WR)
-                    await _drop(held)
+                    await self._close_over_unread(self._transport)
+        self.close()
 
     def close(self) -> None:
         """Send what is written, then close; a client that does not take it in time loses it. A second call is none."""
@@ -226,6 +217,17 @@ class ClientConnection(asyncio.Protocol):
         return ipaddress.ip_address(peer[0].partition("%")[0]) if isinstance(peer, tuple) else None
 
     # -- inside ---------------------------------------------------------------------------------------
+
+    async def _close_over_unread(self, transport: asyncio.Transport) -> None:
+        # A second handle holds the connection open while TLS, if there is any, says goodbye on the first.
+        with socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno())) as held:
+            held.setblocking(False)
+            closed = asyncio.Event()
+            self.on_gone = closed.set
+            self.close()
+            await closed.wait()
+            held.shutdown(socket.SHUT_WR)
+            await _drop(held)
 
     async def _more(self) -> None:
         if self.gone:

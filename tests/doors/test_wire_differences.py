@@ -287,7 +287,7 @@ def directly(stack: Stack) -> Iterator[RawClient]:
     client = RawClient(stack, upstream.port)
     try:
         client.send(StartupRequest(3, 0, {"user": upstream.user, "database": upstream.database}))
-        login = Login(upstream.user, upstream.password, private=True, tls=None)
+        login = Login(upstream.user, upstream.password, "a-nonce", private=True, tls=None)
         while not login.done:
             [request] = client.until(backend.Authentication)
             if (answer := login.answer(request)) is not None:

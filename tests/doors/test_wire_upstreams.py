@@ -41,6 +41,20 @@ def closed_port() -> int:
         return int(listening.getsockname()[1])
 
 
+# -- statements of our own --------------------------------------------------------------------------------
+
+
+async def test_several_go_in_one_write_and_the_first_error_is_raised_when_all_are_answered(shop: Connection) -> None:
+    upstream = await Factory().connect(shop, application_name="test")
+    try:
+        assert await upstream.probe("SET TimeZone = 'UTC'", "SELECT 1 UNION SELECT 2") == [("1",), ("2",)]
+        with pytest.raises(UpstreamError, match="division by zero"):
+            await upstream.probe("SELECT 1/0", "SET TimeZone = 'Asia/Tokyo'", "SELEC")
+        assert await upstream.probe("SHOW TimeZone") == [("Asia/Tokyo",)]  # each ran by itself, and all are answered
+    finally:
+        await upstream.disconnect()
+
+
 # -- sessions that are used again -------------------------------------------------------------------------
 
 
