@@ -262,7 +262,7 @@ def _of_live(decision: Decision, there: Catalog, base: Catalog) -> Decision:
     def demand(one: Demand) -> Demand:
         if one.oid is None:
             return one
-        return replace(one, oid=function(one.oid) if one.action is Action.CALL else relation(one.oid))
+        return one._replace(oid=function(one.oid) if one.action is Action.CALL else relation(one.oid))
 
     relations = frozenset(oid for oid in map(relation, analysis.relations) if oid is not None)
     live: Analysis = replace(analysis, relations=relations, demands=tuple(map(demand, analysis.demands)))

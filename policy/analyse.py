@@ -53,6 +53,25 @@ def analyse(facts: Facts, text: bytes) -> Reading | None:
 class Analyser:
     """One walk over one statement. `policy.session` and `policy.definitions` use its public methods."""
 
+    __slots__ = (
+        "_column_refs",
+        "_ctes",
+        "_enclosing",
+        "_locking",
+        "_parameters",
+        "_sampling",
+        "calls",
+        "demand",
+        "demand_on",
+        "demands",
+        "effects",
+        "facts",
+        "implied",
+        "names",
+        "references",
+        "stores",
+    )
+
     def __init__(self, facts: Facts) -> None:
         # None of these holds the walk itself: a cycle would keep every tree until the collector comes.
         self.facts = facts
@@ -86,7 +105,7 @@ class Analyser:
             kind=tag,
             demands=self.demands.all,
             effects=Effects(**self.effects) if self.effects else _NO_EFFECTS,
-            relations=self.facts.catalog.closure(r.relation.oid for r in self.references),
+            relations=self.facts.catalog.closure([r.relation.oid for r in self.references]),
             parameters=self._parameters,
         )
         return Reading(

@@ -242,7 +242,7 @@ def _check_one_meaning(facts: Facts, reading: Reading) -> None:
 
 def _behind(function: Function, demand: Demand) -> Demand:
     via = f"the body of `{_name(function)}`"
-    return replace(demand, location=0, via=f"{demand.via}, in {via}," if demand.via else via)
+    return demand._replace(location=0, via=f"{demand.via}, in {via}," if demand.via else via)
 
 
 def _name(function: Function) -> str:

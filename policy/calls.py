@@ -30,6 +30,17 @@ _ROW_TYPES = ("record", "anyelement", "anynonarray", "anycompatible", "anycompat
 class Calls:
     """The calls of one statement. `effects` is the analysis' own: a call may write, or SET."""
 
+    __slots__ = (
+        "_attributes",
+        "_behind",
+        "_demand",
+        "_effects",
+        "_names",
+        "_scalar_rows",
+        "any_operators",
+        "results",
+    )
+
     def __init__(self, names: Names, demands: Demands, effects: dict[str, Any]) -> None:
         self._names = names
         self._demand = demands.note

@@ -281,7 +281,8 @@ class Catalog:
 
     def closure(self, oids: Iterable[int]) -> frozenset[int]:
         """These relations and all that they read, views opened up and families included."""
-        return frozenset().union(*map(self._closure_of, oids))
+        found = [self._closure_of(oid) for oid in oids]
+        return found[0] if len(found) == 1 else frozenset().union(*found)
 
     def _closure_of(self, oid: int) -> frozenset[int]:
         if (known := self._closures.get(oid)) is not None:

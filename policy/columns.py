@@ -8,7 +8,6 @@ them, where anything could stand for the whole row.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 from policy.masking import Masking
@@ -33,7 +32,7 @@ def with_columns(reading: Reading, masking: Masking) -> tuple[Demand, ...]:
     for reference in reading.references:
         references.setdefault(reference.relation.oid, []).append(reference)
     return tuple(
-        replace(demand, columns=_columns(reading, masking, demand, found))
+        demand._replace(columns=_columns(reading, masking, demand, found))
         if (found := references.get(demand.oid or 0)) and _is_shown(reading, demand, found[0])
         else demand
         for demand in reading.analysis.demands

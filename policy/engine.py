@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from policy.analyse import analyse
 from policy.bodies import Bodies, moved_names
@@ -105,8 +106,7 @@ def _verdict(policy: Policy, principal: Principal, facts: Facts, reading: Readin
     return _allowed(judgement, rewritten), analysis, judgement.counts
 
 
-@dataclass(frozen=True, slots=True)
-class _Judged:
+class _Judged(NamedTuple):
     """What the rules say to a statement and to the bodies of the functions that it calls by what they do."""
 
     judgement: Judgement
@@ -121,7 +121,7 @@ def _judged(policy: Policy, principal: Principal, facts: Facts, reading: Reading
         demands = with_columns(reading, Masking(policy, principal, facts.catalog))
     judgement = judge(policy, principal, connection, demands, facts.circumstances)
     if runs_unseen(reading) and _hides(policy, principal, facts):
-        judgement = replace(judgement, withheld=True)
+        judgement = judgement._replace(withheld=True)
     if not judgement.opened:
         return _Judged(judgement, analysis)
     # Nobody counts the rows that a function changes: any number.

@@ -34,13 +34,13 @@ def shown(masking: Masking, reading: Reading, reference: Reference) -> Masked:
 
 def check(reading: Reading, masking: Masking) -> None:
     """Refuse what would tell bounds of partitions that are masked values. Raises NotAnalysableError `mask.bounds`."""
-    calls = (demand for demand in reading.analysis.demands if demand.object.name == TELLS_BOUNDS)
-    if (call := next(calls, None)) is not None and masking.hidden_bounds():
+    calls = [demand for demand in reading.analysis.demands if demand.object.name == TELLS_BOUNDS]
+    if calls and masking.hidden_bounds():
         raise NotAnalysableError(
             "mask.bounds",
             f"`{TELLS_BOUNDS}` would show the bounds of partitions, and some are values that are masked for you",
             cure="Leave it out (`\\d` of psql does, `\\d+` does not), or ask somebody for whom they are not masked.",
-            location=call.location,
+            location=calls[0].location,
         )
     if reading.analysis.kind not in _BINDS or _VALUES.isdisjoint(reading.mentions.tags):
         return

@@ -32,6 +32,16 @@ _RECORD: Final = 2249  # pg_type.oid of `record`: columns of any type
 class Implied:
     """The unseen part of one statement."""
 
+    __slots__ = (
+        "_anything",
+        "_calls",
+        "_catalog",
+        "_demand",
+        "_names",
+        "_present",
+        "_ran",
+    )
+
     def __init__(self, names: Names, calls: Calls, demands: Demands) -> None:
         self._names = names
         self._catalog = names.catalog

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import IntEnum, StrEnum
+from typing import NamedTuple
 
 from policy.catalog import Catalog
 from policy.detection import Detection
@@ -115,8 +116,7 @@ class ObjectKind(StrEnum):
     __hash__ = str.__hash__
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectName:
+class ObjectName(NamedTuple):
     """An object as the catalog names it: never as the client spelled it."""
 
     kind: ObjectKind
@@ -139,8 +139,7 @@ class Columns:
     generated: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Demand:
+class Demand(NamedTuple):
     """One (action, object) pair that a statement needs.
 
     `oid` is the object's OID where it exists. `location` is a byte offset into the client's text.
@@ -232,8 +231,7 @@ class Effect(IntEnum):
         return self.name.lower()
 
 
-@dataclass(frozen=True, slots=True)
-class Reason:
+class Reason(NamedTuple):
     """Why: one sentence (lower case, no full stop, the client's words in back-ticks), and its cure.
 
     `code` is stable and greppable, such as `rule.matched`, `rule.none`, `syntax`, `node.unknown`,

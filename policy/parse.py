@@ -12,7 +12,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Sequence
-from ctypes import c_size_t, c_void_p, string_at
+from ctypes import c_char_p, c_size_t, c_void_p, string_at
 from typing import Any, Protocol
 
 from postgast.native import PgQueryError, lib
@@ -94,7 +94,8 @@ def base_text(text: bytes, limit: int = MAX_TEXT_BYTES) -> bytes:
         raise NotAnalysableError(
             "text.encoding", "the text is not valid UTF-8", cure="Send it as UTF-8.", location=error.start
         ) from None
-    if text.count(b"/*") > MAX_COMMENT_DEPTH or _OPERATOR_RUN.search(text):
+    # What is shorter has no room for either.
+    if len(text) > MAX_COMMENT_DEPTH and (text.count(b"/*") > MAX_COMMENT_DEPTH or _OPERATOR_RUN.search(text)):
         _check_runs_and_comments(text)
     if len(text) > _MANY_TOKENS_BYTES and len(_run(_scan, text)) > MAX_SCAN_BYTES:
         raise _too_large()
@@ -169,6 +170,8 @@ def _parse_json(text: bytes) -> bytes:
     try:
         if result.error:
             raise _syntax_error(result.error.contents, text)
+        if len(text) <= _BIG_TEXT_BYTES:  # too short for a tree that is too large
+            return c_char_p.from_buffer(result).value or b""
         tree = c_void_p.from_buffer(result).value  # its first field, not yet copied
         if (length := _strlen(tree)) > MAX_TREE_BYTES:
             raise _too_large()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
+from typing import NamedTuple
 
 from policy.catalog import Relation
 from policy.model import Action, Analysis, ObjectName
@@ -22,8 +23,7 @@ class Role(Enum):
     STRUCTURE = "structure"  # definition, privileges, maintenance
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
+class Reference(NamedTuple):
     """A RangeVar that means a relation of the catalog. `var` is the tree's own node."""
 
     var: Node
@@ -51,6 +51,11 @@ class Reading:
     references: tuple[Reference, ...]
     stores: str | None = None
     unseen: frozenset[tuple[Action, ObjectName]] = frozenset()  # demanded by what the text does not name, too
+
+    @property
+    def changes(self) -> bool:
+        """Whether it is anything but a query that only reads, and calls nothing that could do more."""
+        return self.analysis.kind != "SelectStmt" or self.analysis.effects.writes
 
     @cached_property
     def mentions(self) -> Tree:

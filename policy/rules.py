@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from policy.conditions import ALWAYS, When
 from policy.detection import NOTHING, Detection
@@ -264,8 +264,7 @@ class Policy:
         return tuple([answer for when in self.conditions for answer in when.standing(circumstances)])
 
 
-@dataclass(frozen=True, slots=True)
-class Judgement:
+class Judgement(NamedTuple):
     """What the rules say to some demands, with every reason."""
 
     effect: Effect
@@ -377,8 +376,7 @@ def _concerned(policy: Policy, principal: Principal, connection: str) -> _Concer
     return _Concerned(policy, principal, connection)
 
 
-@dataclass(frozen=True, slots=True)
-class _Ruled:
+class _Ruled(NamedTuple):
     """The rules that decide a demand; where columns are told apart, about which one, and which could be had."""
 
     matching: Sequence[Rule]

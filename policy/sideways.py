@@ -41,7 +41,18 @@ _SETS: Final = frozenset((Action.INSERT, Action.UPDATE))
 _ROW_NAMES: Final = frozenset(("old", "new", "excluded"))
 
 
-def check_structure(reading: Reading, masking: Masking) -> None:
+def check_change(reading: Reading, masking: Masking) -> None:
+    """Refuse writes and definitions that reach what is masked by another way than naming it.
+
+    Raises NotAnalysableError `mask.oracle`, `mask.rename`.
+    """
+    _check_types(reading, masking)
+    _check_structure(reading, masking)
+    _check_keys(reading, masking)
+    _check_ties(reading, masking)
+
+
+def _check_structure(reading: Reading, masking: Masking) -> None:
     """Refuse what would take a masked relation out of reach of the patterns that mask it.
 
     Raises NotAnalysableError `mask.rename`.
@@ -125,7 +136,7 @@ def check(reading: Reading, masked: Sequence[tuple[Reference, Masked]]) -> None:
             _check_stored(tree, reference, columns)
 
 
-def check_types(reading: Reading, masking: Masking) -> None:
+def _check_types(reading: Reading, masking: Masking) -> None:
     """Refuse changes of types that reach columns of tables: that are tried on their values, or rename them.
 
     Raises NotAnalysableError `mask.oracle`, `mask.rename`.
@@ -154,7 +165,7 @@ def check_types(reading: Reading, masking: Masking) -> None:
         )
 
 
-def check_keys(reading: Reading, masking: Masking) -> None:
+def _check_keys(reading: Reading, masking: Masking) -> None:
     """Refuse writes of columns that refer to masked ones: that a row is refused tells that the value is not there.
 
     Raises NotAnalysableError `mask.oracle`.
@@ -175,7 +186,7 @@ def check_keys(reading: Reading, masking: Masking) -> None:
                     )
 
 
-def check_ties(reading: Reading, masking: Masking) -> None:
+def _check_ties(reading: Reading, masking: Masking) -> None:
     """Refuse updates of columns that something compares with masked ones: whether they succeed would tell.
 
     Raises NotAnalysableError `mask.oracle`.

@@ -91,6 +91,7 @@ class Reading:
         if await self._gateway.holds(self.session, statement.text, decision):
             return
         self.abandon("the policy says something else of it now")
+        await self.finished()  # then nobody finds it any more
         text = "what the policy says of this statement has changed since its first rows"
         await self._gateway.begin(
             [statement], [denial(decision, "statement.outdated", text, "Send the statement again.")]

@@ -47,9 +47,10 @@ def policies(stack: Stack, tmp_path: Path) -> Iterator[dict[str, Path]]:
 
 
 def age(stack: Stack, door: Door) -> None:
-    """Let two hours pass for the newest session of a door."""
-    newest = [session for session in stack.app.hall.gateway.sessions.list() if session.door is door][-1]
-    newest.opened -= HOURS
+    """Let two hours pass for devin's sessions at a door: the one at hand, and what earlier tests left open."""
+    for session in stack.app.hall.gateway.sessions.list():
+        if session.door is door and session.principal.subject == "devin":
+            session.opened -= HOURS
 
 
 @pytest.mark.parametrize("how", ["older", "ever", "never"])
