@@ -473,7 +473,7 @@ class Gateway:
             raise await self._record_refusal([statement], [decision])
         await self.approvals.check_binding(record, statement, decision, await self.catalog(session))
         bounds = (decision.at_most, rehearsal.approved_rows(record.evidence))
-        decision = replace(decision, at_most=min((bound for bound in bounds if bound is not None), default=None))
+        decision = decision._replace(at_most=min((bound for bound in bounds if bound is not None), default=None))
         if (record := await self.approvals.get(record.id)).state is not State.APPROVED:
             raise rejection(record)  # its time ran out while we looked
         statement_id, expected = new_statement_id(), Expected.read(record.evidence)

@@ -110,6 +110,8 @@ SELECT e.objid, 25, 0, -1, false, false
 
 _INHERITS = "SELECT i.inhrelid, i.inhparent FROM pg_catalog.pg_inherits i ORDER BY 1, 2"
 
+_SHOWS_NOTHING = "(t.oid = {} AND pg_catalog.pg_get_viewdef(v.oid) !~ '{}|[.][*]')"
+
 # What a view's or rule's query depends on. Column-level pg_depend is unsound (it misses whole rows);
 # relation level is not, but leaves out the server's own tables: those are in the query's tree. Of the catalogs that
 # hold values of user tables a view reads what its text could show.
@@ -120,14 +122,17 @@ SELECT DISTINCT r.ev_class, d.refobjid
    AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.refobjid <> r.ev_class
 UNION
 SELECT v.oid, t.oid
-  FROM (SELECT r.ev_class AS oid, pg_catalog.pg_get_viewdef(r.ev_class) AS query, r.ev_action::pg_catalog.text AS tree
+  FROM (SELECT r.ev_class AS oid, r.ev_action::pg_catalog.text AS tree
           FROM pg_catalog.pg_rewrite r WHERE r.ev_type = '1' AND r.ev_class >= {_FIRST_USER_OID}) v,
-       LATERAL (SELECT m[1]::pg_catalog.oid FROM pg_catalog.regexp_matches(v.tree, ':relid ([0-9]+)', 'g') m) t (oid)
+       LATERAL (SELECT pg_catalog.substring(p.piece, '^[0-9]+')::pg_catalog.oid
+                  FROM pg_catalog.unnest(pg_catalog.string_to_array(v.tree, ':relid ')) WITH ORDINALITY p (piece, n)
+                 WHERE p.n > 1) t (oid)
  WHERE t.oid BETWEEN 1 AND {_FIRST_USER_OID - 1}
-   AND NOT {" AND NOT ".join(f"(t.oid = {oid} AND v.query !~ '{name}|[.][*]')" for oid, name in HELD_COLUMNS.items())}
+   AND NOT {" AND NOT ".join(_SHOWS_NOTHING.format(oid, name) for oid, name in HELD_COLUMNS.items())}
 UNION
-SELECT c.oid, {PG_CLASS} FROM pg_catalog.pg_class c
- WHERE c.relkind IN ('v', 'm') AND c.oid >= {_FIRST_USER_OID} AND pg_catalog.pg_get_viewdef(c.oid) ~ '{TELLS_BOUNDS}'
+SELECT r.ev_class, {PG_CLASS} FROM pg_catalog.pg_rewrite r
+ WHERE r.ev_type = '1' AND r.ev_class >= {_FIRST_USER_OID} AND r.ev_action::pg_catalog.text LIKE
+       '%:funcid ' || 'pg_catalog.{TELLS_BOUNDS}(oid)'::pg_catalog.regprocedure::pg_catalog.oid || ' %'
  ORDER BY 1, 2"""  # noqa: S608 - constants only
 
 # Columns that a constraint or a unique index looks at together: whether a row may be written tells of each of them.
@@ -136,7 +141,7 @@ SELECT conrelid, pg_catalog.array_to_string(conkey, ' ') FROM pg_catalog.pg_cons
  WHERE conrelid >= {_FIRST_USER_OID} AND (0 = ANY (conkey) OR pg_catalog.cardinality(conkey) > 1)
 UNION
 SELECT i.indrelid, pg_catalog.string_agg(DISTINCT k.number::pg_catalog.text, ' ')
-  FROM pg_catalog.pg_index i,
+  FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indrelid AND c.relkind <> 't',
        LATERAL (SELECT pg_catalog.unnest(i.indkey::pg_catalog.int2[])::pg_catalog.int4
                 UNION SELECT d.refobjsubid FROM pg_catalog.pg_depend d
                  WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = i.indexrelid

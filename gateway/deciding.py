@@ -87,7 +87,7 @@ class Decider:
         decision = await self._decide(session, text, catalog, rows=rows)
         if not decision.streams:
             return decision
-        return replace(decision, expects=rows, at_most=await self._bound(session, text, catalog, rows, decision))
+        return decision._replace(expects=rows, at_most=await self._bound(session, text, catalog, rows, decision))
 
     async def _bound(
         self, session: Session, text: bytes, catalog: Catalog, rows: int, decision: Decision
@@ -176,7 +176,7 @@ class Decider:
 
 
 def _standing(decision: Decision, standing: tuple[bool | None, ...]) -> Decision:
-    return replace(decision, standing=standing) if standing else decision
+    return decision._replace(standing=standing) if standing else decision
 
 
 def _covers(granted: Decision, again: Decision) -> bool:

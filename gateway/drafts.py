@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from audit.entry import Draft, Kind
@@ -159,7 +159,7 @@ def draft(kind: Kind, session: Session, **body: object) -> Draft:
 def denial(decision: Decision, code: str, text: str, cure: str) -> Decision:
     """The same decision turned into a deny by a door or by the path itself."""
     reason = Reason(Effect.DENY, code, text, cure=cure)
-    return replace(decision, verdict=Verdict(Effect.DENY, (reason,)), counts=False)
+    return decision._replace(verdict=Verdict(Effect.DENY, (reason,)), counts=False)
 
 
 def outcome_of(error: BaseException) -> Outcome:

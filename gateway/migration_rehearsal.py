@@ -265,5 +265,5 @@ def _of_live(decision: Decision, there: Catalog, base: Catalog) -> Decision:
         return one._replace(oid=function(one.oid) if one.action is Action.CALL else relation(one.oid))
 
     relations = frozenset(oid for oid in map(relation, analysis.relations) if oid is not None)
-    live: Analysis = replace(analysis, relations=relations, demands=tuple(map(demand, analysis.demands)))
-    return replace(decision, analysis=live)
+    live: Analysis = analysis._replace(relations=relations, demands=tuple(map(demand, analysis.demands)))
+    return decision._replace(analysis=live)

@@ -24,8 +24,10 @@ from policy.reading import Reading, Reference, Role
 MAX_REFERENCES = 2000
 
 _NO_EFFECTS: Final = Effects()
+_DATA: Final = Holds.DATA
+_NODES: Final = Holds.NODES
 # The fields of a RangeVar that hold nothing to visit.
-_PLAIN_NAME: Final = {name for name, holds in GRAMMAR["RangeVar"].items() if holds is Holds.DATA}
+_PLAIN_NAME: Final = {name for name, holds in GRAMMAR["RangeVar"].items() if holds is _DATA}
 
 
 def analyse(facts: Facts, text: bytes) -> Reading | None:
@@ -139,7 +141,9 @@ class Analyser:
             raise _unknown_node(tag, body)
         for name, value in body.items():
             holds = fields.get(name)
-            if holds is Holds.NODES:
+            if holds is _DATA:
+                continue
+            if holds is _NODES:
                 if name not in without:
                     self.nodes(value)
             elif holds is None:

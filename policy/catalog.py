@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Flag, StrEnum, auto
+from typing import Any
 
 from policy.forms import Form
 
@@ -237,6 +238,8 @@ class Catalog:
     _functions: dict[int, Function] = field(init=False, repr=False)
     _types: dict[int, Type] = field(init=False, repr=False)
     _closures: dict[int, frozenset[int]] = field(init=False, repr=False)  # of what was asked for, by OID
+    # What the engine has found out about it, for as long as there is this snapshot; nothing in it leads back here.
+    remembered: dict[Hashable, dict[int, Any]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         names = {(r.schema, r.name): r for r in self.relations.values()}
@@ -244,6 +247,7 @@ class Catalog:
         functions = {f.oid: f for overloads in self.functions.values() for f in overloads}
         object.__setattr__(self, "_functions", functions)
         object.__setattr__(self, "_closures", {})
+        object.__setattr__(self, "remembered", {})
         object.__setattr__(self, "_types", {t.oid: t for t in self.types.values()})
 
     def relation(self, schema: str, name: str) -> Relation | None:

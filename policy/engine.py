@@ -85,7 +85,7 @@ def _decide(policy: Policy, principal: Principal, facts: Facts, text: bytes) -> 
             ),
         )
     decision = _decision(policy, facts, verdict, analysis, counts)
-    return replace(decision, streams=streams, conceals=conceals) if streams or conceals else decision
+    return decision._replace(streams=streams, conceals=conceals) if streams or conceals else decision
 
 
 def _verdict(policy: Policy, principal: Principal, facts: Facts, reading: Reading) -> tuple[Verdict, Analysis, bool]:
@@ -147,7 +147,7 @@ def _judged(policy: Policy, principal: Principal, facts: Facts, reading: Reading
         refusal = error.reason
     whole = merged()
     late = replace(whole.effects, late_names=bodies.late is not None)
-    return _Judged(judgement, replace(whole, effects=late), refusal)
+    return _Judged(judgement, whole._replace(effects=late), refusal)
 
 
 def _hides(policy: Policy, principal: Principal, facts: Facts) -> bool:
@@ -162,8 +162,7 @@ def _hides(policy: Policy, principal: Principal, facts: Facts) -> bool:
 def _merged(outer: Analysis, inner: Sequence[Analysis], demands: Sequence[Demand]) -> Analysis:
     """The analysis of a statement together with what the bodies of its functions do."""
     effects = [outer.effects, *(one.effects for one in inner)]
-    return replace(
-        outer,
+    return outer._replace(
         demands=tuple(dict.fromkeys(demands)),
         relations=outer.relations.union(*(one.relations for one in inner)),
         effects=replace(

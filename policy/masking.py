@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import replace
 from functools import lru_cache
-from weakref import WeakKeyDictionary
 
 from policy.catalog import Catalog, Column, Relation, RelationKind
 from policy.functions import FIRST_USER_OID, HELD_COLUMNS, PG_CLASS
@@ -18,11 +17,7 @@ VIEWS = (RelationKind.VIEW, RelationKind.MATERIALIZED_VIEW)
 _DERIVED = Mask(Pattern("*", (".*",) * 3), MaskKind.NULL, label="derived from a masked relation")
 
 Masked = dict[int, tuple[Mask, ...]]  # by attribute number: one mask of the whole column, or one of each path
-_Key = tuple[str, Principal | None]
 _UNKNOWN: Masked = {0: ()}
-
-# INVARIANT: a value depends on nothing but catalog, policy hash, principal and OID.
-_KNOWN: WeakKeyDictionary[Catalog, dict[_Key, dict[int, Masked]]] = WeakKeyDictionary()
 
 
 class Masking:
@@ -32,10 +27,8 @@ class Masking:
         self.catalog = catalog
         self._policy = policy
         self._masks, self._cleared = _masks_for(policy, principal)
-        by_whom = _KNOWN.get(catalog)
-        if by_whom is None:
-            by_whom = _KNOWN.setdefault(catalog, {})
-        self._known = by_whom.setdefault((policy.hash, principal), {})
+        # INVARIANT: what is remembered depends on nothing but catalog, policy hash, principal and OID.
+        self._known: dict[int, Masked] = catalog.remembered.setdefault((policy.hash, principal), {})
         self._begun: set[int] = set()  # not in what is known: an error on the way must leave nothing there
 
     def excusing_nobody(self) -> Masking:

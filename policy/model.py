@@ -193,8 +193,7 @@ class Effects:
     late_names: bool = False  # reads names while it runs: a function's body that is text
 
 
-@dataclass(frozen=True, slots=True)
-class Analysis:
+class Analysis(NamedTuple):
     """Facts about exactly one statement, from the parse tree and the catalog.
 
     `text` is the client's statement with its comments blanked (same length, UTF-8): the base of every
@@ -360,8 +359,7 @@ class Rewrite:
         return offset - shift
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """Allow, approve or deny, with every reason; `rewrite` is None exactly when the effect is deny."""
 
     effect: Effect
@@ -370,8 +368,7 @@ class Verdict:
     terms: tuple[ApprovalTerms, ...] = ()  # all must be met
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """What the engine returns for one statement. `analysis` is None where the text has none.
 
     `counts` says that the verdict depends on how many rows the statement changes, and that its command tag

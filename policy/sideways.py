@@ -271,8 +271,7 @@ def _could_meet(tree: Tree, reference: Reference, columns: Masked) -> bool:
 
 def runs_unseen(reading: Reading) -> bool:
     """Whether something else than the statement's text says what is done: a function, a trigger, a foreign key."""
-    calls = (demand for demand in reading.analysis.demands if demand.action is Action.CALL)
-    return bool(reading.unseen) or any(not call.builtin for call in calls)
+    return bool(reading.unseen) or any(d.action is Action.CALL and not d.builtin for d in reading.analysis.demands)
 
 
 def is_analyzed(tree: Node) -> bool:

@@ -8,7 +8,6 @@ it was declared to read, whatever the policy has become since.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from gateway.admission import Gateway
 from gateway.drafts import denial
@@ -52,4 +51,4 @@ async def checked(decision: Decision, portals: Mapping[str, Portal], session: Se
             f'what the policy says of the cursor "{name}" has changed since it was declared',
             "Declare it again.",
         )
-    return replace(decision, at_most=prepared.decision.at_most)
+    return decision._replace(at_most=prepared.decision.at_most)

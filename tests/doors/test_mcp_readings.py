@@ -113,5 +113,5 @@ async def unmasked(gateway: Gateway, statement: Statement) -> AsyncIterator[Gran
     assert rewrite is not None
     assert rewrite.origins
     broken = replace(rewrite, sql=statement.text, splices=())
-    async with gateway.admit(statement, replace(decision, verdict=replace(decision.verdict, rewrite=broken))) as grant:
+    async with gateway.admit(statement, decision._replace(verdict=decision.verdict._replace(rewrite=broken))) as grant:
         yield grant

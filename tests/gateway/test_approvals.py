@@ -425,7 +425,7 @@ async def test_a_changed_search_path_schema_or_policy_voids_the_approval(desk: D
     calling = decision_of(TERMS)
     assert calling.analysis is not None
     called = Demand(Action.CALL, ObjectName(ObjectKind.FUNCTION, "public", "f"), 90)
-    other = replace(calling, analysis=replace(calling.analysis, demands=(*calling.analysis.demands, called)))
+    other = calling._replace(analysis=calling.analysis._replace(demands=(*calling.analysis.demands, called)))
     function = Function(90, "public", "f", "f", Volatility.VOLATILE, "sql")
     made = replace(CATALOG, functions={("public", "f"): (function,)})
     cases.append((session_of(DEVIN), other, made, "another object"))
