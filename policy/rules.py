@@ -112,10 +112,6 @@ class Rule:
             return False
         return not self.connections or any(p.matches((connection,)) for p in self.connections)
 
-    def matches(self, demand: Demand, circumstances: Circumstances = NOTHING_KNOWN) -> bool:
-        """Whether the rule is about this demand, and its conditions hold."""
-        return self.covers(demand) and self.applies(demand, circumstances)
-
     def applies(self, demand: Demand, circumstances: Circumstances) -> bool:
         """Whether the conditions hold; what is not known is answered by what is stricter."""
         return self.when is ALWAYS or self.when.holds(demand, circumstances, self.effect is not Effect.ALLOW)

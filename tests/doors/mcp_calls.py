@@ -64,3 +64,33 @@ def error(result: CallToolResult) -> dict[str, Any]:
 def text(result: CallToolResult) -> str:
     """What a model reads."""
     return "\n".join(block.text for block in result.content if block.type == "text")
+
+
+async def request(
+    stack: Stack,
+    method: str,
+    params: dict[str, Any],
+    capabilities: dict[str, Any],
+    *,
+    token: str,
+    source: str = "127.0.0.1",
+    headers: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """One request of the modern era from this address, without the SDK; the whole JSON-RPC answer."""
+    meta = {
+        "io.modelcontextprotocol/protocolVersion": ERAS[0],
+        "io.modelcontextprotocol/clientInfo": {"name": "plain-request", "version": "1"},
+        "io.modelcontextprotocol/clientCapabilities": capabilities,
+    }
+    sent = {
+        "Authorization": f"Bearer {token}",
+        "Accept": "application/json, text/event-stream",
+        "MCP-Protocol-Version": ERAS[0],
+        "Mcp-Method": method,
+        "Mcp-Name": params.get("name") or params.get("taskId", ""),
+    }
+    message = {"jsonrpc": "2.0", "id": 1, "method": method, "params": {**params, "_meta": meta}}
+    transport = httpx2.AsyncHTTPTransport(local_address=source, verify=_TLS)
+    async with httpx2.AsyncClient(timeout=30, transport=transport) as http:
+        said: dict[str, Any] = (await http.post(stack.url, json=message, headers=sent | (headers or {}))).json()
+    return said

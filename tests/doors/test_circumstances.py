@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import httpx2
 import psycopg
 import pytest
 
-from tests.doors.mcp_calls import answer, call, error, query
+from tests.doors.mcp_calls import answer, call, error, query, request
 from tests.doors.test_mcp_tasks import TASKS, UPDATE, approve
 from tests.stack import Stack
 
@@ -38,23 +37,9 @@ async def called(
     headers: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """One request of the modern era from this address; the whole JSON-RPC answer."""
-    meta = {
-        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
-        "io.modelcontextprotocol/clientInfo": {"name": "somewhere", "version": "1"},
-        "io.modelcontextprotocol/clientCapabilities": TASKS,
-    }
-    sent = {
-        "Authorization": f"Bearer {token or stack.tokens['devin']}",
-        "Accept": "application/json, text/event-stream",
-        "MCP-Protocol-Version": "2026-07-28",
-        "Mcp-Method": method,
-        "Mcp-Name": params.get("name") or params.get("taskId", ""),
-    }
-    message = {"jsonrpc": "2.0", "id": 1, "method": method, "params": {**params, "_meta": meta}}
-    transport = httpx2.AsyncHTTPTransport(local_address=source)
-    async with httpx2.AsyncClient(timeout=30, transport=transport) as http:
-        said: dict[str, Any] = (await http.post(stack.url, json=message, headers=sent | (headers or {}))).json()
-    return said
+    return await request(
+        stack, method, params, TASKS, token=token or stack.tokens["devin"], source=source, headers=headers
+    )
 
 
 async def read_orders(stack: Stack, source: str, headers: dict[str, str] | None = None) -> str:

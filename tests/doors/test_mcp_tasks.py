@@ -8,9 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import httpx2
-
-from tests.doors.mcp_calls import answer, call
+from tests.doors.mcp_calls import answer, call, request
 from tests.stack import Stack
 
 UPDATE = "UPDATE tickets SET subject = subject"
@@ -21,23 +19,7 @@ async def send(
     stack: Stack, who: str, method: str, params: dict[str, Any], capabilities: dict[str, Any] = TASKS
 ) -> dict[str, Any]:
     """One request of the modern era; the whole JSON-RPC answer."""
-    meta = {
-        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
-        "io.modelcontextprotocol/clientInfo": {"name": "tasks-test", "version": "1"},
-        "io.modelcontextprotocol/clientCapabilities": capabilities,
-    }
-    headers = {
-        "Authorization": f"Bearer {stack.tokens[who]}",
-        "Accept": "application/json, text/event-stream",
-        "MCP-Protocol-Version": "2026-07-28",
-        "Mcp-Method": method,
-        "Mcp-Name": params.get("name") or params.get("taskId", ""),
-    }
-    message = {"jsonrpc": "2.0", "id": 1, "method": method, "params": {**params, "_meta": meta}}
-    async with httpx2.AsyncClient(timeout=30) as http:
-        response = await http.post(stack.url, json=message, headers=headers)
-    said: dict[str, Any] = response.json()
-    return said
+    return await request(stack, method, params, capabilities, token=stack.tokens[who])
 
 
 async def asked(stack: Stack, **more: Any) -> dict[str, Any]:
