@@ -8,11 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from gateway import stored_code
-from gateway.stored_code import Row, StoredCode
+from gateway.sheets import Row, Rows, Sheet, Sheets
+from gateway.stored_code import StoredCode, numbers
 from gateway.upstream import Upstream, UpstreamError
 from policy.catalog import Catalog, Column, Domain, Function, Relation, RelationKind, Volatility
 from policy.forms import form_of
@@ -55,9 +56,11 @@ _VERSION_PROBE = "SELECT " + " || ' ' || ".join(  # noqa: S608 - constants only
 
 _RELATIONS = f"""
 SELECT c.oid, n.nspname, c.relname, c.relkind, c.relhastriggers,
-       EXISTS (SELECT FROM pg_catalog.pg_rewrite r WHERE r.ev_class = c.oid AND r.ev_type <> '1'),
-       CASE WHEN c.oid >= {_FIRST_USER_OID} THEN pg_catalog.obj_description(c.oid, 'pg_class') END
-  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+       EXISTS (SELECT FROM pg_catalog.pg_rewrite r WHERE r.ev_class = c.oid AND r.ev_type <> '1'), d.description
+  FROM pg_catalog.pg_class c
+  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+  LEFT JOIN pg_catalog.pg_description d ON d.objoid = c.oid AND d.objoid >= {_FIRST_USER_OID} AND d.objsubid = 0
+   AND d.classoid = 'pg_catalog.pg_class'::pg_catalog.regclass
  WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S', 'c') AND n.nspname !~ '^pg_(toast|temp)'
  ORDER BY c.oid"""  # noqa: S608 - constants only
 
@@ -72,20 +75,45 @@ SELECT pg_catalog.string_agg(DISTINCT d.refobjsubid::pg_catalog.text, ' ')
      OR d.classid = 'pg_catalog.pg_attrdef'::pg_catalog.regclass AND d.objid = (
           SELECT e.oid FROM pg_catalog.pg_attrdef e WHERE e.adrelid = a.attrelid AND e.adnum = a.attnum))"""
 
-# Columns of user relations, and of the server's own that hold some of their values (policy/held.py). Relation by
-# relation, each in its order.
-COLUMNS = f"""
-SELECT a.attrelid, a.attnum, a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), a.atttypid,
-       CASE WHEN a.attcollation <> 0 AND (a.attcollation <> t.typcollation OR a.attcollation <> 100)
-            THEN pg_catalog.quote_ident(cn.nspname) || '.' || pg_catalog.quote_ident(co.collname) END,
-       CASE WHEN t.typcategory = 'A' THEN t.typelem ELSE 0 END, a.atttypmod,
-       CASE WHEN a.attgenerated <> '' THEN ({_READ_BY_GENERATED}) END
+_COLUMNS_OF = """
   FROM pg_catalog.pg_attribute a
   JOIN pg_catalog.pg_class c ON c.oid = a.attrelid AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+ WHERE a.attnum > 0 AND NOT a.attisdropped AND {}"""
+
+
+def columns_of(relations: str) -> tuple[Sheet, Sheet]:
+    """The sheets of the columns (`a`) that a condition picks, relation by relation, and of what their types are.
+
+    Many columns have few types.
+    """
+    return (
+        Sheet(
+            "columns",
+            "nntnnnt",
+            f"""
+SELECT a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod, a.attcollation,
+       CASE WHEN a.attgenerated <> '' THEN ({_READ_BY_GENERATED}) END
+{_COLUMNS_OF.format(relations)} ORDER BY a.attrelid, a.attnum""",
+        ),
+        Sheet(
+            "column types",
+            "nnnttn",
+            f"""
+SELECT a.atttypid, a.atttypmod, a.attcollation, pg_catalog.format_type(a.atttypid, a.atttypmod),
+       CASE WHEN a.attcollation <> 0 AND (a.attcollation <> t.typcollation OR a.attcollation <> 100)
+            THEN pg_catalog.quote_ident(cn.nspname) || '.' || pg_catalog.quote_ident(co.collname) END,
+       CASE WHEN t.typcategory = 'A' THEN t.typelem ELSE 0 END
+  FROM (SELECT DISTINCT a.atttypid, a.atttypmod, a.attcollation {_COLUMNS_OF.format(relations)}) a
   JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
   LEFT JOIN pg_catalog.pg_collation co ON co.oid = a.attcollation
   LEFT JOIN pg_catalog.pg_namespace cn ON cn.oid = co.collnamespace
- WHERE (a.attrelid >= {_FIRST_USER_OID} OR a.attrelid IN ({_HOLDERS})) AND a.attnum > 0 AND NOT a.attisdropped"""  # noqa: S608 - constants only
+ ORDER BY 1, 2, 3""",  # noqa: S608 - our own queries
+        ),
+    )
+
+
+# Besides those of users, the server's own that hold some of their values (policy/held.py).
+_COLUMNS, _COLUMN_TYPES = columns_of(f"(a.attrelid >= {_FIRST_USER_OID} OR a.attrelid IN ({_HOLDERS}))")
 
 # What stands behind each domain: down to the type that is none, with what any domain on the way refuses.
 # The type `citext` of the extension is text (oid 25) that compares in another way, and is cast as a domain of it is.
@@ -131,8 +159,8 @@ SELECT v.oid, t.oid
    AND NOT {" AND NOT ".join(_SHOWS_NOTHING.format(oid, name) for oid, name in HELD_COLUMNS.items())}
 UNION
 SELECT r.ev_class, {PG_CLASS} FROM pg_catalog.pg_rewrite r
- WHERE r.ev_type = '1' AND r.ev_class >= {_FIRST_USER_OID} AND r.ev_action::pg_catalog.text LIKE
-       '%:funcid ' || 'pg_catalog.{TELLS_BOUNDS}(oid)'::pg_catalog.regprocedure::pg_catalog.oid || ' %'
+ WHERE r.ev_type = '1' AND r.ev_class >= {_FIRST_USER_OID} AND pg_catalog.strpos(r.ev_action::pg_catalog.text,
+       ':funcid ' || 'pg_catalog.{TELLS_BOUNDS}(oid)'::pg_catalog.regprocedure::pg_catalog.oid || ' ') > 0
  ORDER BY 1, 2"""  # noqa: S608 - constants only
 
 # Columns that a constraint or a unique index looks at together: whether a row may be written tells of each of them.
@@ -186,41 +214,45 @@ _SCHEMAS = "SELECT n.nspname FROM pg_catalog.pg_namespace n WHERE n.nspname !~ '
 
 # Which function sends each type's values; one text for each function, since every table has two types.
 _FORMS = """
-SELECT p.prosrc, pg_catalog.string_agg(t.oid::pg_catalog.text, ' ' ORDER BY t.oid)
-  FROM pg_catalog.pg_type t JOIN pg_catalog.pg_proc p ON p.oid = t.typsend
- WHERE t.typisdefined GROUP BY 1 ORDER BY 1"""
+SELECT p.prosrc, t.types
+  FROM (SELECT t.typsend, pg_catalog.string_agg(t.oid::pg_catalog.text, ' ' ORDER BY t.oid)
+          FROM pg_catalog.pg_type t WHERE t.typisdefined GROUP BY 1) t (send, types)
+  JOIN pg_catalog.pg_proc p ON p.oid = t.send
+ ORDER BY p.oid"""
 
 _SUBTYPES = "SELECT rngtypid, rngmultitypid, rngsubtype FROM pg_catalog.pg_range ORDER BY 1"
 
-# What a snapshot is made of: the name of the sheet, its number of columns, its query.
+# What a snapshot is made of. The sheet of functions is read before the last but one: what trees are asked for is
+# made from it.
 _SHEETS: Final = (
-    (
-        "version",
-        2,
+    Sheet("functions", "nttttttnntt", _FUNCTIONS),
+    Sheet("views", "nt", _VIEW_QUERIES),
+    _COLUMNS,
+    _COLUMN_TYPES,
+    Sheet("domains", "nnnnbb", _DOMAINS),
+    Sheet("relations", "ntttbbt", _RELATIONS),
+    Sheet("inherits", "nn", _INHERITS),
+    Sheet("reads", "nn", _READS),
+    Sheet("partition keys", "nt", _BOUND_BY),
+    Sheet("ties", "nt", _TIES),
+    Sheet("schemas", "t", _SCHEMAS),
+    Sheet("server types", "t", _SERVER_TYPES),
+    stored_code.OPERATORS,
+    stored_code.CASTS,
+    stored_code.TYPES,
+    stored_code.ATTRIBUTES,
+    stored_code.TRIGGERS,
+    stored_code.foreign_keys_of(),
+    stored_code.SUPPORT,
+    stored_code.BODIES,
+    Sheet("forms", "tt", _FORMS),
+    Sheet("subtypes", "nnn", _SUBTYPES),
+    Sheet(
+        "session",
+        "nt",
         "SELECT pg_catalog.current_setting('server_version_num'),"
         " pg_catalog.array_to_json(pg_catalog.current_schemas(true))",
     ),
-    ("relations", 7, _RELATIONS),
-    ("columns", 9, f"{COLUMNS} ORDER BY a.attrelid, a.attnum"),
-    ("domains", 6, _DOMAINS),
-    ("inherits", 2, _INHERITS),
-    ("reads", 2, _READS),
-    ("partition keys", 2, _BOUND_BY),
-    ("ties", 2, _TIES),
-    ("views", 2, _VIEW_QUERIES),
-    ("functions", 11, _FUNCTIONS),
-    ("schemas", 1, _SCHEMAS),
-    ("server types", 1, _SERVER_TYPES),
-    ("operators", 4, stored_code.OPERATORS),
-    ("casts", 3, stored_code.CASTS),
-    ("types", 6, stored_code.TYPES),
-    ("attributes", 2, stored_code.ATTRIBUTES),
-    ("triggers", 4, stored_code.TRIGGERS),
-    ("foreign keys", 6, f"{stored_code.FOREIGN_KEYS} ORDER BY c.oid"),
-    ("support", 2, stored_code.SUPPORT),
-    ("bodies", 7, stored_code.BODIES),
-    ("forms", 2, _FORMS),
-    ("subtypes", 3, _SUBTYPES),
 )
 
 
@@ -231,49 +263,34 @@ async def version(upstream: Upstream) -> str:
 
 async def load(upstream: Upstream) -> Catalog:
     """Take a snapshot. Raises UpstreamError or UpstreamLostError."""
-    sheets: dict[str, list[Row]] = {}
-    digest = hashlib.sha256()
+    sheets = Sheets(upstream)
+    functions: dict[tuple[str, str], tuple[Function, ...]] = {}
 
-    async def read(name: str, width: int, query: str) -> None:
-        text = await as_json(upstream, width, query)
-        digest.update(f"{name} {len(text)} {text}".encode())
-        with without_collector():
-            sheets[name] = json.loads(text)
+    def wanted() -> Iterator[Sheet]:
+        yield from _SHEETS
+        functions.update(_as_functions(sheets))
+        yield stored_code.trees(functions)
+        yield stored_code.domain_trees(functions)
 
-    for name, width, query in _SHEETS:
-        await read(name, width, query)
-    functions = _as_functions(sheets)
-    await read("trees", 5, stored_code.trees(functions))
-    await read("domain trees", 5, stored_code.trees(functions, of_domains=True))
+    await sheets.read(wanted())
     origins = await _origins(upstream, sheets["views"])
-    digest.update(repr(sorted(origins.items())).encode())
     with without_collector():
         code = StoredCode(sheets)
+        [(number, path)] = sheets["session"]
         return Catalog(
-            epoch=digest.hexdigest(),
-            server_version=int(sheets["version"][0][0] or 0),
+            epoch=hashlib.sha256(f"{sheets.digest} {sorted(origins.items())}".encode()).hexdigest(),
+            server_version=number,
             relations=_as_relations(sheets, origins, code),
             functions=functions,
-            schemas=frozenset(row[0] or "" for row in sheets["schemas"]),
+            schemas=frozenset(name for (name,) in sheets["schemas"]),
             operators=code.operators,
             casts=code.casts,
             types=code.types(sheets["types"]),
-            server_types=frozenset(row[0] or "" for row in sheets["server types"]),
-            printed_under=tuple(json.loads(sheets["version"][0][1] or "[]")),
-            forms={int(oid): form_of(send or "") for send, oids in sheets["forms"] for oid in (oids or "").split()},
-            subtypes={int(of or 0): int(subtype or 0) for *ranges, subtype in sheets["subtypes"] for of in ranges},
+            server_types=frozenset(name for (name,) in sheets["server types"]),
+            printed_under=tuple(json.loads(path)),
+            forms={oid: form_of(send) for send, oids in sheets["forms"] for oid in numbers(oids)},
+            subtypes={of: subtype for *ranges, subtype in sheets["subtypes"] for of in ranges},
         )
-
-
-async def as_json(upstream: Upstream, width: int, query: str) -> str:
-    """A query's rows as JSON, all values as text: one value is read many times faster than 100,000 rows."""
-    names = [f"c{number}" for number in range(width)]
-    values = ", ".join(f"s.{name}::pg_catalog.text" for name in names)
-    [(text,)] = await upstream.probe(
-        f"SELECT pg_catalog.json_agg(pg_catalog.json_build_array({values}))"  # noqa: S608 - our own queries
-        f" FROM ({query}) AS s({', '.join(names)})"
-    )
-    return text or "[]"
 
 
 async def search_path(upstream: Upstream, *first: str) -> tuple[str, ...]:
@@ -285,101 +302,107 @@ async def search_path(upstream: Upstream, *first: str) -> tuple[str, ...]:
     return tuple(row[0] or "" for row in rows)
 
 
-async def _origins(upstream: Upstream, views: list[Row]) -> dict[int, tuple[tuple[int, int] | None, ...]]:
+async def _origins(upstream: Upstream, views: Rows) -> dict[int, tuple[tuple[int, int] | None, ...]]:
     """Where each output column of the views' queries comes from, by the server's own resolution.
 
     A view whose query cannot be described (its owner may read what we may not) has no known origins:
     all of its columns then count as derived. Inside a client's transaction the failure is not ours to swallow.
     """
-    described = await upstream.describe([(query or "").rstrip().rstrip(";") for _, query in views])
+    described = await upstream.describe([query.rstrip().rstrip(";") for (query,) in views.only(1)])
     return {
-        int(oid or 0): ()
+        oid: ()
         if isinstance(columns, UpstreamError)
-        else tuple((c.table, c.attribute) if c.table and c.attribute else None for c in columns)
-        for (oid, _), columns in zip(views, described, strict=True)
+        else tuple([(c.table, c.attribute) if c.table and c.attribute else None for c in columns])
+        for (oid,), columns in zip(views.only(0), described, strict=True)
     }
 
 
 def _as_relations(
-    sheets: Mapping[str, list[Row]], origins: Mapping[int, tuple[tuple[int, int] | None, ...]], code: StoredCode
+    sheets: Mapping[str, Rows], origins: Mapping[int, tuple[tuple[int, int] | None, ...]], code: StoredCode
 ) -> dict[int, Relation]:
-    columns = as_columns(sheets["columns"], origins, _as_domains(sheets["domains"]))
-    families = _families((int(child or 0), int(parent or 0)) for child, parent in sheets["inherits"])
+    columns = as_columns(sheets, origins, _as_domains(sheets["domains"]))
+    families = _families(sheets["inherits"])
     children: dict[int, set[int]] = {}
     for child, parent in sheets["inherits"]:
-        children.setdefault(int(parent or 0), set()).add(int(child or 0))
+        children.setdefault(parent, set()).add(child)
     reads: dict[int, set[int]] = {}
     for view, read in sheets["reads"]:
-        reads.setdefault(int(view or 0), set()).add(int(read or 0))
-    bound_by = {int(oid or 0): frozenset(map(int, (key or "").split())) for oid, key in sheets["partition keys"]}
+        reads.setdefault(view, set()).add(read)
+    bound_by = {oid: frozenset(numbers(key)) for oid, key in sheets["partition keys"]}
     ties: dict[int, list[frozenset[int]]] = {}
     for relation, tied in sheets["ties"]:
-        ties.setdefault(int(relation or 0), []).append(frozenset(map(int, (tied or "").split())))
-    relations = {}
-    for oid_text, schema, name, kind, triggers, rules, comment in sheets["relations"]:
-        oid = int(oid_text or 0)
-        relations[oid] = Relation(
+        ties.setdefault(relation, []).append(frozenset(numbers(tied)))
+    none: frozenset[int] = frozenset()
+    return {
+        oid: Relation(
             oid=oid,
-            schema=schema or "",
-            name=name or "",
+            schema=sys.intern(schema),
+            name=name,
             kind=kind_of(kind),
             columns=tuple(columns.get(oid, ())),
-            family=families.get(oid, frozenset((oid,))),
-            reads=frozenset(reads.get(oid, ())),
-            rules=rules == "true",
-            triggers=triggers == "true",
+            family=families[oid] if oid in families else frozenset((oid,)),
+            reads=frozenset(reads[oid]) if oid in reads else none,
+            rules=rules,
+            triggers=triggers,
             comment=comment,
-            children=frozenset(children.get(oid, ())),
+            children=frozenset(children[oid]) if oid in children else none,
             code=code.of_relation(oid),
             row_type=code.row_types.get(oid, 0),
             referenced_by=tuple(code.referenced_by.get(oid, ())),
             refers_by=tuple(code.refers_by.get(oid, ())),
             ties=tuple(ties.get(oid, ())),
-            bound_by=bound_by.get(oid, frozenset()),
+            bound_by=bound_by.get(oid, none),
         )
-    return relations
-
-
-def as_columns(
-    rows: Iterable[Row], origins: Mapping[int, tuple[tuple[int, int] | None, ...]], domains: Mapping[int, Domain]
-) -> dict[int, list[Column]]:
-    """The columns of each relation, by its OID; those of views with their origins."""
-    columns: dict[int, list[Column]] = {}
-    for relation, number, name, type_name, type_oid, collation, item, modifier, read in rows:
-        of = columns.setdefault(int(relation or 0), [])
-        known = origins.get(int(relation or 0), ())
-        of.append(
-            Column(
-                number=int(number or 0),
-                name=sys.intern(name or ""),
-                type=sys.intern(type_name or ""),
-                type_oid=int(type_oid or 0),
-                collation=collation,
-                origin=known[len(of)] if len(of) < len(known) else None,
-                item=int(item or 0),
-                modifier=int(modifier or -1),
-                domain=domains.get(int(type_oid or 0)),
-                computed_from=frozenset(map(int, (read or "").split())),
-            )
-        )
-    return columns
-
-
-def _as_domains(rows: list[Row]) -> dict[int, Domain]:
-    return {
-        int(oid or 0): Domain(
-            int(base or 0), int(element or 0), int(modifier or -1), not_null == "true", checked == "true"
-        )
-        for oid, base, element, modifier, not_null, checked in rows
+        for oid, schema, name, kind, triggers, rules, comment in sheets["relations"]
     }
 
 
-def kind_of(relkind: str | None) -> RelationKind:
+def as_columns(
+    sheets: Mapping[str, Rows],
+    origins: Mapping[int, tuple[tuple[int, int] | None, ...]],
+    domains: Mapping[int, Domain],
+) -> dict[int, list[Column]]:
+    """The columns of each relation, by its OID; those of views with their origins.
+
+    Equal ones are one value: partitions, and the tables of many tenants, repeat each other's.
+    """
+    types = {row[:3]: row[3:] for row in sheets["column types"]}
+    made: dict[tuple[object, ...], Column] = {}
+    columns: dict[int, list[Column]] = {}
+    for relation, number, name, type_oid, modifier, collation, read in sheets["columns"]:
+        of = columns.setdefault(relation, [])
+        known = origins.get(relation, ())
+        origin = known[len(of)] if len(of) < len(known) else None
+        key = number, name, type_oid, modifier, collation, read, origin
+        column = made.get(key)
+        if column is None:
+            type_name, collation_name, item = types[type_oid, modifier, collation]
+            column = made[key] = Column(
+                number=number,
+                name=sys.intern(name),
+                type=type_name,
+                type_oid=type_oid,
+                collation=collation_name,
+                origin=origin,
+                item=item,
+                modifier=modifier,
+                domain=domains.get(type_oid),
+                computed_from=frozenset(numbers(read)),
+            )
+        of.append(column)
+    return columns
+
+
+def _as_domains(rows: Rows) -> dict[int, Domain]:
+    return {oid: Domain(*rest) for oid, *rest in rows}
+
+
+def kind_of(relkind: str) -> RelationKind:
     """`pg_class.relkind` of a relation that statements can name."""
-    return RelationKind(relkind or "")
+    return RelationKind(relkind)
 
 
-def _families(pairs: Iterable[tuple[int, int]]) -> dict[int, frozenset[int]]:
+def _families(pairs: Iterable[Row]) -> dict[int, frozenset[int]]:
     """Connected components of the inheritance graph."""
     component: dict[int, set[int]] = {}
     for child, parent in pairs:
@@ -390,27 +413,27 @@ def _families(pairs: Iterable[tuple[int, int]]) -> dict[int, frozenset[int]]:
     return {oid: frozen[id(members)] for oid, members in component.items()}
 
 
-def _as_functions(sheets: Mapping[str, list[Row]]) -> dict[tuple[str, str], tuple[Function, ...]]:
-    behind = {aggregate: tuple(map(int, (oids or "").split())) for aggregate, oids in sheets["support"]}
+def _as_functions(sheets: Mapping[str, Rows]) -> dict[tuple[str, str], tuple[Function, ...]]:
+    behind = {aggregate: numbers(oids) for aggregate, oids in sheets["support"]}
     bodies = stored_code.bodies(sheets["bodies"])
     functions: dict[tuple[str, str], list[Function]] = {}
     for row in sheets["functions"]:
         oid, schema, name, kind, volatility, language, arguments, least, most, extension, results = row
-        functions.setdefault((schema or "", name or ""), []).append(
+        functions.setdefault((schema, name), []).append(
             Function(
-                oid=int(oid or 0),
-                schema=schema or "",
-                name=name or "",
-                kind=kind or "f",
-                volatility=Volatility(volatility or "v"),
-                language=language or "",
-                arguments=arguments or "",
+                oid=oid,
+                schema=sys.intern(schema),
+                name=name,
+                kind=kind,
+                volatility=Volatility(volatility),
+                language=sys.intern(language),
+                arguments=arguments,
                 extension=sys.intern(extension or ""),
-                least=max(0, int(least or 0) - (most is None)),  # VARIADIC may be given nothing
-                most=int(most) if most is not None else None,
-                results=tuple(map(int, (results or "").split())),
+                least=max(0, least - (most is None)),  # VARIADIC may be given nothing
+                most=most,
+                results=numbers(results),
                 support=() if extension else behind.get(oid, ()),
-                body=bodies.get(oid or ""),
+                body=bodies.get(oid),
             )
         )
     return {key: tuple(overloads) for key, overloads in functions.items()}

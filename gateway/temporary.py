@@ -6,21 +6,23 @@ Tables and sequences are told in full; whatever else lies there is marked as not
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from gateway import catalog as reader
 from gateway import stored_code
+from gateway.sheets import Row, Sheet, Sheets
 from gateway.upstream import Upstream
 from policy.catalog import Catalog, Code, Event, Relation, Type
 from policy.names import TEMPORARY
 
 _OWN: Final = "pg_catalog.pg_my_temp_schema()"
 
-_RELATIONS: Final = f"""
+_RELATIONS: Final = Sheet(
+    "relations",
+    "nttnntt",
+    f"""
 SELECT c.oid, c.relname, c.relkind, t.oid, t.typarray, a.typname,
        CASE WHEN c.relkind NOT IN ('r', 'S') THEN 'it is neither a table nor a sequence'
             WHEN EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE c.oid IN (i.inhrelid, i.inhparent))
@@ -32,10 +34,14 @@ SELECT c.oid, c.relname, c.relkind, t.oid, t.typarray, a.typname,
   FROM pg_catalog.pg_class c
   LEFT JOIN pg_catalog.pg_type t ON t.oid = c.reltype
   LEFT JOIN pg_catalog.pg_type a ON a.oid = t.typarray
- WHERE c.relnamespace = {_OWN} AND c.relkind NOT IN ('i', 'I', 'c') ORDER BY c.oid"""  # noqa: S608 - constants only
+ WHERE c.relnamespace = {_OWN} AND c.relkind NOT IN ('i', 'I', 'c') ORDER BY c.oid""",  # noqa: S608 - constants only
+)
 
 # Types that belong to no such relation, and names that hide PostgreSQL's own types.
-_STRAYS: Final = f"""
+_STRAYS: Final = Sheet(
+    "strays",
+    "t",
+    f"""
 SELECT t.typname FROM pg_catalog.pg_type t
  WHERE t.typnamespace = {_OWN} AND (
        EXISTS (SELECT FROM pg_catalog.pg_type b
@@ -43,7 +49,8 @@ SELECT t.typname FROM pg_catalog.pg_type t
        OR NOT EXISTS (SELECT FROM pg_catalog.pg_class c
                        WHERE c.oid = t.typrelid AND c.relkind <> 'c'
                           OR c.relkind <> 'c' AND c.reltype = t.typelem AND t.typelem <> 0))
- ORDER BY 1"""  # noqa: S608 - constants only
+ ORDER BY 1""",  # noqa: S608 - constants only
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,44 +77,39 @@ async def load(upstream: Upstream, path: Sequence[str], catalog: Catalog) -> Tem
     [(own,)] = await upstream.probe(f"SELECT nspname FROM pg_catalog.pg_namespace WHERE oid = {_OWN}") or [(None,)]  # noqa: S608 - constants only
     if own is None or own not in path:
         return None
-    digest = hashlib.sha256(own.encode())
-
-    async def rows(width: int, query: str) -> list[stored_code.Row]:
-        text = await reader.as_json(upstream, width, query)
-        digest.update(f"{len(text)} {text}".encode())
-        found: list[stored_code.Row] = json.loads(text)
-        return found
-
-    found = await rows(7, _RELATIONS)
-    strays = await rows(1, _STRAYS)
-    oids = "'{" + ",".join(oid or "" for oid, *_ in found) + "}'"
-    columns = reader.as_columns(await rows(9, f"{reader.COLUMNS} AND a.attrelid = ANY ({oids})"), {}, {})
-    keys = await rows(6, f"{stored_code.FOREIGN_KEYS} AND c.confrelid = ANY ({oids})")
-    trees = await rows(
-        5,
-        f"SELECT * FROM ({stored_code.trees(catalog.functions)}) t WHERE t.relation = ANY ({oids})",  # noqa: S608 - OIDs are numbers
+    sheets = Sheets(upstream, own)
+    await sheets.read((_RELATIONS, _STRAYS))
+    oids = "{" + ",".join(str(oid) for (oid,) in sheets["relations"].only(0)) + "}"
+    among = f"= ANY ('{oids}')"
+    trees = stored_code.trees(catalog.functions)
+    await sheets.read(
+        (
+            *reader.columns_of(f"a.attrelid {among}"),
+            stored_code.foreign_keys_of(f"c.confrelid {among}"),
+            trees._replace(query=f"SELECT * FROM ({trees.query}) t WHERE t.relation {among}"),  # noqa: S608 - OIDs are numbers
+        )
     )
-    referenced = stored_code.referenced(stored_code.foreign_keys(keys))
+    columns = reader.as_columns(sheets, {}, {})
+    referenced = stored_code.referenced(stored_code.foreign_keys(sheets["foreign keys"]))
     relations, types = [], {}
-    for oid_text, name, kind, row_type, array_type, array_name, opaque in found:
-        oid = int(oid_text or 0)
+    for oid, name, kind, row_type, array_type, array_name, opaque in sheets["relations"]:
         relation = Relation(
             oid=oid,
             schema=TEMPORARY,
-            name=name or "",
+            name=name,
             kind=reader.kind_of(kind),
             columns=tuple(columns.get(oid, ())),
             family=frozenset((oid,)),
-            row_type=int(row_type or 0),
+            row_type=row_type or 0,
             referenced_by=tuple(referenced.get(oid, ())),
             opaque=opaque,
         )
-        relations.append(_with_code(relation, catalog, [row[1:] for row in trees if row[0] == oid_text]))
+        relations.append(_with_code(relation, catalog, [row[1:] for row in sheets["trees"] if row[0] == oid]))
         if made := _row_type(relation, catalog):
             types[TEMPORARY, relation.name] = made
-            types[TEMPORARY, array_name or ""] = replace(made, oid=int(array_type or 0))
-    stray = strays[0][0] if strays else None
-    return Temporary(own, tuple(relations), types, digest.hexdigest(), stray)
+            types[TEMPORARY, array_name or ""] = replace(made, oid=array_type or 0)
+    stray = next((name for (name,) in sheets["strays"]), None)
+    return Temporary(own, tuple(relations), types, sheets.digest, stray)
 
 
 def laid_over(catalog: Catalog, temporary: Temporary) -> Catalog:
@@ -123,7 +125,7 @@ def laid_over(catalog: Catalog, temporary: Temporary) -> Catalog:
     )
 
 
-def _with_code(relation: Relation, catalog: Catalog, trees: Iterable[stored_code.Row]) -> Relation:
+def _with_code(relation: Relation, catalog: Catalog, trees: Iterable[Row]) -> Relation:
     """The relation with what runs unseen with it, or marked where that cannot be told."""
     code = [
         Code(function, ~Event(0), f"the type of `{column.name}`")
@@ -134,7 +136,7 @@ def _with_code(relation: Relation, catalog: Catalog, trees: Iterable[stored_code
     opaque = relation.opaque
     for letters, by, field, named in trees:
         if field in stored_code.FUNCTION_FIELDS:
-            code.append(Code(int(named or 0), stored_code.events(letters or ""), by or ""))
+            code.append(Code(named, stored_code.events(letters), by))
         else:
             opaque = opaque or f"{by} uses operators or types of users"
     return replace(relation, code=tuple(code), opaque=opaque)

@@ -6,7 +6,7 @@ protocol implementation and deliver the same bytes. Values travel in PostgreSQL'
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -94,6 +94,14 @@ class Upstream(Protocol):
         """Run statements of the gateway's own (catalog, settings, BEGIN …), never a client's text: the last one's rows.
 
         Several go in one round trip. Each runs by itself, also behind one that fails; the first error is raised.
+        """
+        ...
+
+    async def probe_each(self, texts: Iterable[str], heard: Callable[[list[tuple[str | None, ...]]], None]) -> None:
+        """Run statements of the gateway's own, and tell `heard` each one's rows, in their order.
+
+        While it hears of one, the server is at the next: a text may be made from the answers before that one. The
+        first error is raised, when no answer is owed any more; nothing is heard or sent after it.
         """
         ...
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from itertools import islice
 from secrets import token_urlsafe
 from typing import Protocol, cast
 
@@ -190,7 +191,33 @@ class UpstreamSession(asyncio.Protocol):
             else:
                 self._send(*[frontend.Query(text.encode()) for text in texts])
                 pages = await self._each_answer(len(texts))
-        return [tuple(None if v is None else v.decode() for v in row) for row in pages[-1].rows]
+        return _texts(pages[-1])
+
+    async def probe_each(self, texts: Iterable[str], heard: Callable[[list[tuple[str | None, ...]]], None]) -> None:
+        """Run statements of the gateway's own, the next one while `heard` has one's rows; see the port."""
+        left, owed = iter(texts), 0
+        failed: UpstreamError | None = None
+        async with self._owning():
+            if self.batch_open:
+                for text in left:
+                    heard(_texts(await self._probe_in_batch(text)))
+                return
+            while True:
+                for text in islice(left, 0 if failed else 2 - owed):
+                    self._send(frontend.Query(text.encode()))
+                    owed += 1
+                if not owed:
+                    break
+                owed -= 1
+                try:
+                    page = await self._page(frozenset((backend.ReadyForQuery,)))
+                except UpstreamError as error:
+                    failed = failed or error
+                else:
+                    if failed is None:
+                        heard(_texts(page))
+            if failed is not None:
+                raise failed
 
     async def describe(self, texts: Sequence[str]) -> list[tuple[ResultColumn, ...] | UpstreamError]:
         """The result columns of each statement, by Parse and Describe, without running any; see the port."""
@@ -493,6 +520,10 @@ class UpstreamSession(asyncio.Protocol):
         page = await self._page(frozenset((backend.CloseComplete,)))
         await self._page(frozenset((backend.CloseComplete,)))
         return page
+
+
+def _texts(page: Page) -> list[tuple[str | None, ...]]:
+    return [tuple(None if value is None else value.decode() for value in row) for row in page.rows]
 
 
 _EXECUTED = frozenset((backend.CommandComplete, backend.PortalSuspended, backend.EmptyQueryResponse))

@@ -110,3 +110,37 @@ def test_many_texts_are_one_round_trip(server: Postgres) -> None:
         assert await upstream.probe("SELECT 1") == before
 
     run(server, work)
+
+
+def test_answers_are_heard_in_order_while_later_texts_are_made_from_them(server: Postgres) -> None:
+    async def work(upstream: UpstreamSession) -> None:
+        heard: list[str | None] = []
+
+        def texts() -> Iterator[str]:
+            yield "SELECT 1"
+            yield "SELECT 2"
+            yield f"SELECT {heard[0]} + 10"
+            yield f"SELECT {heard[1]} + 20"
+
+        await upstream.probe_each(texts(), lambda rows: heard.append(rows[0][0]))
+        assert heard == ["1", "2", "11", "22"]
+        assert await upstream.probe("SELECT 3") == [("3",)]
+
+    run(server, work)
+
+
+@pytest.mark.parametrize("before", [(), ("BEGIN",)], ids=["alone", "in a transaction"])
+def test_the_first_error_ends_the_asking_and_nothing_is_out_of_step(server: Postgres, before: tuple[str, ...]) -> None:
+    async def work(upstream: UpstreamSession) -> None:
+        if before:
+            await upstream.probe(*before)
+        heard: list[str | None] = []
+        left = iter(("SELECT 1", "SELECT 1 / 0", "SELECT 2", "SELECT 3"))
+        with pytest.raises(UpstreamError, match="division by zero"):
+            await upstream.probe_each(left, lambda rows: heard.append(rows[0][0]))
+        assert heard == ["1"]
+        assert list(left) == ["SELECT 3"]
+        await upstream.probe("ROLLBACK")
+        assert await upstream.probe("SELECT 4") == [("4",)]
+
+    run(server, work)
