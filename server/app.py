@@ -191,6 +191,7 @@ def mcp_settings(config: Config, file: McpFile, port: int) -> McpSettings:
         required_scopes=tuple(file.required_scopes),
         default_connection=config.connections[0].name,
         row_limit=file.row_limit,
+        cursor_seconds=file.cursor,
     )
 
 

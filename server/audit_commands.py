@@ -26,25 +26,26 @@ from audit.retention import shredding
 from audit.search import Found, Query, SearchError
 from audit.store import AuditUnavailable, Store
 from gateway.errors import AuditUnavailableError, ConfigurationError
-from server import export_command, signing_commands
 from server.arguments import CONFIG, STORE
+from server.late_commands import LateGroup
 from server.reading import record_reading, store_path
 from server.timestamp_roots import time_stamps
 from server.visible import visible
 
+_LATE = {
+    "checkpoint": ("server.signing_commands", "Sign all entries there are, and hand the checkpoint to the witnesses."),
+    "consistency": ("server.signing_commands", "Prove that a checkpoint carries on an older one."),
+    "export": ("server.export_command", "Hand over the entries: JSON lines, OCSF or OpenTelemetry."),
+    "key": ("server.signing_commands", "Print the public keys that signed this audit; make the next one."),
+    "prove": ("server.signing_commands", "Print a proof that one entry is in the audit."),
+    "roll": ("server.signing_commands", "Seal what the store holds as a segment, and move it out."),
+    "witnessed": ("server.signing_commands", "Show what witnesses said of checkpoints."),
+}
 
-@click.group()
+
+@click.group(cls=LateGroup, late=_LATE)
 def audit() -> None:
     """Verify, search and sign the audit."""
-
-
-audit.add_command(export_command.export)
-audit.add_command(signing_commands.checkpoint)
-audit.add_command(signing_commands.key)
-audit.add_command(signing_commands.prove)
-audit.add_command(signing_commands.consistency)
-audit.add_command(signing_commands.roll)
-audit.add_command(signing_commands.witnessed)
 
 
 @audit.command()

@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
-import signal
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import click
-import uvloop
 
 from gateway.errors import CountersignError
-from server.approval_commands import approvals
 from server.arguments import CONFIG
-from server.audit_commands import audit
-from server.doctor_command import doctor
-from server.login_command import login
-from server.migrate_commands import migrate
-from server.policy_commands import policy
-from server.replay import replay
-from server.session_commands import sessions
+from server.late_commands import LateGroup
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class _Commands(click.Group):
+class _Commands(LateGroup):
     """Turns our own errors into one line on stderr and exit status 2."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -51,7 +40,21 @@ class _Commands(click.Group):
             ctx.exit(0)
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+_LATE = {
+    "approvals": ("server.approval_commands", "See what waits for people, approve and reject."),
+    "audit": ("server.audit_commands", "Verify, search and sign the audit."),
+    "doctor": ("server.doctor_command", "Say what is too strong, unsafe or missing about the upstream roles."),
+    "login": ("server.login_command", "Print a user and password for the wire door, for an hour at most."),
+    "migrate": ("server.migrate_commands", "Propose, show and run migrations."),
+    "policy": ("server.policy_commands", "Check the policy, and ask it what it would say."),
+    "replay": ("server.replay", "Play a session as it was."),
+    "sessions": ("server.session_commands", "See who is in, and end sessions."),
+}
+
+
+@click.group(
+    cls=_Commands, late=_LATE, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(package_name="countersign", prog_name="countersign")
 @click.option("--verbose", is_flag=True, help="Log what the gateway does to stderr.")
 def main(verbose: bool) -> None:
@@ -61,16 +64,6 @@ def main(verbose: bool) -> None:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
-
-
-main.add_command(approvals)
-main.add_command(audit)
-main.add_command(doctor)
-main.add_command(login)
-main.add_command(migrate)
-main.add_command(policy)
-main.add_command(replay)
-main.add_command(sessions)
 
 
 @main.command()
@@ -134,12 +127,19 @@ def mcp_command(config_path: Path, connection: str | None) -> None:
 
 def run_loop(main_coroutine: Coroutine[Any, Any, T]) -> T:
     """Run to the end on uvloop, the loop of every entry point."""
+    import asyncio
+
+    import uvloop
+
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(main_coroutine)
 
 
 async def stopped_by_signal() -> None:
     """Return at the first SIGINT or SIGTERM."""
+    import asyncio
+    import signal
+
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)

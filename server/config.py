@@ -108,6 +108,7 @@ class McpFile(_Model):
     allowed_origins: list[str] = []
     required_scopes: list[str] = []
     row_limit: Annotated[int, Field(ge=1, le=100_000)] = 200
+    cursor: Annotated[float, Field(ge=1, le=3_600)] = 60
 
 
 Event = Literal[

@@ -12,12 +12,16 @@ from audit.entry import Draft
 from audit.segments import elsewhere
 from audit.store import AuditUnavailable, Item, Store
 from gateway.errors import ConfigurationError
-from server.config import load_config
 
 
 def store_path(store: Path | None, config_path: Path) -> Path:
     """The store that was named, or the configured one. Raises ConfigurationError where there is none."""
-    path = store if store is not None else load_config(config_path).audit_path
+    if store is not None:
+        path = store
+    else:
+        from server.config import load_config  # all that a configuration can name is slow to import
+
+        path = load_config(config_path).audit_path
     if not path.is_file():
         raise ConfigurationError(f"there is no audit store at `{path}`", cure="Name the file, or `--config`.")
     return path
