@@ -32,14 +32,14 @@ demo: $(STAMP)
 	@$(VENV)/bin/countersign demo $(ARGS)
 
 test: $(STAMP) $(NODE_CLIENTS)
-	$(PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(STAMP) $(NODE_CLIENTS)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-cache
-	$(PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 fmt: $(STAMP)
 	$(VENV)/bin/ruff check --fix .
