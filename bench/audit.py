@@ -158,7 +158,7 @@ def main() -> None:
         _floor(Path(folder), min(entries, 100_000))
         _say("file", path.stat().st_size / 1e6, "MB")
         for jobs in sorted({1, processors()}):
-            whole = _timed(lambda jobs=jobs: verify(path, public_keys=[str(_KEY.public)], jobs=jobs))  # type: ignore[misc]
+            whole = _timed(lambda jobs=jobs: verify(path, public_keys=[str(_KEY.public)], jobs=jobs))
             _say(f"verify, {jobs} process(es)", written / whole, f"entries/s ({whole:.1f} s)")
         peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
         _say("peak memory of a process", peak / 1000, "MB")

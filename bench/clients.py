@@ -68,7 +68,8 @@ class _Clocks:
     def server(self) -> float:
         times = self._postgres.cpu_times()
         own = times.user + times.system + times.children_user + times.children_system
-        return own + sum(sum(child.cpu_times()[:2]) for child in self._postgres.children(recursive=True))
+        children = [child.cpu_times() for child in self._postgres.children(recursive=True)]
+        return float(own + sum(times.user + times.system for times in children))
 
     def run(self, target: Target, command: list[str]) -> tuple[str, float, float]:
         """What a command says, and the seconds that the server and the gateway have used meanwhile."""
@@ -82,8 +83,8 @@ def coming(direct: Target, stack: Stack, seconds: float) -> Iterator[Figure]:
     clocks, ours = _Clocks(stack), by_secret(stack, "devin", stack.database)
     for count, threads in zip(_CLIENTS, (1, 2, 2), strict=True):
         name = f"connects by pgbench -C, {count} clients, {threads} thread{'s' * (threads > 1)}"
-        rates = [_pgbench(clocks, target, count, threads, seconds) for target in (direct, ours)]
-        yield Figure(name, "per s", *rates, higher=True)
+        theirs, own = (_pgbench(clocks, target, count, threads, seconds) for target in (direct, ours))
+        yield Figure(name, "per s", theirs, own, higher=True)
     for count in _CLIENTS:
         yield from _visited(clocks, direct, ours, count, seconds, f"connects, {count} clients")
     yield from _visited(clocks, direct, ours, 8, seconds, "connects with start-up settings, 8 clients", *_OWN)

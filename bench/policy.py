@@ -104,9 +104,9 @@ def _decisions() -> None:
     ):
         decision = decide(policy, devin, known, text)
         assert str(decision.verdict.effect) == "allow", decision.verdict.reasons
-        taken = _microseconds(lambda text=text: decide(policy, devin, known, text), rounds)  # type: ignore[misc]
+        taken = _microseconds(lambda text=text: decide(policy, devin, known, text), rounds)
         _line(name, taken, "µs", target)
-        print(f"{'  of which the parser':<52}{_microseconds(lambda text=text: statements(text), rounds):>10.2f} µs")  # type: ignore[misc]
+        print(f"{'  of which the parser':<52}{_microseconds(lambda text=text: statements(text), rounds):>10.2f} µs")
 
 
 def _cached() -> None:
@@ -134,6 +134,7 @@ async def _large_catalog(server: Postgres) -> None:
         [(pid,)] = await upstream.probe("SELECT pg_catalog.pg_backend_pid()")
         taken, used = [], []
         before = _resident()
+        catalog = None
         for _ in range(5):
             catalog = None
             start, ours, theirs = time.perf_counter(), time.process_time(), _cpu_seconds(int(pid or 0))

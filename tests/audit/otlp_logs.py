@@ -13,7 +13,9 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 def decoded(text: str) -> ExportLogsServiceRequest:
     """The request; unknown fields and wrong types are errors."""
     told = json.loads(text, object_hook=_with_bytes)
-    return json_format.ParseDict(told, ExportLogsServiceRequest())
+    request = ExportLogsServiceRequest()
+    json_format.ParseDict(told, request)
+    return request
 
 
 def _with_bytes(told: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import re
 import sqlite3
 import sys
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -130,7 +131,7 @@ class Audit:
             check_hash(row)
             expected = row[7:8]
 
-    def entry(self, row: tuple) -> None:
+    def entry(self, row: tuple[Any, ...]) -> None:
         seq, time, kind, *_, body, prev, hash_ = row
         assert (seq, prev) == (self.seq + 1, self.head), f"entry {self.seq + 1} does not follow"
         check_hash(row)
@@ -174,7 +175,7 @@ class Audit:
         assert not before, f"the recordings {before} belong to no entry"
 
 
-def check_hash(row: tuple) -> None:
+def check_hash(row: tuple[Any, ...]) -> None:
     seq, *fields, prev, hash_ = row
     assert hash_ == sha256(prev, seq.to_bytes(8, "big"), *map(f, fields)), f"entry {seq} was edited"
 
@@ -187,7 +188,7 @@ def handed_over(old: str, note: str) -> str:
     return new
 
 
-def keys_told(body: dict) -> list[tuple[int, str]]:
+def keys_told(body: dict[str, Any]) -> list[tuple[int, str]]:
     keys = [(body["keys"][0]["seq"], body["keys"][0]["vkey"])]
     for key in body["keys"][1:]:
         keys.append((key["seq"], handed_over(keys[-1][1], key["note"])))
@@ -213,7 +214,8 @@ def reverify(path: Path, vkey: str, elsewhere: list[str]) -> int:
 
 
 def notes_of(text: str) -> list[str]:
-    notes, note, signed = [], "", False
+    notes: list[str] = []
+    note, signed = "", False
     for line in text.splitlines(keepends=True):
         if signed and not line.startswith("\u2014 "):
             notes, note = [*notes, note], ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from importlib import resources
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -53,7 +54,8 @@ def test_the_lone_verifier_restates_the_same_format() -> None:
 @pytest.mark.parametrize("field", ["time", "kind", "session", "subject", "connection", "body"])
 def test_every_field_is_covered_by_the_hash(field: str) -> None:
     first = spec_entries()[0]
-    changed = first._replace(**{field: (getattr(first, field) or "") + "x"})
+    other: dict[str, Any] = {field: (getattr(first, field) or "") + "x"}
+    changed = first._replace(**other)
     assert chain.check(None, changed) == "its contents do not match its hash"
 
 

@@ -142,7 +142,7 @@ def test_a_required_witness_that_is_away_blocks_what_is_new_and_nothing_else(
         "refusal": [intent(2), outcome(2, status="refused")],
         "end": [outcome(0)],
     }.items():
-        writer.submit(unit, lambda result, name=name: heard.update({name: result}))  # type: ignore[misc]
+        writer.submit(unit, lambda result, name=name: heard.update({name: result}))
     until(lambda: len(heard) == 3, "not everybody was answered")
     assert [name for name, result in heard.items() if isinstance(result, AuditUnavailable)] == ["begin", "refusal"]
     assert rows(path, "SELECT count(*) FROM entries WHERE kind = 'outcome'") == [(1,)]

@@ -39,7 +39,7 @@ def store(path: Path) -> Iterator[Store]:
 
 
 def hashes(path: Path) -> list[bytes]:
-    return [row[0] for row in rows(path, "SELECT hash FROM entries ORDER BY seq")]  # type: ignore[misc]
+    return [row[0] for row in rows(path, "SELECT hash FROM entries ORDER BY seq")]
 
 
 def test_a_checkpoint_is_the_tree_over_all_entries_and_the_first_names_its_key(store: Store, path: Path) -> None:

@@ -19,7 +19,7 @@ import pytest
 
 from audit import export, playback, rolling, search, segments
 from audit import verify as lone
-from audit.approvals import Conflict, State
+from audit.approvals import Conflict, Request, State
 from audit.checkpoint import Checkpoint
 from audit.entry import Draft, Kind
 from audit.errors import AuditUnavailable
@@ -32,7 +32,7 @@ from audit.search import Query
 from audit.store import Item, Store
 from audit.verify import Report, entry_hash, verify
 from tests.audit.reverify import reverify
-from tests.audit.test_approvals import RECORD, Request, item, moved, vote
+from tests.audit.test_approvals import RECORD, item, moved, vote
 from tests.audit.test_store import APPEND, intent, outcome, python, rows
 from tests.audit.test_tamper import many
 from tests.audit.test_verify import forging
@@ -523,7 +523,7 @@ def test_a_roll_gives_way_to_who_writes_and_does_not_wait_for_nobody(
     monkeypatch.setattr(rolling, "_AT_ONCE", 5)
     monkeypatch.setattr(rolling, "_MOMENT", 0.0)
     rests: list[float] = []
-    monkeypatch.setattr(rolling.time, "sleep", rests.append)
+    monkeypatch.setattr("audit.rolling.time.sleep", rests.append)
     assert roll(path, lambda: NEXT) is not None
     assert rests
     assert not any(rests), "nobody wrote meanwhile"
@@ -536,7 +536,7 @@ def test_a_roll_gives_way_to_who_writes_and_does_not_wait_for_nobody(
             if len(rests) == 1:
                 some(store, 110, 111)
 
-        monkeypatch.setattr(rolling.time, "sleep", rest)
+        monkeypatch.setattr("audit.rolling.time.sleep", rest)
         assert roll(path, lambda: NEXT) is not None
         assert [seconds > 0 for seconds in rests] == [False, True, *[False] * (len(rests) - 2)]
     assert verify(path).ok
@@ -655,7 +655,8 @@ def test_a_segment_whose_shredding_was_killed_is_read_as_it_was(path: Path, tmp_
 
 
 def test_shredding_in_a_segment_while_it_is_verified_is_no_damage(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    walk, shredded = lone._walk, []
+    walk = lone._walk
+    shredded: list[int] = []
 
     def meanwhile(*arguments: Any) -> str | None:
         if not shredded:

@@ -184,13 +184,18 @@ def test_one_bad_body_does_not_take_its_batch_along(store: Store, path: Path) ->
     results: dict[str, Result] = {}
     ready = threading.Event()
     bad = Item(Draft(Kind.INTENT, None, None, None, {"x": b"bytes"}))
+
+    def last(result: Result) -> None:
+        results["last"] = result
+        ready.set()
+
     with store._lock:  # the writer is kept busy by one, and the next three wait together
         writer.submit([intent(0)], lambda _: None)
         while writer._waiting:
             time.sleep(0.001)
         writer.submit([intent(1)], lambda r: results.__setitem__("first", r))
         writer.submit([bad], lambda r: results.__setitem__("bad", r))
-        writer.submit([intent(2)], lambda r: (results.__setitem__("last", r), ready.set()))
+        writer.submit([intent(2)], last)
     assert ready.wait(10)
     writer.close()
     assert isinstance(results["bad"], BodyError)

@@ -172,7 +172,8 @@ def results(python: Path, suite: Suite, source: Path, target: Target) -> dict[st
     """Every test that ran, with the text of its failure, which is empty where it passed; skipped ones are left out."""
     report = source / "report.xml"
     report.unlink(missing_ok=True)
-    command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", suite.without, "-o", "junit_family=xunit1"]
+    command: list[str | Path] = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", suite.without]
+    command += ["-o", "junit_family=xunit1"]
     command += ["--timeout", "60", "--junitxml", report, "-W", "default", *suite.arguments]
     there = {"PATH": os.environ["PATH"], "HOME": str(source), **target.environment}
     with (source / "output.txt").open("w") as output:

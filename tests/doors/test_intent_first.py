@@ -30,7 +30,8 @@ async def watched(stack: Stack, folder: Path, witness: Callable[[bytes, Path], N
     upstream = config.connections[0]
     async with tap(upstream.host, upstream.port, lambda piece: witness(piece, audit)) as port:
         connection = replace(upstream, host="127.0.0.1", port=port)
-        wire, mcp = (door.model_copy(update={"port": 0}) if door else None for door in (config.wire, config.mcp))
+        wire = config.wire and config.wire.model_copy(update={"port": 0})
+        mcp = config.mcp and config.mcp.model_copy(update={"port": 0})
         async with serve(replace(config, audit_path=audit, connections=(connection,), wire=wire, mcp=mcp)) as app:
             yield app
 

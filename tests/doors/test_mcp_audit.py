@@ -44,7 +44,7 @@ async def test_the_tool_looks_for_all_that_the_command_looks_for(stack: Stack) -
     told = {"duration_ms": "min_ms", "rows": "min_rows"}
     assert set(tool.input_schema["properties"]) == {told.get(part.name, part.name) for part in fields(Query)}
     await query(stack, "devin", "SELECT 'by each of them'")
-    asked = {
+    asked: dict[str, Any] = {
         "user": "devin",
         "on_behalf_of": "ada",
         "group": "ai-agents",

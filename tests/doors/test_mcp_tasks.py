@@ -12,7 +12,7 @@ from tests.doors.mcp_calls import answer, call, request
 from tests.stack import Stack
 
 UPDATE = "UPDATE tickets SET subject = subject"
-TASKS = {"extensions": {"io.modelcontextprotocol/tasks": {}}}
+TASKS: dict[str, Any] = {"extensions": {"io.modelcontextprotocol/tasks": {}}}
 
 
 async def send(

@@ -201,8 +201,8 @@ async def test_a_failure_in_the_middle_says_what_lasts_and_what_it_left(shop: St
     await approve(shop, shown)
     reported: list[str] = []
 
-    async def progress(done: float, total: float | None, text: str | None) -> None:
-        reported.append(text or "")
+    async def progress(progress: float, total: float | None, message: str | None) -> None:
+        reported.append(message or "")
 
     async with client(shop, "devin") as agent:
         said = error(await agent.call_tool("await_approval", {"id": shown["id"]}, progress_callback=progress))

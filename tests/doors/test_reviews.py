@@ -53,8 +53,8 @@ async def test_who_breaks_the_glass_has_logged_in_just_now_and_is_reviewed(fresh
     assert (status, [one["id"] for one in lines(out)]) == (0, [pending["id"]])
     assert answer(await call(stack, "devin", "list_approvals", unreviewed=True))["approvals"] != []
     review = ("review", pending["id"])
-    status, out, said = await asyncio.to_thread(run, stack, "grace", "url", *review, "--comment", "it was down")
-    assert (status, said) == (0, "")
+    status, out, told = await asyncio.to_thread(run, stack, "grace", "url", *review, "--comment", "it was down")
+    assert (status, told) == (0, "")
     assert "grace: it was down" in out
     assert answer(await call(stack, "grace", "list_approvals", unreviewed=True))["approvals"] == []
     kinds = stack.audit("SELECT kind, subject FROM entries WHERE kind LIKE 'approval.%' ORDER BY seq")

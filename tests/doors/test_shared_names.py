@@ -80,7 +80,7 @@ def test_a_cursor_gives_out_nothing_that_a_new_policy_masks(stack: Stack, tmp_pa
         use_policy(stack, looser)
         with raw_client(stack, "devin") as client:
             query(client, "BEGIN; DECLARE c CURSOR WITH HOLD FOR SELECT ssn FROM customers; COMMIT")
-            assert b"*" not in values(client.cycle(Query(b"FETCH 1 FROM c")))[0][0]
+            assert b"*" not in (values(client.cycle(Query(b"FETCH 1 FROM c")))[0][0] or b"*")
             use_policy(stack, before)
             heard = client.cycle(Query(b"FETCH 1 FROM c"))
             assert [code for code, _ in errors(heard)] == ["42501"]

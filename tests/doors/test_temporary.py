@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import psycopg
 import pytest
@@ -43,7 +44,7 @@ def wire(stack: Stack) -> Iterator[Wire]:
         yield connection
 
 
-def value(wire: Wire, sql: str) -> object:
+def value(wire: Wire, sql: str) -> Any:
     row = wire.execute(sql.encode()).fetchone()
     assert row is not None
     return row[0]

@@ -175,7 +175,7 @@ def test_streamed_rows_arrive_one_by_one(agent: psycopg.Connection[Any]) -> None
 def test_copy_out_in_text_and_binary_is_masked(stack: Stack, agent: psycopg.Connection[Any]) -> None:
     raw = {ssn for (ssn,) in stack.direct("SELECT ssn FROM customers")}
     for options in ("", " (FORMAT binary)", " (FORMAT csv, HEADER)"):
-        with agent.cursor().copy(f"COPY (SELECT id, ssn FROM customers) TO STDOUT{options}") as copy:  # type: ignore[arg-type]
+        with agent.cursor().copy(f"COPY (SELECT id, ssn FROM customers) TO STDOUT{options}") as copy:
             data = b"".join(bytes(block) for block in copy)
         assert len(data) > 10_000
         assert not any(ssn.encode() in data for ssn in raw)
@@ -262,7 +262,7 @@ def test_parameter_status_reports_what_a_driver_needs(agent: psycopg.Connection[
 )
 def test_settings_that_would_blind_the_gateway_are_refused(agent: psycopg.Connection[Any], statement: str) -> None:
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
-        agent.execute(sql.SQL(statement))  # type: ignore[arg-type]
+        agent.execute(sql.SQL(statement))
     assert agent.info.encoding == "utf-8"
 
 

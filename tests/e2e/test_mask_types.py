@@ -20,7 +20,8 @@ from policy.masks import Mask, MaskKind, UnmaskableError, expression
 from policy.patterns import parse_pattern
 from policy.pseudonyms import MaskKey
 from server.postgres import SUPERUSER, Postgres
-from tests.e2e.test_postgres import connect, found_binaries
+from tests.e2e.test_postgres import connect
+from tests.servers import found_binaries
 from wire.upstream import Factory
 
 ANY = parse_pattern("*", 3, "")

@@ -399,8 +399,12 @@ async def test_a_grant_cannot_be_made_outside_of_the_path(path: OnePath) -> None
         Grant(admission._MINT, "st-denied", denied_statement, denied)
     grant = await path.gateway.begin([statement], [decision])
     with pytest.raises(AttributeError):
-        grant[0].sql = b"DROP TABLE customers"  # type: ignore[misc]
+        grant[0].sql = b"DROP TABLE customers"
     path.gateway.settle(grant[0], Outcome(Status.COMPLETED))
+
+
+def _name(node: ast.AST | None) -> str:
+    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
 
 
 def test_only_admission_names_the_mint_and_calls_the_constructor() -> None:
@@ -410,10 +414,9 @@ def test_only_admission_names_the_mint_and_calls_the_constructor() -> None:
             if file == ROOT / "gateway" / "admission.py":
                 continue
             for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-                named = node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
-                called = isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", ""))
-                if named == "_MINT" or called == "Grant":
-                    guilty.append(f"{file.relative_to(ROOT)}:{node.lineno}")
+                called = node.func if isinstance(node, ast.Call) else None
+                if _name(node) == "_MINT" or _name(called) == "Grant":
+                    guilty.append(f"{file.relative_to(ROOT)}: {ast.unparse(node)}")
     assert guilty == []
 
 

@@ -61,7 +61,7 @@ def test_a_principal_is_the_configurations_words_and_an_agents(etl: bytes) -> No
     login = CertificatePrincipals([rule]).login(etl, "etl")
     assert login is not None
     principal = login.principal
-    assert (principal.subject, principal.issuer, principal.groups) == ("etl", "tls:Example CA", {"jobs"})
+    assert (principal.subject, principal.issuer, principal.groups) == ("etl", "tls:Example CA", frozenset({"jobs"}))
     assert (principal.kind, principal.email, principal.name) == (PrincipalKind.AGENT, None, None)
     # The same person as by a token of theirs: ada cannot approve what her own program asks for.
     assert principal.human == ("https://issuer.example", "ada")

@@ -97,7 +97,10 @@ def read(text: str) -> Catalog:
 
 
 def _body(fields: list[Any] | None = None) -> Body | None:
-    return Body(*(tuple(f) if isinstance(f, list) else f for f in fields)) if fields else None
+    if fields is None:
+        return None
+    values: list[Any] = [tuple(value) if isinstance(value, list) else value for value in fields]
+    return Body(*values)
 
 
 MASK_KEY = MaskKey(b"a key of the tests, and of nobody else")

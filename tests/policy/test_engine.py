@@ -179,7 +179,7 @@ def test_an_overload_that_takes_another_number_of_arguments_does_not_count() -> 
 
 
 def test_an_overload_of_a_builtin_that_an_extension_brought_is_as_harmless_as_the_builtin() -> None:
-    brought = replace(_function("sum", "vector", volatility="i"), extension=True)
+    brought = replace(_function("sum", "vector", volatility="i"), extension="vector")
     assert _decide("SELECT sum(total) FROM orders", _with(brought)).verdict.effect is Effect.ALLOW
     assert _codes(_decide("SELECT public.sum(total) FROM orders", _with(brought))) == ["rule.none"]
     volatile = replace(brought, volatility=Volatility.VOLATILE)

@@ -13,7 +13,7 @@ from policy.engine import decide
 from policy.load import load_policy
 from policy.model import Action, Demand, Effect, ObjectKind, ObjectName
 from policy.patterns import PatternError, parse_pattern
-from policy.rules import Policy, judge
+from policy.rules import Policy, Rule, judge
 from tests.policy.corpus import policy_of
 from tests.policy.sample import PRINCIPALS, facts
 
@@ -35,7 +35,7 @@ PEOPLE = st.sampled_from(sorted(PRINCIPALS))
 
 
 @given(order=st.permutations(POLICY.rules), demands=st.lists(DEMANDS, max_size=6), who=PEOPLE)
-def test_the_order_of_rules_never_matters(order: list[object], demands: list[Demand], who: str) -> None:
+def test_the_order_of_rules_never_matters(order: list[Rule], demands: list[Demand], who: str) -> None:
     shuffled = replace(POLICY, rules=tuple(order))
     assert judge(shuffled, PRINCIPALS[who], "shop", demands) == judge(POLICY, PRINCIPALS[who], "shop", demands)
 

@@ -11,6 +11,7 @@ import pytest
 from audit import rolling
 from audit.recording import Mode
 from audit.retention import Limits
+from audit.witness import FileWitness
 from gateway.errors import ConfigurationError
 from gateway.model import Connection, UpstreamRole
 from gateway.transcript import RecordingBounds
@@ -65,8 +66,12 @@ def test_bounds_and_limits(tmp_path: Path) -> None:
 
 def test_witnesses_are_paths_or_say_that_they_are_required(tmp_path: Path) -> None:
     loaded = config(tmp_path, "  witnesses: [one, {path: two, required: true}, {path: three}]\n")
-    told = [(witness.path, witness.required) for witness in loaded.signing.witnesses]
-    assert told == [(tmp_path / "one", False), (tmp_path / "two", True), (tmp_path / "three", False)]
+    files = [witness for witness in loaded.signing.witnesses if isinstance(witness, FileWitness)]
+    assert [(witness.path, witness.required) for witness in files] == [
+        (tmp_path / "one", False),
+        (tmp_path / "two", True),
+        (tmp_path / "three", False),
+    ]
     with pytest.raises(ConfigurationError, match="unknown key `requird`"):
         config(tmp_path, "  witnesses: [{path: two, requird: true}]\n")
 

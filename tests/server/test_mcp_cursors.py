@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from gateway.upstream import rows_of
 from server.mcp_cursors import quoted
 from server.mcp_messages import data_row
-from server.mcp_portal import rows_of, whole_tag
+from server.mcp_portal import whole_tag
 
 
 @pytest.mark.parametrize(

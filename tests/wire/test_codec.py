@@ -158,7 +158,7 @@ def test_half_a_copy_row_waits() -> None:
 # -- relaying --------------------------------------------------------------------------------------------
 
 ROWS = [backend.DataRow((b"1", b"Ada")), backend.DataRow((b"2", None)), backend.DataRow((b"3", b""))]
-RESULT = [
+RESULT: list[Any] = [
     backend.RowDescription((backend.Column("id"), backend.Column("name"))),
     *ROWS,
     backend.CommandComplete("SELECT 3"),

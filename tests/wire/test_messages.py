@@ -11,7 +11,7 @@ from wire.codec import BackendDecoder, FrontendDecoder
 from wire.fields import Bare, Fields, ProtocolError, frame, sized, string
 from wire.messages import BACKEND, FRONTEND
 
-FRONTEND_MESSAGES = [
+FRONTEND_MESSAGES: list[Any] = [
     frontend.AuthenticationResponse(b"secret\0"),
     frontend.AuthenticationResponse.sasl_initial("SCRAM-SHA-256", b"n,,n=,r=abc"),
     frontend.Query(b""),
@@ -35,7 +35,7 @@ FRONTEND_MESSAGES = [
     copy.CopyFail("the client changed its mind"),
 ]
 
-BACKEND_MESSAGES = [
+BACKEND_MESSAGES: list[Any] = [
     backend.Authentication(backend.Authentication.OK),
     backend.Authentication(backend.Authentication.SASL, b"SCRAM-SHA-256\0\0"),
     backend.BackendKeyData(4711, b"\x01\x02\x03\x04"),
