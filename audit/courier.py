@@ -35,7 +35,7 @@ class Courier:
         self._offered = False
         self._hurry = False
         self._closing = False
-        self._begun: float | None = None  # when the hand-over that is going on began
+        self._begun: float | None = None  # when the hand-over that is going on was asked for
         self._rests_until = 0.0
         self._failures = 0
         self._problem: str | None = None
@@ -61,6 +61,8 @@ class Courier:
         """What was offered and waits for its time is to be handed over now."""
         with self._changed:
             self._hurry = self._offered
+            if self._hurry and self._begun is None:
+                self._begun = time.monotonic()  # not when the thread gets to it: who asked waits from now on
             self._changed.notify_all()
 
     def settled(self, until: float) -> None:
@@ -89,7 +91,7 @@ class Courier:
             return evidence, self._told if before is None else None
 
     def _current(self) -> str | None:
-        if self._problem is None and self._begun is not None and time.monotonic() - self._begun > self._patience:
+        if self._problem is None and self._begun is not None and time.monotonic() - self._begun >= self._patience:
             return f"the witness `{self.witness.name}` has not answered for {self._patience:g} seconds"
         return self._problem
 
@@ -115,7 +117,9 @@ class Courier:
             while not self._closing:
                 pause = self._rests_until - time.monotonic()
                 if self._offered and (self._hurry or pause <= 0):
-                    self._offered, self._hurry, self._begun = False, False, time.monotonic()
+                    if not self._hurry or self._begun is None:
+                        self._begun = time.monotonic()
+                    self._offered = self._hurry = False
                     return True
                 self._changed.wait(pause if self._offered else None)
             return False

@@ -133,9 +133,9 @@ class Notary:
         self._gather()
 
     def _hurry(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
         for courier in self._couriers:
             courier.hurry()
+        until = time.monotonic() + seconds
         for courier in self._couriers:
             courier.settled(until)
 
