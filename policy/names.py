@@ -110,7 +110,7 @@ class Names:
         PostgreSQL reads the name when the statement runs, and again after it has waited for a lock on what is being
         dropped: then it is too late to decide. What is temporary only the session itself drops, and it is its own.
         """
-        if found is None or found.schema == TEMPORARY or is_system(found):
+        if found is None or found.schema == self.path[-1] or found.schema == TEMPORARY or is_system(found):
             return
         further = [s for s in self.path[self.path.index(found.schema) + 1 :] if s != TEMPORARY]
         if (other := self.catalog.resolve(found.name, further)) is not None:
