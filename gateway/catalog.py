@@ -26,6 +26,8 @@ _HOLDERS = ", ".join(map(str, HELD_COLUMNS))
 
 _LASTING = "{} NOT IN (SELECT t.oid FROM pg_catalog.pg_class t WHERE t.relpersistence = 't')"
 
+_COMMITTED = "SELECT CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_current_snapshot() END"
+
 # One number per catalog that changes when any row of it does. `xmin` is the row's last writer.
 _VERSION_PROBE = "SELECT " + " || ' ' || ".join(  # noqa: S608 - constants only
     f"(SELECT pg_catalog.count(*)::pg_catalog.text || ':' || coalesce(pg_catalog.sum("  # noqa: S608 - constants only
@@ -256,8 +258,17 @@ _SHEETS: Final = (
 )
 
 
+async def committed(upstream: Upstream) -> str | None:
+    """A text that differs when any transaction has ended since; None on a standby, where it would not need to.
+
+    Whoever sees the same transactions as ended sees the same catalog: `pg_snapshot`, and nothing else, says what a
+    statement sees. A standby replays commits whose number it took for ended before.
+    """
+    return (await upstream.probe(_COMMITTED))[0][0]
+
+
 async def version(upstream: Upstream) -> str:
-    """A text that differs whenever the user part of the catalog does. About 1 ms for 1,000 relations."""
+    """A text that differs whenever the user part of the catalog does. Reads all of that: 15 ms for 1,000 relations."""
     return (await upstream.probe(_VERSION_PROBE))[0][0] or ""
 
 

@@ -43,6 +43,7 @@ class _Shelf:
     keeper: Upstream | None = None  # our own upstream session, for the catalog only
     catalog: Catalog | None = None
     version: str = ""
+    committed: str | None = None  # what had been committed when the version was found
     verified: float = float("-inf")  # time.monotonic at the start of the last successful probe
 
 
@@ -140,11 +141,8 @@ class Connections:
                         application_name=f"{OUR_NAMES}catalog",
                         settings={"search_path": "pg_catalog"},
                     )
-                # The version is read first: a change between the two is then seen by the next probe.
-                version = await reader.version(shelf.keeper)
-                if shelf.catalog is None or version != shelf.version:
-                    shelf.catalog = await reader.load(shelf.keeper)
-                    shelf.version = version
+                    shelf.committed = None
+                shelf.catalog = await _looked_at(shelf, shelf.keeper)
             except (UpstreamError, UpstreamLostError) as error:
                 if shelf.keeper is not None:
                     await shelf.keeper.disconnect()
@@ -255,6 +253,18 @@ class Connections:
             return await self._factory.connect(connection, application_name=application_name, settings=settings)
         except (UpstreamError, UpstreamLostError) as error:
             raise _unavailable(connection, error) from None
+
+
+async def _looked_at(shelf: _Shelf, keeper: Upstream) -> Catalog:
+    """The shelf's catalog as it is now. Asks from the cheap to the dear, so that a change between is seen next time."""
+    committed = await reader.committed(keeper)
+    if shelf.catalog is not None and committed is not None and committed == shelf.committed:
+        return shelf.catalog
+    version = await reader.version(keeper)
+    if shelf.catalog is None or version != shelf.version:
+        shelf.catalog, shelf.version = await reader.load(keeper), version
+    shelf.committed = committed
+    return shelf.catalog
 
 
 def _unavailable(connection: Connection, error: Exception) -> UpstreamUnavailableError:

@@ -11,7 +11,7 @@ from gateway import catalog as reader
 from gateway.model import Connection
 from gateway.upstream import Upstream, UpstreamError
 from policy.catalog import Catalog
-from server.postgres import Postgres
+from server.postgres import SUPERUSER, Postgres
 from wire import frontend
 from wire.upstream import UpstreamSession, connect
 
@@ -142,5 +142,34 @@ def test_the_first_error_ends_the_asking_and_nothing_is_out_of_step(server: Post
         assert list(left) == ["SELECT 3"]
         await upstream.probe("ROLLBACK")
         assert await upstream.probe("SELECT 4") == [("4",)]
+
+    run(server, work)
+
+
+def test_what_was_committed_differs_by_every_commit_and_by_nothing_else(server: Postgres) -> None:
+    async def work(upstream: UpstreamSession) -> None:
+        other = await connect(
+            Connection("test", server.host, server.port, "postgres", SUPERUSER, server.password, "disable"), "test", {}
+        )
+        try:
+            before = None
+            for _ in range(20):  # autovacuum may come between
+                before, again = await reader.committed(upstream), await reader.committed(upstream)
+                if before == again:
+                    break
+            assert before == again is not None
+            for change in (
+                "CREATE TABLE public.made (a int)",
+                "COMMENT ON TABLE public.made IS 'x'",
+                "DROP TABLE public.made",
+            ):
+                await other.probe("BEGIN")
+                await other.probe(change)
+                running = await reader.committed(upstream)
+                await other.probe("COMMIT")
+                assert await reader.committed(upstream) not in (before, running)
+                before = running
+        finally:
+            await other.disconnect()
 
     run(server, work)
