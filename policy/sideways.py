@@ -126,6 +126,7 @@ def check(reading: Reading, masked: Sequence[tuple[Reference, Masked]]) -> None:
             _check_unnamed(tree, reference, columns)
             _check_whole(tree, reference)
             _check_implied_key(tree, reference)
+            _check_trigger(reading, reference)
     sources = [(r, c) for r, c in masked if r.role is Role.SOURCE]
     if sources and not _STORES.isdisjoint(tree.tags):
         for reference, columns in sources:
@@ -286,6 +287,13 @@ def _check_implied_key(tree: Tree, reference: Reference) -> None:
             "a foreign key to its primary key would tell whether a value exists there",
             cure=f"Name the columns that it refers to, as in `REFERENCES {name} (id)`; none of them may be masked.",
         )
+
+
+def _check_trigger(reading: Reading, reference: Reference) -> None:
+    """A function of somebody's would be handed the whole raw rows of a table that it was not written for."""
+    calls = any(d.action is Action.CALL and not d.builtin and d.via is None for d in reading.analysis.demands)
+    if reading.analysis.kind == "CreateTrigStmt" and calls:
+        raise refused("mask.oracle", reference, "the trigger's function would be handed its raw rows")
 
 
 def _check_unnamed(tree: Tree, reference: Reference, columns: Masked) -> None:
