@@ -163,6 +163,12 @@ class Masking:
         return any(pattern.matches((relation.schema, relation.name, column.name)) for pattern in self._cleared)
 
 
+def masked_for_others(policy: Policy, principal: Principal, catalog: Catalog, relation: Relation) -> frozenset[str]:
+    """The columns of which somebody else sees less than this principal."""
+    own, least = (Masking(policy, one, catalog).columns(relation) for one in (principal, None))
+    return frozenset(c.name for c in relation.columns if own.get(c.number) != least.get(c.number))
+
+
 @lru_cache(maxsize=1024)
 def _masks_for(policy: Policy, principal: Principal | None) -> tuple[tuple[Mask, ...], tuple[Pattern, ...]]:
     """The masks that hold for this principal, and the view columns that the policy vouches for."""

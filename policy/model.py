@@ -65,7 +65,7 @@ class Users:
     _addresses: frozenset[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_addresses", frozenset(_as_address(name) for name in self.names if "@" in name))
+        object.__setattr__(self, "_addresses", frozenset(as_address(name) for name in self.names if "@" in name))
 
     def __bool__(self) -> bool:
         return bool(self.names or self.people)
@@ -73,7 +73,7 @@ class Users:
     def __contains__(self, principal: Principal) -> bool:
         return (
             principal.subject in self.names
-            or (principal.email is not None and _as_address(principal.email) in self._addresses)
+            or (principal.email is not None and as_address(principal.email) in self._addresses)
             or (principal.subject, principal.issuer) in self.people
         )
 
@@ -84,7 +84,7 @@ class Users:
         )
 
 
-def _as_address(email: str) -> str:
+def as_address(email: str) -> str:
     """In small letters, Latin ones only: the Kelvin sign is no `k`."""
     return email.encode(errors="surrogatepass").lower().decode(errors="surrogatepass")
 
