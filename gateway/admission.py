@@ -57,6 +57,7 @@ from gateway.upstream import Upstream
 from gateway.voting import asked
 from policy.catalog import Catalog
 from policy.limits import UNLIMITED, Limits
+from policy.masking import masked_for_others
 from policy.model import Decision, Effect, Principal, Rewrite
 
 _MINT = object()
@@ -451,8 +452,11 @@ class Gateway:
             reading = await self.decide(statement.session, sql.encode())
             return reading.verdict.rewrite if reading.verdict.effect is Effect.ALLOW else None
 
+        principal, target = statement.session.principal, rehearsal.target_of(decision, catalog)
+        # Who decides may see less than who asks.
+        kept = masked_for_others(self.policies.current, principal, catalog, target) if target else frozenset[str]()
         async with self.rehearsing(statement, decision) as grant:
-            return await rehearsal.rehearse(self.connections, grant, catalog, masked)
+            return await rehearsal.rehearse(self.connections, grant, catalog, rehearsal.Sampling(masked, kept))
 
     async def _take_back(self, asking: Awaitable[object], pending: Pending, session: Session) -> None:
         await asking  # what is not written yet cannot be withdrawn

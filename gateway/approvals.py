@@ -28,7 +28,7 @@ from gateway.recorder import Recorder
 from gateway.reviews import Reviews
 from gateway.voting import Login
 from policy.catalog import Catalog
-from policy.model import Action, ApprovalTerms, Approver, Decision, Principal, PrincipalKind
+from policy.model import Action, ApprovalTerms, Approver, Decision, Principal
 
 # Other processes vote on the same file; their votes are seen at the latest after this long.
 _POLL_SECONDS = 0.5
@@ -195,7 +195,7 @@ class Approvals:
         return await self._settled(record)
 
     async def list(self, session: Session | None = None) -> Sequence[ApprovalRecord]:
-        """Open approvals, the oldest first: all for people, an agent's own for agents."""
+        """Open approvals, the oldest first; for a session those that its principal may see."""
         records = [
             await self._settled(r)
             for state in (State.REQUESTED, State.APPROVED)
@@ -203,8 +203,8 @@ class Approvals:
             if not reviews.is_review(r)
         ]
         open_ones = [r for r in records if r.state in (State.REQUESTED, State.APPROVED)]
-        if session is not None and session.principal.kind is PrincipalKind.AGENT:
-            open_ones = [r for r in open_ones if voting.asked(r, session.principal)]
+        if session is not None:
+            open_ones = [r for r in open_ones if voting.may_see(r, session.principal)]
         return sorted(open_ones, key=lambda r: r.created)
 
     async def open_requests(self, principal: Principal) -> int:

@@ -19,6 +19,7 @@ from policy.catalog import Catalog, Column, Domain, Function, Relation, Relation
 from policy.forms import form_of
 from policy.functions import HELD_COLUMNS, PG_CLASS, TELLS_BOUNDS
 from policy.memory import without_collector
+from policy.tied import words_of_condition
 
 # FirstNormalObjectId (access/transam.h): objects below it come with the server and do not change.
 _FIRST_USER_OID = 16384
@@ -165,7 +166,8 @@ SELECT r.ev_class, {PG_CLASS} FROM pg_catalog.pg_rewrite r
        ':funcid ' || 'pg_catalog.{TELLS_BOUNDS}(oid)'::pg_catalog.regprocedure::pg_catalog.oid || ' ') > 0
  ORDER BY 1, 2"""  # noqa: S608 - constants only
 
-# Columns that a constraint or a unique index looks at together: whether a row may be written tells of each of them.
+# Columns that a constraint, a unique index or a row security policy looks at together: whether a row may be written
+# tells of each of them.
 _TIES = f"""
 SELECT conrelid, pg_catalog.array_to_string(conkey, ' ') FROM pg_catalog.pg_constraint
  WHERE conrelid >= {_FIRST_USER_OID} AND (0 = ANY (conkey) OR pg_catalog.cardinality(conkey) > 1)
@@ -178,7 +180,16 @@ SELECT i.indrelid, pg_catalog.string_agg(DISTINCT k.number::pg_catalog.text, ' '
                    AND d.refclassid = d.classid AND d.refobjid = i.indrelid) k (number)
  WHERE i.indrelid >= {_FIRST_USER_OID} AND i.indisunique
    AND (i.indexprs IS NOT NULL OR i.indpred IS NOT NULL OR i.indnatts > 1) AND k.number > 0
- GROUP BY i.indexrelid, i.indrelid ORDER BY 1, 2"""  # noqa: S608 - constants only
+ GROUP BY i.indexrelid, i.indrelid
+UNION
+SELECT p.polrelid, pg_catalog.concat_ws(' ', pg_catalog.string_agg(DISTINCT d.refobjsubid::pg_catalog.text, ' '),
+         CASE WHEN pg_catalog.concat(p.polqual, p.polwithcheck) LIKE '%:varattno 0 %' THEN '0' END)
+  FROM pg_catalog.pg_policy p
+  JOIN pg_catalog.pg_class c ON c.oid = p.polrelid AND c.relrowsecurity
+  JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_policy'::pg_catalog.regclass AND d.objid = p.oid
+   AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.refobjid = p.polrelid AND d.refobjsubid > 0
+ WHERE p.polcmd NOT IN ('a', 'd') GROUP BY p.oid, p.polrelid, p.polqual, p.polwithcheck
+ ORDER BY 1, 2"""  # noqa: S608 - constants only
 
 # The columns of the keys by which tables have partitions, those of expressions included: each depends on its table.
 _BOUND_BY = """
@@ -192,6 +203,10 @@ _VIEW_QUERIES = f"""
 SELECT c.oid, pg_catalog.pg_get_viewdef(c.oid)
   FROM pg_catalog.pg_class c
  WHERE c.relkind IN ('v', 'm') AND c.oid >= {_FIRST_USER_OID} ORDER BY c.oid"""  # noqa: S608 - constants only
+
+_CHECKED_VIEWS = """
+SELECT c.oid FROM pg_catalog.pg_class c
+ WHERE c.relkind = 'v' AND pg_catalog.array_to_string(c.reloptions, ' ') LIKE '%check_option=%' ORDER BY 1"""
 
 _FUNCTIONS = """
 SELECT p.oid, n.nspname, p.proname, p.prokind, p.provolatile, l.lanname,
@@ -229,6 +244,7 @@ _SUBTYPES = "SELECT rngtypid, rngmultitypid, rngsubtype FROM pg_catalog.pg_range
 _SHEETS: Final = (
     Sheet("functions", "nttttttnntt", _FUNCTIONS),
     Sheet("views", "nt", _VIEW_QUERIES),
+    Sheet("checked views", "n", _CHECKED_VIEWS),
     _COLUMNS,
     _COLUMN_TYPES,
     Sheet("domains", "nnnnbb", _DOMAINS),
@@ -343,6 +359,7 @@ def _as_relations(
     ties: dict[int, list[frozenset[int]]] = {}
     for relation, tied in sheets["ties"]:
         ties.setdefault(relation, []).append(frozenset(numbers(tied)))
+    checked = _conditions_of({oid for (oid,) in sheets["checked views"]}, sheets["views"], reads)
     none: frozenset[int] = frozenset()
     return {
         oid: Relation(
@@ -362,10 +379,25 @@ def _as_relations(
             referenced_by=tuple(code.referenced_by.get(oid, ())),
             refers_by=tuple(code.refers_by.get(oid, ())),
             ties=tuple(ties.get(oid, ())),
+            checked=checked.get(oid, frozenset()),
             bound_by=bound_by.get(oid, none),
         )
         for oid, schema, name, kind, triggers, rules, comment in sheets["relations"]
     }
+
+
+def _conditions_of(
+    checked: set[int], queries: Iterable[Row], reads: Mapping[int, set[int]]
+) -> dict[int, frozenset[str]]:
+    """The words of what the rows of each view WITH CHECK OPTION must meet: its own condition, and those below it."""
+    texts: dict[int, str] = dict(queries) if checked else {}
+    found: dict[int, frozenset[str]] = {}
+    for view in checked:
+        below = [view]
+        for oid in below:
+            below += sorted(reads.get(oid, set()) - set(below))
+        found[view] = frozenset().union(*(words_of_condition(texts[oid]) for oid in below if oid in texts))
+    return found
 
 
 def as_columns(

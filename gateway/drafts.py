@@ -18,7 +18,7 @@ from gateway import explain
 from gateway.approvals import Pending
 from gateway.errors import CountersignError, RefusedError, UpstreamUnavailableError
 from gateway.model import Outcome, Session, Statement, Status, principal_body
-from gateway.parameters import concealed, recorded_parameters, without_values
+from gateway.parameters import concealed, recorded_parameters, without_data, without_values
 from gateway.upstream import UpstreamError, UpstreamLostError
 from policy.model import Decision, Effect, Reason, Verdict
 
@@ -87,8 +87,12 @@ def intent_of(
 def outcome_entry(author: Author, grant: Grant, outcome: Outcome) -> Item:
     """What came of a granted statement, with the recording of what its client was sent."""
     message = outcome.message
-    if message is not None and grant.decision.conceals:
-        message = without_values(message, grant.parameters)
+    if message is not None and outcome.sqlstate is not None:
+        # Who reads the audit is not who may read the rows.
+        hidden = grant.decision.conceals
+        said = [grant.statement.text, *(() if hidden else filter(None, grant.parameters))]
+        message = without_values(message, grant.parameters) if hidden else message
+        message = without_data(message, outcome.sqlstate, [one.decode("utf-8", "replace") for one in said])
     entry = draft(
         Kind.OUTCOME,
         grant.statement.session,

@@ -42,8 +42,8 @@ class Issuer:
     """A trusted token issuer and how its claims are read.
 
     Claim names are paths: `realm_access.roles` reads a nested claim. A token is an agent's when its
-    `kind_claim` equals `agent`, or when it carries an RFC 8693 `act` claim: then `act.sub` is the acting
-    agent and `sub` the human it acts for.
+    `kind_claim` equals `agent`, when it says for whom it works and no kind, or when it carries an RFC 8693 `act`
+    claim: then `act.sub` is the acting agent and `sub` the human it acts for, whom all names of the token describe.
     """
 
     url: str
@@ -111,28 +111,37 @@ def as_principal(issuer: Issuer, claims: Mapping[str, Any]) -> Principal:
             f"the token's claim `{issuer.on_behalf_of_claim}` is not a name",
             cure="Point `on_behalf_of_claim` at the claim that names the human's subject.",
         )
-    kind = _kind(issuer, claims)
+    kind = _kind(issuer, claims, human)
+    email, name = _email(claims), claims.get("name")
     if actor is not None:
         if not isinstance(actor, Mapping) or not isinstance(actor.get("sub"), str) or not actor["sub"]:
             raise AuthenticationError("the token's `act` claim names no actor", cure="Ask the issuer for `act.sub`.")
         subject, human, kind = actor["sub"], subject, PrincipalKind.AGENT
-    email, name = claims.get("email"), claims.get("name")
+        email = name = None  # the human's
     return Principal(
         subject=subject,
         issuer=issuer.url,
         kind=kind,
         groups=frozenset(groups),
-        email=email if isinstance(email, str) else None,
+        email=email,
         name=name if isinstance(name, str) else None,
         on_behalf_of=human if kind is PrincipalKind.AGENT else None,
     )
 
 
-def _kind(issuer: Issuer, claims: Mapping[str, Any]) -> PrincipalKind:
+def _email(claims: Mapping[str, Any]) -> str | None:
+    """The address, unless the issuer says that nobody has verified it: its owner could be somebody else."""
+    email, verified = claims.get("email"), claims.get("email_verified", True)
+    if verified is not True and verified != "true":  # some issuers write it as text
+        return None
+    return email if isinstance(email, str) and "@" in email else None  # a bare word could be anybody's subject
+
+
+def _kind(issuer: Issuer, claims: Mapping[str, Any], human: str | None) -> PrincipalKind:
     """Human or agent. A claim that says neither is refused: an agent that passed for a human could vote."""
     named = claim_at(claims, issuer.kind_claim)
     if named is None:
-        return PrincipalKind.HUMAN
+        return PrincipalKind.HUMAN if human is None else PrincipalKind.AGENT
     if not isinstance(named, str) or named not in [kind.value for kind in PrincipalKind]:
         raise AuthenticationError(
             f"the token's claim `{issuer.kind_claim}` is neither `agent` nor `human`",

@@ -37,6 +37,30 @@ def without_values(text: str, parameters: Sequence[bytes | None]) -> str:
 _QUOTED = re.compile(r'"([^"]+)"')
 
 
+# Classes of errors that quote names alone: constraints, relations that are locked or in the way.
+_NAMES_ONLY = ("23", "2B", "40", "55")
+_BYTES = re.compile(r"0x[0-9a-fA-F]{2}")
+
+
+def without_data(text: str, sqlstate: str, said: Sequence[str]) -> str:
+    """A text of PostgreSQL's without what it quotes, unless a client `said` that itself: else it may be of a row.
+
+    Where a value holds quotes nobody can tell where it ends: it goes up to the last of them.
+    """
+    if sqlstate.startswith(_NAMES_ONLY):
+        return text
+    first, last = text.find('"'), text.rfind('"')
+    parts = _QUOTED.findall(text[first : last + 1])
+    if first < last and not (parts and all(any(_holds(one, part) for one in said) for part in parts)):
+        text = f'{text[:first]}"…"{text[last + 1 :]}'
+    return _BYTES.sub("0x…", text)
+
+
+def _holds(said: str, part: str) -> bool:
+    """Whether a text holds this as a word, or between quotes, of its own."""
+    return re.search(rf"(?<!\w){re.escape(part)}(?!\w)", said) is not None
+
+
 # Fields of a report that say what kind it is, and those that may hold any part of a value (DETAIL, CONTEXT, a query).
 _KIND, _AROUND = frozenset(b"SVC"), frozenset(b"DWq")
 _HEAD_BYTES = 5  # type and length

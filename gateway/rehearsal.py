@@ -33,6 +33,7 @@ STATEMENT_TIMEOUT = "10s"
 _TOLERANCE_PERCENT = 10
 _SAMPLE_ROWS = 5
 _SAMPLE_CHARACTERS = 200  # of one value
+_KEPT = "[masked for others]"
 _DISCARD_ROWS = 10_000
 
 # nextval, and both of setval: pg_proc.oid of PostgreSQL's own, which never change.
@@ -79,6 +80,14 @@ class Masked(Protocol):
     async def __call__(self, sql: str) -> Rewrite | None:
         """The rewrite of `sql` under the policy."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How changed rows are shown to those who decide: as who asks sees them, less what others may not."""
+
+    masked: Masked
+    kept: frozenset[str]
 
 
 def size_of(decision: Decision, thresholds: Sequence[int]) -> Evidence:
@@ -157,7 +166,7 @@ async def draws(upstream: Upstream, decision: Decision, catalog: Catalog) -> str
     return f"a default of `{found[0][0]}` draws from a sequence, which no ROLLBACK gives back" if found else None
 
 
-async def rehearse(connections: Connections, grant: Grant, catalog: Catalog, masked: Masked) -> Evidence:
+async def rehearse(connections: Connections, grant: Grant, catalog: Catalog, sampling: Sampling) -> Evidence:
     """Run a granted statement on a session of its own and roll it back; the grant is finished either way.
 
     What cannot be measured is said in the evidence: a lock that is held, a time-out, an error of PostgreSQL's (by
@@ -170,7 +179,7 @@ async def rehearse(connections: Connections, grant: Grant, catalog: Catalog, mas
                 grant.finish(Outcome(Status.SKIPPED, message=f"not rehearsed: {why}"))
                 return not_measured(decision, why)
             target = target_of(decision, catalog)
-            evidence = await _measure(upstream, witness, grant, session.search_path, target, masked)
+            evidence = await _measure(upstream, witness, grant, session.search_path, target, sampling)
     except UpstreamError as error:
         grant.finish(Outcome(Status.FAILED, sqlstate=error.sqlstate, message="the rehearsal failed"))
         return not_measured(decision, f"PostgreSQL refused the rehearsal ({error.sqlstate})")
@@ -187,7 +196,7 @@ async def _measure(
     grant: Grant,
     search_path: Sequence[str],
     target: Relation | None,
-    masked: Masked,
+    sampling: Sampling,
 ) -> Evidence:
     """Run it on `upstream` and roll back. `witness` reads, beside it, the rows as they were."""
     path = ", ".join('"' + schema.replace('"', '""') + '"' for schema in search_path)
@@ -213,7 +222,7 @@ async def _measure(
             for name, i, u, d in counts
         ],
     }
-    evidence["sample"] = await _sample(upstream, witness, target, masked) if target is not None else []
+    evidence["sample"] = await _sample(upstream, witness, target, sampling) if target is not None else []
     await upstream.probe("ROLLBACK")
     return evidence
 
@@ -227,9 +236,9 @@ async def _changed(upstream: Upstream, page: Page) -> int:
 
 
 async def _sample(
-    upstream: Upstream, witness: Upstream, target: Relation, masked: Masked
+    upstream: Upstream, witness: Upstream, target: Relation, sampling: Sampling
 ) -> list[dict[str, dict[str, str | None] | None]]:
-    """Some changed rows, before and after, as the requester may see them. Empty where that cannot be told.
+    """Some changed rows, before and after, as those who decide may see them. Empty where that cannot be told.
 
     A row that the open transaction changed is found, by others, by its `xmax`; its key leads to the masked reading.
     """
@@ -247,24 +256,28 @@ async def _sample(
         sample = []
         for values in found:
             where = " AND ".join(f"{_quoted(c)} = {_literal(v or '')}" for c, v in zip(key, values, strict=True))
-            rewrite = await masked(f"SELECT * FROM {name} WHERE {where}")  # noqa: S608 - decided as the requester's
+            rewrite = await sampling.masked(f"SELECT * FROM {name} WHERE {where}")  # noqa: S608 - decided as the requester's
             if rewrite is None:
                 return []
             screen = TextScreen(rewrite.detection)
-            before = _row(await witness.open(rewrite.sql, (), 0), screen)
+            before = _row(await witness.open(rewrite.sql, (), 0), screen, sampling.kept)
             if before is not None:
-                sample.append({"before": before, "after": _row(await upstream.open(rewrite.sql, (), 0), screen)})
+                after = _row(await upstream.open(rewrite.sql, (), 0), screen, sampling.kept)
+                sample.append({"before": before, "after": after})
         return sample
     except (UpstreamError, LimitExceededError):
         return []  # a key that is masked, a table or row too large to look through: the count stands without it
 
 
-def _row(page: Page, screen: TextScreen) -> dict[str, str | None] | None:
+def _row(page: Page, screen: TextScreen, kept: frozenset[str]) -> dict[str, str | None] | None:
     if not page.rows:
         return None
     [row] = screen.rows(page.columns, page.rows[:1])
     values = zip(page.columns, row, strict=True)
-    return {c.name: None if v is None else v.decode("utf-8", "replace")[:_SAMPLE_CHARACTERS] for c, v in values}
+    return {
+        c.name: _KEPT if c.name in kept else None if v is None else v.decode("utf-8", "replace")[:_SAMPLE_CHARACTERS]
+        for c, v in values
+    }
 
 
 def _relation(catalog: Catalog, oid: int | None) -> Relation:

@@ -89,7 +89,7 @@ class Reviews:
             raise ApprovalRejectedError(f"the broken glass of `{record.id}` is reviewed: {self.said(record)}")
         if not comment:
             raise ApprovalRejectedError("a review needs a comment", cure="Say what you found.")
-        if voting.is_requester(review, who):
+        if voting.may_be_requester(review, who):
             raise ApprovalRejectedError(
                 "nobody reviews the glass that they broke themselves", cure="Ask another approver."
             )

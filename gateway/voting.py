@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from audit.approvals import ApprovalRecord, State, Vote
 from gateway.errors import ApprovalRejectedError
-from policy.model import Approver, Principal, PrincipalKind
+from policy.model import Approver, Principal, PrincipalKind, as_address
 
 # One person's yes in an emergency, alone and on their own request too, where every rule allows it: loud in the audit.
 BREAK_GLASS = "break_glass"
@@ -31,6 +31,13 @@ def is_requester(record: ApprovalRecord, principal: Principal) -> bool:
     return (record.requester_issuer, record.requester_subject) == (principal.issuer, principal.subject)
 
 
+def may_be_requester(record: ApprovalRecord, principal: Principal) -> bool:
+    """Whether it could be the same person, by another issuer's account with the same e-mail address."""
+    address = record.principal.get("email")
+    known = isinstance(address, str) and principal.email is not None
+    return is_requester(record, principal) or (known and as_address(str(address)) == as_address(principal.email or ""))
+
+
 def asked(record: ApprovalRecord, principal: Principal) -> bool:
     """Whether a request is this principal's own: an agent's are its own only while it works for the same human."""
     body = record.principal
@@ -40,6 +47,20 @@ def asked(record: ApprovalRecord, principal: Principal) -> bool:
         and body.get("kind") == principal.kind.value
         and human == (principal.on_behalf_of, principal.human_issuer)
     )
+
+
+def may_see(record: ApprovalRecord, principal: Principal) -> bool:
+    """Whether somebody may read a request, its parameters and rows: who asked, for whom, and whose word may count.
+
+    To all others it does not exist.
+    """
+    if asked(record, principal):
+        return True
+    if principal.kind is not PrincipalKind.HUMAN:
+        return False
+    voted = any((vote.issuer, vote.subject) == (principal.issuer, principal.subject) for vote in record.votes)
+    approves = any(_approves(record, terms, principal) for terms in record.terms) or _breaks_glass(record, principal)
+    return voted or approves or is_owner(record, principal)
 
 
 def human_of(record: ApprovalRecord) -> tuple[str, str] | None:
@@ -80,7 +101,7 @@ def check_voter(record: ApprovalRecord, voter: Principal, choice: str) -> None:
                 cure="Ask an approver. A rule's `break_glass` names those who may decide alone.",
             )
         return
-    if is_requester(record, voter):
+    if may_be_requester(record, voter):
         raise ApprovalRejectedError("nobody votes on their own request", cure="Ask another approver.")
     if is_owner(record, voter) and not all(t.get("owner_may_approve") for t in record.terms):
         raise ApprovalRejectedError(

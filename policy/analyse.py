@@ -111,7 +111,13 @@ class Analyser:
             parameters=self._parameters,
         )
         return Reading(
-            analysis, tree, text_of_tree, tuple(self.references), self.stores, frozenset(self.demands.unseen)
+            analysis,
+            tree,
+            text_of_tree,
+            tuple(self.references),
+            self.stores,
+            frozenset(self.demands.unseen),
+            frozenset(self.implied.keys),
         )
 
     # -- the walk ---------------------------------------------------------------------------------------

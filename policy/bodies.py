@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from policy import held
+from policy import held, tied
 from policy.analyse import Analyser
 from policy.catalog import Body, Function
 from policy.filtering import Filtering
@@ -75,12 +75,14 @@ class Bodies:
             raise moved_names(f"`{_name(self.late)}`")
 
     def check_shown(self, masking: Masking, filtering: Filtering) -> None:
-        """Refuse a body that mentions what is hidden from the principal.
+        """Refuse a body that mentions what is hidden from the principal, or whose writes are held against it.
 
-        Raises NotAnalysableError `mask.function`, `rows.function`.
+        Raises NotAnalysableError `mask.…`, `rows.…`.
         """
         for function, reading in self.readings:
             held.check(reading, masking)
+            tied.check(reading, masking)
+            filtering.check_unnamed(reading)
             for reference in reading.references:
                 relation = reference.relation
                 if held.shown(masking, reading, reference):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from enum import Flag, StrEnum, auto
 from typing import Any
@@ -133,7 +133,8 @@ class Relation:
     referenced_by: tuple[ForeignKey, ...] = ()
     refers_by: tuple[ForeignKey, ...] = ()
     opaque: str | None = None  # why what happens to it cannot be analysed
-    ties: tuple[frozenset[int], ...] = ()  # attribute numbers that a constraint looks at together; 0: all
+    ties: tuple[frozenset[int], ...] = ()  # attribute numbers that a constraint or policy looks at together; 0: all
+    checked: frozenset[str] = frozenset()  # of a view WITH CHECK OPTION: the words of what its rows must meet
     bound_by: frozenset[int] = frozenset()  # attribute numbers of the key by which it has partitions, but for hashes
 
     @property
@@ -282,6 +283,27 @@ class Catalog:
                 if child := self.relations.get(oid):
                     found.append(child)
         return found
+
+    def beneath(self, relation: Relation, names: Set[str] | None = None) -> Iterator[tuple[Relation, frozenset[str]]]:
+        """The tables that a write to these columns (None: to all) reaches, views opened up, with their own columns.
+
+        A write through a view may reach whatever it reads, though it shows no column of it.
+        """
+        columns = [column for column in relation.columns if names is None or column.name in names]
+        if relation.kind is not RelationKind.VIEW:
+            yield relation, frozenset(column.name for column in columns)
+            return
+        if columns and all(column.origin is None for column in columns):  # nobody could say where they come from
+            for oid in sorted(relation.reads):
+                if (below := self.relations.get(oid)) is not None:
+                    yield from self.beneath(below)
+            return
+        shown: dict[int, set[int]] = {oid: set() for oid in sorted(relation.reads)}
+        for oid, number in (column.origin for column in columns if column.origin is not None):
+            shown.setdefault(oid, set()).add(number)
+        for oid, numbers in shown.items():
+            if (below := self.relations.get(oid)) is not None:
+                yield from self.beneath(below, {c.name for c in below.columns if c.number in numbers})
 
     def closure(self, oids: Iterable[int]) -> frozenset[int]:
         """These relations and all that they read, views opened up and families included."""

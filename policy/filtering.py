@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from policy.catalog import Relation
 from policy.filters import RowFilter
-from policy.model import Facts, Principal
+from policy.model import Action, Facts, Principal
 from policy.names import Names
 from policy.parse import NotAnalysableError
 from policy.reading import Reading, Reference, Role
@@ -77,6 +77,24 @@ class Filtering:
                     "what it shows of the others cannot be told",
                     cure=f"Read `{read.qualified}` itself, or have a filter written for this relation too.",
                     location=reference.location,
+                )
+
+        self.check_unnamed(reading)
+
+    def check_unnamed(self, reading: Reading) -> None:
+        """Refuse what reaches hidden rows without reading them: TRUNCATE, and what foreign keys do and find.
+
+        Raises NotAnalysableError `rows.write`.
+        """
+        emptied = {d.oid for d in reading.analysis.demands if d.action is Action.TRUNCATE}
+        for oid in sorted(oid for oid in emptied | {key.referencing for key in reading.keys} if oid is not None):
+            relation = self._catalog.relations.get(oid)
+            if relation is not None and self.filters(relation):
+                raise NotAnalysableError(
+                    "rows.write",
+                    f"you see only some rows of `{relation.qualified}`, and the statement would reach, or tell of, the"
+                    + (" others" if oid in emptied else " others that refer to what it changes"),
+                    cure="Ask somebody who sees all of its rows.",
                 )
 
     def _behind(self, relation: Relation) -> Relation | None:

@@ -17,6 +17,7 @@ from policy.model import Principal
 from policy.names import TEMPORARY, Names, parts
 from policy.parse import Node, NotAnalysableError, base_text, statements, tokens
 from policy.patterns import Pattern
+from policy.settings import refusal_of_setting
 
 _PREFIX: Final = b"SELECT FROM relation WHERE "
 _PRINCIPAL: Final = "principal"
@@ -45,6 +46,12 @@ _BEHIND: Final[Mapping[str, tuple[str, ...]]] = {
 
 # A date of which `DateStyle`, the client's own setting, says which number is the month.
 _UNSURE_DATE: Final = re.compile(r"\s*\d{1,2}([-/.])\d{1,2}\1\d{2,4}(?!\S*\1)")
+# An interval of which `IntervalStyle` says whether its first sign is that of all its numbers.
+_UNSURE_INTERVAL: Final = re.compile(r"\s*-\s*[\d.:]+[^-+]*[A-Za-z\s][^-+]*\d[^-+]*\Z")
+# With one argument they work by `default_text_search_config`.
+_SEARCHES: Final = frozenset(
+    ("to_tsvector", "to_tsquery", "plainto_tsquery", "phraseto_tsquery", "websearch_to_tsquery")
+)
 
 
 class FilterError(ValueError):
@@ -161,6 +168,8 @@ class _Names:
                 self._column(body, inner)
             case "sval" if isinstance(body, dict) and _UNSURE_DATE.match(text := body.get("sval", "")):
                 raise FilterError(f"`{text}` means what the client's DateStyle says; write dates as 2026-01-31")
+            case "sval" if isinstance(body, dict) and _UNSURE_INTERVAL.match(text := body.get("sval", "")):
+                raise FilterError(f"`{text}` means what the client's IntervalStyle says; give each number its sign")
             case "RangeVar":
                 if "schemaname" not in body or "catalogname" in body:
                     raise FilterError(f"`{body['relname']}` has no schema; write it as `schema.{body['relname']}`")
@@ -169,6 +178,7 @@ class _Names:
                 raise FilterError("a filter takes no fields of rows; name the column plainly")
             case "FuncCall":
                 words = parts(body["funcname"])
+                self._settings(words[-1], body.get("args", []))
                 if len(words) == 1:
                     self.functions.add(words[0])
             case "A_Expr":
@@ -190,6 +200,15 @@ class _Names:
     def _operator(self, words: list[str]) -> None:
         if len(words) == 1:
             self.operators.update(_BEHIND.get(words[0], (words[0],)))
+
+    def _settings(self, function: str, arguments: list[Node]) -> None:
+        """Refuse functions whose result a client chooses by a setting of theirs."""
+        if function in _SEARCHES and len(arguments) == 1:
+            raise FilterError(f"`{function}` searches as the client's settings say; name the configuration first")
+        if function == "current_setting":
+            name = arguments[0].get("A_Const", {}).get("sval", {}).get("sval") if arguments else None
+            if name is None or refusal_of_setting(name) is None:
+                raise FilterError("`current_setting` is what the client says; use an attribute of the principal")
 
     def _type(self, words: list[str]) -> None:
         if len(words) == 1 and words[0] not in _TYPES:

@@ -5,7 +5,7 @@ PostgreSQL runs all of it with the statement; so all of it is demanded, or the s
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from typing import Final
 
 from policy.calls import Calls
@@ -40,6 +40,7 @@ class Implied:
         "_names",
         "_present",
         "_ran",
+        "keys",
     )
 
     def __init__(self, names: Names, calls: Calls, demands: Demands) -> None:
@@ -50,6 +51,7 @@ class Implied:
         self._ran: set[tuple[int, Event]] = set()
         self._present: set[int] = set()
         self._anything = False
+        self.keys: set[ForeignKey] = set()  # that are held against what the statement changes
 
     def demand_on(
         self,
@@ -110,19 +112,22 @@ class Implied:
 
         `changed` is the names of the columns that an update sets; None where it is not known.
         """
-        names = None if changed is None else set(changed)
-        seen: set[int] = set()
-        todo = [(action, one, names) for one in self._catalog.heirs(relation)]
+        reached = self._catalog.beneath(relation, None if changed is None else set(changed))
+        todo = [(action, heir, columns) for table, columns in reached for heir in self._catalog.heirs(table)]
+        seen: set[tuple[int, Action]] = set()
         while todo:
             done, one, columns = todo.pop()
             for key in one.referenced_by:
-                follows = _follows(done, key, one, columns)
-                referencing = self._catalog.relations.get(key.referencing)
-                if follows is None or referencing is None or referencing.oid in seen:
+                if done is Action.UPDATE and not _changes(one, columns, key.key):
                     continue
-                seen.add(referencing.oid)
+                self.keys.add(key)
+                follows, referencing = _follows(done, key), self._catalog.relations.get(key.referencing)
+                if follows is None or referencing is None or (referencing.oid, follows) in seen:
+                    continue
+                seen.add((referencing.oid, follows))
                 self.demand_on(follows, referencing, location, via="a foreign key")
-                todo += [(follows, heir, None) for heir in self._catalog.heirs(referencing)]
+                heirs = self._catalog.heirs(referencing)
+                todo += [(follows, heir, frozenset(column.name for column in heir.columns)) for heir in heirs]
 
     def truncated(self, relations: Iterable[Relation]) -> list[Relation]:
         """The relations that TRUNCATE … CASCADE empties besides these: whatever references them, all levels."""
@@ -172,10 +177,14 @@ class Implied:
                 self._present |= found.parts
 
 
-def _follows(action: Action, key: ForeignKey, relation: Relation, columns: set[str] | None) -> Action | None:
+def _changes(relation: Relation, names: Set[str], key: Set[int]) -> bool:
+    """Whether setting these columns may change a key, by what is generated from them too."""
+    numbers = {column.number for column in relation.columns if column.name in names}
+    return any(c.number in key and (c.number in numbers or c.computed_from & numbers) for c in relation.columns)
+
+
+def _follows(action: Action, key: ForeignKey) -> Action | None:
     """What happens to the referencing rows, or None."""
     if action is Action.DELETE:
         return {"c": Action.DELETE, "n": Action.UPDATE, "d": Action.UPDATE}.get(key.on_delete)
-    if columns is not None and not any(c.name in columns and c.number in key.key for c in relation.columns):
-        return None
     return Action.UPDATE if key.on_update in ("c", "n", "d") else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -30,6 +30,11 @@ class Masking:
         # INVARIANT: what is remembered depends on nothing but catalog, policy hash, principal and OID.
         self._known: dict[int, Masked] = catalog.remembered.setdefault((policy.hash, principal), {})
         self._begun: set[int] = set()  # not in what is known: an error on the way must leave nothing there
+
+    @property
+    def keyed(self) -> tuple[Mask, ...]:
+        """The masks that show pseudonyms."""
+        return tuple(mask for mask in self._masks if mask.kind is MaskKind.HASH)
 
     def excusing_nobody(self) -> Masking:
         """The masks of the same policy as if `unless` held for nobody."""
@@ -130,19 +135,6 @@ class Masking:
                     found[column.name] = found.get(column.name, frozenset()) | read
         return found
 
-    def beneath(self, relation: Relation, names: Set[str] | None) -> Iterator[tuple[Relation, frozenset[str]]]:
-        """The tables that a write to these columns reaches (None: to all), views opened up, with their own columns."""
-        columns = [column for column in relation.columns if names is None or column.name in names]
-        if relation.kind not in VIEWS:
-            yield relation, frozenset(column.name for column in columns)
-            return
-        shown: dict[int, set[int]] = {}
-        for oid, number in (column.origin for column in columns if column.origin is not None):
-            shown.setdefault(oid, set()).add(number)
-        for oid, numbers in shown.items():
-            if (below := self.catalog.relations.get(oid)) is not None:
-                yield from self.beneath(below, {c.name for c in below.columns if c.number in numbers})
-
     def _family(self, relation: Relation) -> list[Relation]:
         return [self.catalog.relations[o] for o in relation.family if o in self.catalog.relations] or [relation]
 
@@ -169,6 +161,12 @@ class Masking:
     def _vouched(self, relation: Relation, column: Column) -> bool:
         """Whether the policy says that a computed column holds nothing to hide."""
         return any(pattern.matches((relation.schema, relation.name, column.name)) for pattern in self._cleared)
+
+
+def masked_for_others(policy: Policy, principal: Principal, catalog: Catalog, relation: Relation) -> frozenset[str]:
+    """The columns of which somebody else sees less than this principal."""
+    own, least = (Masking(policy, one, catalog).columns(relation) for one in (principal, None))
+    return frozenset(c.name for c in relation.columns if own.get(c.number) != least.get(c.number))
 
 
 @lru_cache(maxsize=1024)

@@ -55,10 +55,17 @@ class Principal:
 
 @dataclass(frozen=True, slots=True)
 class Users:
-    """People named one by one: subjects or e-mail addresses of any issuer, or (subject, issuer) pairs."""
+    """People named one by one: subjects or e-mail addresses of any issuer, or (subject, issuer) pairs.
+
+    A subject is what it is; an address is the same in capitals, or a rule that denies would be left by typing them.
+    """
 
     names: frozenset[str] = frozenset()
     people: frozenset[tuple[str, str]] = frozenset()
+    _addresses: frozenset[str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_addresses", frozenset(as_address(name) for name in self.names if "@" in name))
 
     def __bool__(self) -> bool:
         return bool(self.names or self.people)
@@ -66,7 +73,7 @@ class Users:
     def __contains__(self, principal: Principal) -> bool:
         return (
             principal.subject in self.names
-            or principal.email in self.names
+            or (principal.email is not None and as_address(principal.email) in self._addresses)
             or (principal.subject, principal.issuer) in self.people
         )
 
@@ -75,6 +82,11 @@ class Users:
         return self.names <= other.names and all(
             person in other.people or person[0] in other.names for person in self.people
         )
+
+
+def as_address(email: str) -> str:
+    """In small letters, Latin ones only: the Kelvin sign is no `k`."""
+    return email.encode(errors="surrogatepass").lower().decode(errors="surrogatepass")
 
 
 NOBODY = Users()

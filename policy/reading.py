@@ -7,7 +7,7 @@ from enum import Enum
 from functools import cached_property
 from typing import NamedTuple
 
-from policy.catalog import Relation
+from policy.catalog import ForeignKey, Relation
 from policy.model import Action, Analysis, ObjectName
 from policy.parse import Node
 from policy.tree import Tree
@@ -51,6 +51,7 @@ class Reading:
     references: tuple[Reference, ...]
     stores: str | None = None
     unseen: frozenset[tuple[Action, ObjectName]] = frozenset()  # demanded by what the text does not name, too
+    keys: frozenset[ForeignKey] = frozenset()  # that refer to what it deletes or changes, at all levels
 
     @property
     def changes(self) -> bool:

@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from policy import held, sideways
+from policy import guesses, held, sideways, tied
 from policy.catalog import Relation, RelationKind
 from policy.filtering import Filtering
 from policy.masking import Masked, Masking
@@ -45,6 +45,8 @@ def rewrite(reading: Reading, masking: Masking, filtering: Filtering, mask_key: 
         if sideways.has_opaque_body(reading):
             sideways.check_body(hides=masking.any_column() or filtering.any_relation())
         sideways.check_change(reading, masking)
+        tied.check(reading, masking)
+        guesses.check(reading, masking)
     if not reading.references:
         return Rewrite(base)
     filtering.check(reading)

@@ -11,8 +11,7 @@ from typing import Final
 
 from policy import held
 from policy.catalog import Relation
-from policy.columns import written_by
-from policy.masking import VIEWS, Masked, Masking
+from policy.masking import Masked, Masking
 from policy.model import Action
 from policy.parse import Node, NotAnalysableError
 from policy.reading import Reading, Reference, Role
@@ -37,7 +36,6 @@ _MOVES: Final = frozenset(("RenameStmt", "AlterObjectSchemaStmt"))
 _JOINS: Final = frozenset(("AT_AddInherit", "AT_AttachPartition"))
 _DETACHES: Final = frozenset(("AT_DetachPartition", "AT_DropInherit", "AT_DropOf"))
 _TRIES: Final = frozenset("COV")  # of ALTER DOMAIN: add or validate a constraint, SET NOT NULL
-_SETS: Final = frozenset((Action.INSERT, Action.UPDATE))
 _ROW_NAMES: Final = frozenset(("old", "new", "excluded"))
 
 
@@ -48,8 +46,6 @@ def check_change(reading: Reading, masking: Masking) -> None:
     """
     _check_types(reading, masking)
     _check_structure(reading, masking)
-    _check_keys(reading, masking)
-    _check_ties(reading, masking)
 
 
 def _check_structure(reading: Reading, masking: Masking) -> None:
@@ -115,21 +111,22 @@ def check(reading: Reading, masked: Sequence[tuple[Reference, Masked]]) -> None:
     tree = reading.mentions
     for reference, columns in masked:
         if reference.sampled:
-            raise _refused(
+            raise refused(
                 "mask.sample", reference, "TABLESAMPLE works on tables, and this one is read through its masks"
             )
         if reference.role is Role.SOURCE:
             if reading.stores is not None:
-                raise _refused("mask.store", reference, f"this statement keeps what it reads: {reading.stores}")
+                raise refused("mask.store", reference, f"this statement keeps what it reads: {reading.stores}")
             check_qualified(tree, reference, "mask.qualified", "which is masked")
         elif reference.role in (Role.TARGET, Role.COPY_IN):
             _check_write(tree, reference, columns)
         elif _sorts(reading):
-            raise _refused("mask.oracle", reference, "in the order of an index its rows could tell how values compare")
+            raise refused("mask.oracle", reference, "in the order of an index its rows could tell how values compare")
         elif reading.analysis.kind in EVALUATES:
             _check_unnamed(tree, reference, columns)
             _check_whole(tree, reference)
             _check_implied_key(tree, reference)
+            _check_trigger(reading, reference)
     sources = [(r, c) for r, c in masked if r.role is Role.SOURCE]
     if sources and not _STORES.isdisjoint(tree.tags):
         for reference, columns in sources:
@@ -165,65 +162,6 @@ def _check_types(reading: Reading, masking: Masking) -> None:
         )
 
 
-def _check_keys(reading: Reading, masking: Masking) -> None:
-    """Refuse writes of columns that refer to masked ones: that a row is refused tells that the value is not there.
-
-    Raises NotAnalysableError `mask.oracle`.
-    """
-    for reference in reading.references:
-        relation = reference.relation
-        if reference.role not in (Role.TARGET, Role.COPY_IN) or not (relation.refers_by or relation.kind in VIEWS):
-            continue
-        for written in _set(reading, reference, _SETS):
-            for table, columns in masking.beneath(relation, written):
-                if told := _masked_names(table, masking.referring(table)) & columns:
-                    raise NotAnalysableError(
-                        "mask.oracle",
-                        f"`{table.qualified}` refers to a column that is masked for you, and whether a value is there"
-                        " would tell",
-                        cure=f"List the columns, and leave `{'`, `'.join(sorted(told))}` out.",
-                        location=reference.location,
-                    )
-
-
-def _check_ties(reading: Reading, masking: Masking) -> None:
-    """Refuse updates of columns that something compares with masked ones: whether they succeed would tell.
-
-    Raises NotAnalysableError `mask.oracle`.
-    """
-    for reference in reading.references:
-        if reference.role is not Role.TARGET:
-            continue
-        for names in _set(reading, reference, frozenset((Action.UPDATE,))):
-            for relation, written in masking.beneath(reference.relation, names):
-                _check_tied(masking, reference, relation, written)
-
-
-def _check_tied(masking: Masking, reference: Reference, relation: Relation, written: frozenset[str]) -> None:
-    masked = masking.columns(relation)
-    for one in masking.catalog.heirs(relation) if masked else ():
-        names, hidden = {c.number: c.name for c in one.columns}, masking.columns(one)
-        for numbers in (*one.ties, one.bound_by):
-            reads = {n for number in numbers for n in (names if number == 0 else (number,))}
-            reads |= {n for c in one.columns if c.number in reads for n in c.computed_from}
-            if not reads.isdisjoint(hidden) and (
-                told := written & {names[n] for n in reads - hidden.keys() if n in names}
-            ):
-                raise _refused(
-                    "mask.oracle",
-                    reference,
-                    f"a constraint compares `{min(told)}` with one of them: whether the write succeeds would tell",
-                    cure=f"Leave `{min(told)}` out, or ask somebody for whom they are not masked.",
-                )
-
-
-def _set(reading: Reading, reference: Reference, of: frozenset[Action]) -> Iterator[set[str] | None]:
-    """The columns that the statement sets in a relation, write by write; None for any."""
-    actions = {demand.action for demand in reading.analysis.demands if demand.oid == reference.relation.oid}
-    for action in sorted(actions & of):
-        yield from written_by(reading.tree, action, [reference])
-
-
 def check_keyed(reading: Reading, keyed: Sequence[tuple[Reference, Masked]]) -> None:
     """Refuse what would show the key of `hash` masks, or make an oracle of a key that is none.
 
@@ -233,7 +171,7 @@ def check_keyed(reading: Reading, keyed: Sequence[tuple[Reference, Masked]]) -> 
     if not sources:
         return
     if reading.analysis.kind == "ExplainStmt" and is_analyzed(reading.tree):
-        raise _refused(
+        raise refused(
             "mask.explain",
             sources[0][0],
             "EXPLAIN ANALYZE would show how its pseudonyms are made",
@@ -303,17 +241,17 @@ def is_plan(reading: Reading) -> bool:
 
 
 def _check_write(tree: Tree, reference: Reference, columns: Masked) -> None:
-    names = _masked_names(reference.relation, columns)
+    names = masked_names(reference.relation, columns)
     for written in _written(tree.tree, reference):
         if written is None:
-            raise _refused(
+            raise refused(
                 "mask.write",
                 reference,
                 "without a column list it writes masked columns too",
                 cure="List the columns, and leave the masked ones out.",
             )
         if overlap := names & set(written):
-            raise _refused("mask.write", reference, f"it writes the masked column `{min(overlap)}`")
+            raise refused("mask.write", reference, f"it writes the masked column `{min(overlap)}`")
     _check_unnamed(tree, reference, columns)
     _check_whole(tree, reference)
 
@@ -321,21 +259,21 @@ def _check_write(tree: Tree, reference: Reference, columns: Masked) -> None:
 def _check_whole(tree: Tree, reference: Reference) -> None:
     """Nothing may stand for the whole raw row: a star, the relation's name, or `row.function`."""
     if tree.holds_star:
-        raise _refused("mask.oracle", reference, "`*` stands for masked columns too", cure="Name the columns.")
+        raise refused("mask.oracle", reference, "`*` stands for masked columns too", cure="Name the columns.")
     if "ReturningOption" in tree.tags:
-        raise _refused("mask.oracle", reference, "it gives new names to whole rows")
+        raise refused("mask.oracle", reference, "it gives new names to whole rows")
     rows = _ROW_NAMES | {row_name(reference.var)}
     own = {column.name for column in reference.relation.columns}
     for row in sorted(rows):
         for words in sorted(tree.columns.get(row, ())):
             if len(words) == 1:
-                raise _refused("mask.oracle", reference, f"`{row}` could mean the whole row")
+                raise refused("mask.oracle", reference, f"`{row}` could mean the whole row")
             if len(words) == 2 and words[1] not in own:
                 # `row.name` without such a column calls the function `name` with the whole row.
-                raise _refused("mask.oracle", reference, f"`{row}.{words[1]}` is none of its columns")
+                raise refused("mask.oracle", reference, f"`{row}.{words[1]}` is none of its columns")
     full = (reference.relation.schema, reference.relation.name)
     if full in tree.qualified or full in tree.columns.get(full[0], ()):
-        raise _refused("mask.oracle", reference, "it names columns with the schema", cure="Use an alias.")
+        raise refused("mask.oracle", reference, "it names columns with the schema", cure="Use an alias.")
 
 
 def _check_implied_key(tree: Tree, reference: Reference) -> None:
@@ -343,7 +281,7 @@ def _check_implied_key(tree: Tree, reference: Reference) -> None:
     keys = (node["Constraint"] for node in nodes(tree.tree) if "Constraint" in node)
     if any(key.get("pktable") is reference.var and "pk_attrs" not in key for key in keys):
         name = reference.relation.name
-        raise _refused(
+        raise refused(
             "mask.oracle",
             reference,
             "a foreign key to its primary key would tell whether a value exists there",
@@ -351,18 +289,25 @@ def _check_implied_key(tree: Tree, reference: Reference) -> None:
         )
 
 
+def _check_trigger(reading: Reading, reference: Reference) -> None:
+    """A function of somebody's would be handed the whole raw rows of a table that it was not written for."""
+    calls = any(d.action is Action.CALL and not d.builtin and d.via is None for d in reading.analysis.demands)
+    if reading.analysis.kind == "CreateTrigStmt" and calls:
+        raise refused("mask.oracle", reference, "the trigger's function would be handed its raw rows")
+
+
 def _check_unnamed(tree: Tree, reference: Reference, columns: Masked) -> None:
-    if named := _masked_names(reference.relation, columns) & tree.words:
-        raise _refused("mask.oracle", reference, f"it names the masked column `{min(named)}`")
+    if named := masked_names(reference.relation, columns) & tree.words:
+        raise refused("mask.oracle", reference, f"it names the masked column `{min(named)}`")
 
 
 def _check_stored(tree: Tree, reference: Reference, columns: Masked) -> None:
     row = row_name(reference.var)
     own = {column.name for column in reference.relation.columns}
-    named = _masked_names(reference.relation, columns) & tree.words
+    named = masked_names(reference.relation, columns) & tree.words
     whole = any(len(w) == 1 or (len(w) == 2 and w[1] not in own) for w in tree.columns.get(row, ()))
     if named or whole or "colnames" in reference.var.get("alias", {}) or tree.holds_star:
-        raise _refused(
+        raise refused(
             "mask.store",
             reference,
             "the statement would store masks as data",
@@ -382,7 +327,8 @@ def check_qualified(tree: Tree, reference: Reference, code: str, why: str) -> No
         )
 
 
-def _refused(code: str, reference: Reference, why: str, cure: str | None = None) -> NotAnalysableError:
+def refused(code: str, reference: Reference, why: str, cure: str | None = None) -> NotAnalysableError:
+    """The refusal of what could tell of the masked columns of a relation."""
     return NotAnalysableError(
         code,
         f"`{reference.relation.qualified}` has columns masked for you, and {why}",
@@ -391,7 +337,8 @@ def _refused(code: str, reference: Reference, why: str, cure: str | None = None)
     )
 
 
-def _masked_names(relation: Relation, columns: Masked) -> set[str]:
+def masked_names(relation: Relation, columns: Masked) -> set[str]:
+    """The names of these columns."""
     return {column.name for column in relation.columns if column.number in columns}
 
 

@@ -17,8 +17,8 @@ from gateway.approvals import Pending, rejection
 from gateway.errors import ApprovalRejectedError
 from gateway.migration_run import Progress
 from gateway.migrations import Migrations, is_migration
-from gateway.voting import BREAK_GLASS, Login, approvers_of, asked
-from policy.model import Principal, PrincipalKind
+from gateway.voting import BREAK_GLASS, Login, approvers_of, asked, may_see
+from policy.model import Principal
 from server import evidence
 from server.mcp_query import ConnectionName, OptionalText, QueryTool, waiting
 from server.mcp_results import Answer, QueryResult, as_text, completed
@@ -111,10 +111,10 @@ class ApprovalTools:
             bool, Field(description="instead those whose broken glass nobody has reviewed (for people)")
         ] = False,
     ) -> Annotated[CallToolResult, ApprovalList]:
-        """Open approvals: all of them for people, only its own for an agent."""
+        """Open approvals: your own, those of your agents, and those that you may decide."""
         async with self._sessions.of(context) as session:
             if unreviewed:
-                records = [r for r in self._gateway.approvals.reviews.open_ones() if _may_see(r, session.principal)]
+                records = [r for r in self._gateway.approvals.reviews.open_ones() if may_see(r, session.principal)]
             else:
                 records = list(await self._gateway.approvals.list(session))
         infos = [self._info(record) for record in records]
@@ -207,9 +207,9 @@ class ApprovalTools:
         return record
 
     async def _seen(self, approval_id: str, principal: Principal) -> ApprovalRecord:
-        """The record, for those who may know of it. To an agent, others' approvals do not exist."""
+        """The record, for those who may know of it. To others it does not exist."""
         record = await self._gateway.approvals.get(approval_id)
-        if not _may_see(record, principal):
+        if not may_see(record, principal):
             raise ApprovalRejectedError(
                 f"there is no approval `{approval_id}`", cure="See `list_approvals` for the open ones."
             )
@@ -292,10 +292,6 @@ def _text(info: ApprovalInfo) -> str:
     if info.parameters:
         lines.append(f"parameters: {', '.join('NULL' if p is None else repr(p) for p in info.parameters)}")
     return "\n".join(lines)
-
-
-def _may_see(record: ApprovalRecord, principal: Principal) -> bool:
-    return principal.kind is not PrincipalKind.AGENT or asked(record, principal)
 
 
 def _why(record: ApprovalRecord) -> list[str]:

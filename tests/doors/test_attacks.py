@@ -202,18 +202,38 @@ HELD = (
     CREATE TABLE watched (n int); CREATE TRIGGER t BEFORE INSERT ON watched FOR EACH ROW EXECUTE FUNCTION spoils();
     CREATE TABLE late (code text REFERENCES keyed DEFERRABLE INITIALLY DEFERRED);
     INSERT INTO late VALUES ('held-secret-key');
+    CREATE TABLE owner_of (n int PRIMARY KEY, m int); INSERT INTO owner_of VALUES (1), (2);
+    CREATE TABLE middle (n int PRIMARY KEY REFERENCES owner_of ON UPDATE CASCADE ON DELETE CASCADE);
+    CREATE TABLE owned (held int REFERENCES middle ON DELETE CASCADE); INSERT INTO middle VALUES (1), (2);
+    INSERT INTO owned VALUES (2); CREATE VIEW owners AS SELECT n AS o, m FROM owner_of;
+    CREATE VIEW within AS SELECT n, lower_end FROM tied WHERE lower_end <= amount;
+    CREATE VIEW checked AS SELECT n, lower_end AS e FROM within WHERE n > 0 WITH CHECK OPTION;
+    CREATE TABLE policed (n int PRIMARY KEY, lower_end int, amount int); INSERT INTO policed VALUES (1, 0, 424242);
+    ALTER TABLE policed ENABLE ROW LEVEL SECURITY; CREATE POLICY r ON policed FOR SELECT USING (true);
+    CREATE POLICY u ON policed FOR UPDATE USING (true) WITH CHECK (lower_end <= amount);
+    CREATE TABLE all_of (n int PRIMARY KEY); INSERT INTO all_of VALUES (1), (2), (3);
+    CREATE TABLE few (n int REFERENCES all_of ON DELETE CASCADE); INSERT INTO few VALUES (1), (2);
+    CREATE FUNCTION refer(c text) RETURNS void LANGUAGE sql BEGIN ATOMIC INSERT INTO referring VALUES (1, c); END;
     CREATE TYPE pair AS (code text); CREATE TABLE typed OF pair; INSERT INTO typed VALUES ('held-secret-typ');
     GRANT ALL ON ALL TABLES IN SCHEMA public TO PUBLIC;
     DO $$ DECLARE who name := (SELECT rolname FROM pg_roles WHERE rolname LIKE 'countersign%' LIMIT 1);
       BEGIN EXECUTE format('ALTER DOMAIN code OWNER TO %1$I; ALTER TYPE pair OWNER TO %1$I;
         ALTER TABLE typed OWNER TO %1$I', who); END $$""",
-    """DROP VIEW bounds, constraints, fills, tied_ends, refers;
-    DROP TABLE held, filled, late, referring, keyed, tied, of_domain, below, upper, watched, typed;
+    """DROP FUNCTION refer; DROP VIEW bounds, constraints, fills, tied_ends, refers, checked, within, owners;
+    DROP TABLE held, filled, late, referring, keyed, tied, of_domain, below, upper, watched, typed, owned, middle,
+      owner_of, policed, few, all_of;
     DROP FUNCTION spoil, spoils; DROP DOMAIN code; DROP TYPE pair""",
 )
 HELD_POLICY = """
-rules: [{name: all, effect: allow, actions: ["*"]}]
+rules:
+  - {name: all, effect: allow, actions: [select, insert, update, delete, truncate, create, alter, drop]}
+  - {name: trusted, effect: allow, actions: [call], functions: ["public.spoil*"]}
+  - {name: opened, effect: allow, actions: [call], functions: [public.refer], bodies: analysed}
+rows:
+  - {relations: [public.few], filter: "n = 1"}
 masks:
+  - {columns: ["public.owned.held"], with: null}
+  - {columns: ["public.policed.amount"], with: null}
   - {columns: ["public.held*.code"], with: redact}
   - {columns: ["public.filled.code"], with: redact}
   - {columns: ["public.keyed.code"], with: redact}
@@ -241,6 +261,20 @@ SHOW_HELD = (
 )  # fmt: skip
 
 
+# Whether they succeed, or what goes with them, would tell.
+TELL_HELD = (
+    "DELETE FROM owner_of WHERE n = 2", "UPDATE owner_of SET n = 3 WHERE n = 2", "DELETE FROM owners WHERE o = 2",
+    "UPDATE owners SET o = 3 WHERE o = 2", "DELETE FROM middle", "MERGE INTO owner_of USING upper ON true WHEN MATCHED"
+    " THEN DELETE", "UPDATE checked SET e = 424243 WHERE n = 1", "INSERT INTO checked VALUES (3, 4)",
+    "UPDATE policed SET lower_end = 424243 WHERE n = 1", "SELECT refer('no')",
+    "TRUNCATE few", "TRUNCATE all_of CASCADE", "DELETE FROM all_of WHERE n = 2",
+    "WITH d AS (DELETE FROM all_of WHERE n = 3 RETURNING n) SELECT n FROM d",
+)  # fmt: skip
+TELL_NOTHING = (
+    "UPDATE owner_of SET m = 3 WHERE n = 2", "UPDATE owners SET m = 4 WHERE o = 2", "INSERT INTO all_of VALUES (4)",
+)  # fmt: skip
+
+
 async def test_catalogs_and_keys_tell_no_masked_value(victim: Stack, tmp_path: Path) -> None:
     path = tmp_path / "policy.yaml"
     path.write_text(HELD_POLICY)
@@ -259,6 +293,15 @@ async def test_catalogs_and_keys_tell_no_masked_value(victim: Stack, tmp_path: P
                 answer = await mcp.call_tool("query", {"sql": sql})
                 sent = got.replace(sql.encode(), b"") + str(answer.structured_content).encode()
                 assert not leaked(sent, secrets), (sql, sent)
+            for sql in TELL_HELD:
+                with Client(victim) as wire:
+                    succeeded, got = wire.run(sql)
+                assert not succeeded, sql
+                assert b"masked for you" in got or b"only some rows" in got, (sql, got)
+                assert (await mcp.call_tool("query", {"sql": sql})).is_error, sql
+            with Client(victim) as wire:
+                for sql in TELL_NOTHING:
+                    assert wire.run(sql)[0], sql
         with raw_client(victim, AGENT) as wire:
             # What is deferred fails at Sync, which has no text.
             heard = wire.cycle(Parse("", b"DELETE FROM keyed"), Bind("", ""), Execute(""), Sync())

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.doors.mcp_calls import answer, call, error, query
+from tests.doors.mcp_calls import answer, call, client, error, query
 from tests.doors.test_wire_approvals import Queue
 from tests.doors.wire_calls import errors, raw_client
 from tests.stack import Stack, running_stack, use_policy
@@ -24,6 +24,8 @@ CREATE TABLE public.watched (id integer PRIMARY KEY, what text);
 CREATE TABLE public.parent (id integer PRIMARY KEY);
 CREATE TABLE public.child (id integer PRIMARY KEY, parent integer REFERENCES public.parent ON DELETE CASCADE);
 CREATE TABLE public.plain (id integer PRIMARY KEY, what text, secret text);
+CREATE TABLE public.kept (id integer PRIMARY KEY, what text, secret text);
+INSERT INTO public.kept VALUES (7, 'old', 'raw secret');
 CREATE FUNCTION public.tell() RETURNS trigger LANGUAGE plpgsql AS
   $$ BEGIN PERFORM nextval('public.serial_id_seq'); RETURN NEW; END $$;
 CREATE TRIGGER telling BEFORE UPDATE ON public.watched FOR EACH ROW EXECUTE FUNCTION public.tell();
@@ -68,6 +70,20 @@ async def test_the_approver_sees_what_was_measured_and_nothing_has_changed(rehea
     assert rehearsed.direct("SELECT * FROM plain ORDER BY id") == before
     statuses = rehearsed.audit("SELECT status FROM statements WHERE sql = ?", shown["statement"])
     assert sorted(row["status"] for row in statuses) == ["pending", "rehearsed"]
+
+
+async def test_the_approver_sees_no_column_that_is_masked_for_others_than_who_asks(rehearsed: Stack) -> None:
+    token = rehearsed.demo.issuer.token("teller", kind="agent", groups=["ai-agents", "fraud"])
+    async with client(rehearsed, "teller", token=token) as teller:
+        sql = "UPDATE kept SET what = 'new' WHERE id = 7"
+        pending = answer(await teller.call_tool("query", {"sql": sql}))["pending"]
+        assert answer(await teller.call_tool("query", {"sql": "SELECT secret FROM kept WHERE id = 7"}))["rows"] == [
+            ["raw secret"]
+        ]
+    shown = await call(rehearsed, "grace", "approval_status", id=pending["id"])
+    [row] = answer(shown)["evidence"]["sample"]
+    assert row["before"] == {"id": "7", "what": "old", "secret": "[masked for others]"}
+    assert "raw secret" not in str(shown)
 
 
 async def test_rows_that_foreign_keys_delete_are_counted_by_table(rehearsed: Stack) -> None:

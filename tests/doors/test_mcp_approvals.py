@@ -94,6 +94,21 @@ async def test_only_the_requester_runs_what_was_approved(stack: Stack) -> None:
     assert answer(await call(stack, "devin", "await_approval", id=pending["id"]))["status"] == "completed"
 
 
+async def test_a_request_is_seen_by_who_asks_for_whom_and_who_decides(stack: Stack) -> None:
+    """Its parameters and rows are in clear: to all others, people included, it does not exist."""
+    pending = await asked(stack)
+    for who, sees in (("ada", True), ("grace", True), ("mallory", False)):
+        token = stack.tokens.get(who) or stack.demo.issuer.token(who, groups=["developers"])
+        async with client(stack, who, token=token) as person:
+            listed = answer(await person.call_tool("list_approvals", {}))["approvals"]
+            assert (pending["id"] in {approval["id"] for approval in listed}) is sees
+            assert (await person.call_tool("approval_status", {"id": pending["id"]})).is_error is not sees
+            if not sees:
+                said = error(await person.call_tool("approve", {"id": pending["id"], "digest": pending["digest"]}))
+                assert "there is no approval" in said["what"]
+    await call(stack, "devin", "withdraw", id=pending["id"])
+
+
 async def test_an_agent_sees_its_own_approvals_only(stack: Stack) -> None:
     pending = await asked(stack)
     other = stack.demo.issuer.token("other-agent", kind="agent", groups=["ai-agents"], on_behalf_of="grace")

@@ -359,6 +359,22 @@ def test_a_parameter_that_could_be_a_masked_value_is_recorded_as_a_digest(
     assert recorded[0]["p"].startswith('["hmac-sha256:')
 
 
+def test_what_an_error_quotes_of_a_row_is_not_in_the_audit(stack: Stack, dba: psycopg.Connection[Any]) -> None:
+    """Who reads the audit is not who reads the column."""
+    [(ssn,)] = stack.direct("SELECT ssn FROM customers WHERE id = 9")
+    for kind in ("int", "regclass"):
+        with pytest.raises(psycopg.Error, match=ssn):
+            dba.execute(f"SELECT ssn::{kind} FROM customers WHERE id = 9".encode())
+    dba.execute("BEGIN")
+    dba.execute("DECLARE c CURSOR FOR SELECT ssn::int FROM customers WHERE id = 9")
+    with pytest.raises(psycopg.errors.InvalidTextRepresentation, match=ssn):
+        dba.execute("FETCH ALL FROM c")
+    dba.execute("ROLLBACK")
+    dba.execute("SELECT 1")  # the outcomes before it are durable
+    [kept] = stack.audit("SELECT count(*) AS entries FROM entries WHERE body LIKE ?", f"%{ssn}%")
+    assert kept["entries"] == 0
+
+
 @pytest.mark.parametrize(("kind", "value"), [("int[]", "{{1,{0}}}"), ("json", '{{"ssn": {0}}}'), ("date", "{0}")])
 def test_nor_is_a_part_of_it_that_an_error_quotes(
     stack: Stack, dba: psycopg.Connection[Any], kind: str, value: str

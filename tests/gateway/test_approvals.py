@@ -144,6 +144,14 @@ async def test_nobody_approves_their_own_request(desk: Desk) -> None:
         await desk.vote(pending, ADA)
 
 
+async def test_nor_by_an_account_of_another_issuer_with_their_address(desk: Desk) -> None:
+    pending = await desk.ask(who=replace(ADA, email="ada@example.com"))
+    for address in ("ada@example.com", "Ada@Example.com"):
+        with pytest.raises(ApprovalRejectedError, match="own request"):
+            await desk.vote(pending, replace(GRACE, issuer="https://other.example", email=address))
+    assert (await desk.vote(pending, GRACE)).state is State.APPROVED
+
+
 async def test_the_human_of_a_client_certificate_is_the_same_person_as_by_a_token(desk: Desk) -> None:
     """The certificate's authority is another issuer than the human's: the configuration joins the two."""
     etl = CertificateRule("dns", "*", "etl", on_behalf_of="ada", human_issuer=ISSUER).principal("Example CA")

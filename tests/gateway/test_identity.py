@@ -52,6 +52,36 @@ async def test_an_act_claim_makes_the_actor_the_principal_and_the_subject_its_hu
     assert verified.principal.on_behalf_of == "ada"
 
 
+NAMED: list[tuple[dict[str, Any], str | None]] = [
+    ({}, "ada@example.com"),
+    ({"email_verified": True}, "ada@example.com"),
+    ({"email_verified": "true"}, "ada@example.com"),
+    # Where people choose their address themselves, rules that name one would be anybody's.
+    ({"email_verified": False}, None),
+    ({"email_verified": "false"}, None),
+    ({"email_verified": 0}, None),
+    ({"email": "grace"}, None),  # a subject, not an address
+    ({"act": {"sub": "devin"}}, None),  # the human's, and the agent is somebody else
+]
+
+
+@pytest.mark.parametrize(("claims", "email"), NAMED, ids=str)
+async def test_only_an_address_that_is_verified_and_the_principals_own_names_it(
+    issuer: local.Issuer, verifier: TokenVerifier, claims: dict[str, Any], email: str | None
+) -> None:
+    verified = await verifier.verify(issuer.token("ada", **({"email": "ada@example.com", "name": "Ada"} | claims)))
+    assert verified.principal.email == email
+    assert verified.principal.name == (None if "act" in claims else "Ada")
+
+
+async def test_a_token_that_says_for_whom_it_works_and_no_kind_is_an_agents(
+    issuer: local.Issuer, verifier: TokenVerifier
+) -> None:
+    verified = await verifier.verify(issuer.token("devin", principal_kind=None, on_behalf_of="ada"))
+    assert verified.principal.kind is PrincipalKind.AGENT
+    assert verified.principal.human == (issuer.url, "ada")
+
+
 LOGINS: list[tuple[dict[str, Any], datetime | None, str | None]] = [
     ({"auth_time": 1_700_000_000, "acr": "phr"}, datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC), "phr"),
     ({}, None, None),

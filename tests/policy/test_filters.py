@@ -53,11 +53,32 @@ WRONG = [
     ("(row_value).field = 1", "takes no fields of rows"),
     ("a < '02/03/2026'", "`02/03/2026` means what the client's DateStyle says; write dates as 2026-01-31"),
     ("a < date '2.3.26 10:00'", "means what the client's DateStyle says"),
+    (
+        "a > now() + interval '-1 month 15 days'",
+        "means what the client's IntervalStyle says; give each number its sign",
+    ),
+    ("a > '-1 10:00'", "means what the client's IntervalStyle says"),
+    ("to_tsvector(a) @@ to_tsquery('simple', 'x')", "`to_tsvector` searches as the client's settings say"),
+    ("a = current_setting('Application_Name')", "`current_setting` is what the client says"),
+    ("a = current_setting(b)", "`current_setting` is what the client says"),
 ]
 
 
-@pytest.mark.parametrize("value", ["2026-01-31", "2026/01/31 10:00", "10.11.12.13", "1/2", "12-34-5678-90"])
-def test_what_is_no_doubtful_date_stands_in_a_filter(value: str) -> None:
+@pytest.mark.parametrize(
+    "value",
+    [
+        "2026-01-31",
+        "2026/01/31 10:00",
+        "10.11.12.13",
+        "1/2",
+        "12-34-5678-90",
+        "-1 month",
+        "-05:00",
+        "1 month 15 days",
+        "-1 month +15 days",
+    ],
+)
+def test_what_is_no_doubtful_date_or_interval_stands_in_a_filter(value: str) -> None:
     assert read_condition(f"a = '{value}'").columns == {"a"}
 
 

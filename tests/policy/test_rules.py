@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from policy.document import DocumentError
 from policy.engine import decide
 from policy.load import load_policy
-from policy.model import Action, Demand, Effect, ObjectKind, ObjectName
+from policy.model import Action, Demand, Effect, ObjectKind, ObjectName, Users
 from policy.patterns import PatternError, parse_pattern
 from policy.rules import Policy, Rule, judge
 from tests.policy.corpus import policy_of
@@ -125,3 +125,23 @@ def test_a_subject_of_another_issuer_is_somebody_else_where_the_policy_says_so(
 def test_a_person_needs_both_parts() -> None:
     with pytest.raises(DocumentError, match="the key `issuer` is missing"):
         load_policy("rules: [{name: a, effect: deny, actions: [select], who: {users: [{subject: ada}]}}]\n", "p.yaml")
+
+
+@pytest.mark.parametrize(
+    ("subject", "email", "named"),
+    [
+        ("x", "ada@example.com", True),
+        ("x", "ADA@Example.COM", True),  # a rule that denies is not left by typing capitals
+        ("x", "ad\u0430@example.com", False),  # a Cyrillic letter
+        ("x", "\u212aay@example.com", False),  # the Kelvin sign, which Unicode lowers to a k
+        ("kay@example.com", None, True),
+        ("KAY@example.com", None, False),  # subjects are what they are
+        ("GRACE", None, False),
+        ("x", "grace", False),
+    ],
+)
+def test_people_are_named_by_exact_subjects_and_by_addresses_in_any_case(
+    subject: str, email: str | None, named: bool
+) -> None:
+    users = Users(frozenset(("Ada@example.com", "kay@example.com", "grace")))
+    assert (replace(PRINCIPALS["ada"], subject=subject, email=email) in users) is named
