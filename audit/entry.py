@@ -54,13 +54,17 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """An entry that has no place in the chain yet. `body` must be JSON: str, int, float, bool, None, list, dict."""
+    """An entry that has no place in the chain yet. `body` must be JSON: str, int, float, bool, None, list, dict.
+
+    `statement` is the id of the statement that it is of: the same in an intent, its outcome and a broken invariant.
+    """
 
     kind: Kind
     session: str | None
     subject: str | None
     connection: str | None
     body: Mapping[str, object]
+    statement: str | None = None
 
 
 class Entry(NamedTuple):
@@ -72,6 +76,7 @@ class Entry(NamedTuple):
     session: str | None
     subject: str | None
     connection: str | None
+    statement: str | None
     body: str
     prev: bytes  # 32
     hash: bytes  # 32

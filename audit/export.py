@@ -16,7 +16,7 @@ from audit.errors import AuditUnavailable, unavailable
 _AT_ONCE = 1000
 
 _ENTRIES = (
-    "SELECT seq, time, kind, session, subject, connection, lower(hex(prev)), lower(hex(hash)), body,"
+    "SELECT seq, time, kind, session, subject, connection, statement, lower(hex(prev)), lower(hex(hash)), body,"
     " CASE WHEN kind = 'outcome' THEN (SELECT i.body FROM {partners} i"
     "  WHERE i.statement = e.statement AND i.kind = 'intent') END"
     " FROM entries e WHERE seq > ? AND seq < ? ORDER BY seq LIMIT ?"
@@ -33,6 +33,7 @@ class Exported:
     session: str | None
     subject: str | None
     connection: str | None
+    statement: str | None
     prev: str
     hash: str
     body: str

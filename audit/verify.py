@@ -44,12 +44,12 @@ except ImportError:
     LIBRARY = False
 
 APPLICATION_ID = 0x434E5453
-VERSION = 4
+VERSION = 5
 GENESIS = hashlib.sha256(b"countersign audit chain v1\n").digest()
 
 # SHA-256 of the SQL of all our tables, indexes, views and triggers, sorted by name: a view that hides
 # rows or a trigger that eats them is no edit of an entry, and yet what people would be shown.
-SCHEMA = "f9fc65f68c3b6c1d82485774cd2adac4665ea861624cc131077e04ee5a5b56e9"
+SCHEMA = "9b5b47702051fbbd1b140e90757c531a8245e4529f0df72f682ba81328b376ae"
 
 # Whatever else is there counts too: SQLite takes `ENTRIES` for our table, and a table called `json_each` for its own.
 _OBJECTS = (
@@ -196,10 +196,7 @@ def _text(data: bytes) -> str:
     return data.decode("utf-8", "backslashreplace")
 
 
-_BEGIN = (
-    "SELECT coalesce(max(seq), 1) FROM entries WHERE kind IN ('key.created', 'key.rotated', 'segment.sealed')"
-    " AND kind = 'segment.sealed'"  # said twice: it names the partial index
-)
+_BEGIN = "SELECT coalesce(max(seq), 1) FROM entries WHERE kind = 'segment.sealed'"
 
 
 @dataclass(frozen=True)
@@ -662,7 +659,7 @@ class Block:
 
 
 _ROWS = (
-    "SELECT e.seq, time, kind, session, subject, connection, body, prev, hash, data"
+    "SELECT e.seq, time, kind, session, subject, connection, statement, body, prev, hash, data"
     " FROM entries e LEFT JOIN recordings r ON r.seq = e.seq WHERE e.seq BETWEEN ? AND ? ORDER BY e.seq"
 )
 
@@ -702,10 +699,10 @@ _MISSING = "it is missing (deleted)"
 
 def _links(block: Block, rows: sqlite3.Cursor, hashes: list[bytes]) -> str | None:
     """The loop over every entry: what it needs each time is in local names, which is where its speed comes from."""
-    sha256, join, number_and_length, length = hashlib.sha256, b"".join, _number_and_length, _length
+    sha256, join, number_and_length, length, field_of = hashlib.sha256, b"".join, _number_and_length, _length, _field
     expected, head, last, keep = block.first, b"", b"", hashes.append
     labels: dict[tuple[bytes, bytes | None, bytes | None, bytes | None], tuple[bytes, bool]] = {}
-    for seq, time, kind, session, subject, connection, body, prev, hash_, data in rows:
+    for seq, time, kind, session, subject, connection, statement, body, prev, hash_, data in rows:
         label = labels.get((kind, session, subject, connection))
         if label is None:
             fields = (kind, session, subject, connection)
@@ -713,7 +710,19 @@ def _links(block: Block, rows: sqlite3.Cursor, hashes: list[bytes]) -> str | Non
         if seq != expected:
             return f"it is missing; the next one is {seq} (deleted)"
         if (
-            sha256(join((prev, number_and_length(seq, len(time)), time, label[0], length(len(body)), body))).digest()
+            sha256(
+                join(
+                    (
+                        prev,
+                        number_and_length(seq, len(time)),
+                        time,
+                        label[0],
+                        field_of(statement),
+                        length(len(body)),
+                        body,
+                    )
+                )
+            ).digest()
             != hash_
         ):
             return "its contents do not match its hash (edited)"
@@ -804,8 +813,8 @@ _COSIGNATURE = 4  # the algorithm that a witness's vkey names
 _ROTATION = "countersign key rotation v1"
 _CHECKPOINTS = "SELECT size, CAST(note AS BLOB), peaks FROM checkpoints WHERE size >= ? ORDER BY size"
 _KEY_ENTRIES = (
-    "SELECT seq, kind, body FROM entries WHERE kind IN ('key.created', 'key.rotated', 'segment.sealed')"
-    " AND seq BETWEEN ? AND ? ORDER BY seq"
+    "SELECT seq, kind, body FROM entries WHERE"
+    " (kind = 'key.created' OR kind = 'key.rotated' OR kind = 'segment.sealed') AND seq BETWEEN ? AND ? ORDER BY seq"
 )
 # The newest checkpoint of a file that begins at the one entry, before the other; with the hash that its last entry has,
 # or of which the next one says so.

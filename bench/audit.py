@@ -41,7 +41,6 @@ def pair(number: int) -> list[Item]:
     """A statement's intent and outcome, of the size that a short SELECT has."""
     subject, session = f"agent-{number % 50}", f"se-{number % 500}"
     intent = {
-        "statement": f"st-{number}",
         "instance": "in-bench",
         "door": "wire",
         "text": f"select name, price from products where id = {number}",
@@ -55,7 +54,6 @@ def pair(number: int) -> list[Item]:
         "search_path": ["public"],
     }
     outcome = {
-        "statement": f"st-{number}",
         "status": "completed",
         "tag": "SELECT 1",
         "rows": 1,
@@ -64,8 +62,8 @@ def pair(number: int) -> list[Item]:
         "instance": "in-bench",
     }
     return [
-        Item(Draft(Kind.INTENT, session, subject, "shop", intent)),
-        Item(Draft(Kind.OUTCOME, session, subject, "shop", outcome), _RECORDING),
+        Item(Draft(Kind.INTENT, session, subject, "shop", intent, f"st-{number}")),
+        Item(Draft(Kind.OUTCOME, session, subject, "shop", outcome, f"st-{number}"), _RECORDING),
     ]
 
 
@@ -100,9 +98,12 @@ def _floor(folder: Path, entries: int) -> None:
         bare.execute("PRAGMA journal_mode = WAL")
         bare.execute("PRAGMA synchronous = FULL")
         bare.execute(
-            "CREATE TABLE entries (seq INTEGER PRIMARY KEY, time, kind, session, subject, connection, body, a, b)"
+            "CREATE TABLE entries"
+            " (seq INTEGER PRIMARY KEY, time, kind, session, subject, connection, statement, body, prev, hash)"
         )
-        rows = source.execute("SELECT seq, time, kind, session, subject, connection, body, prev, hash FROM entries")
+        rows = source.execute(
+            "SELECT seq, time, kind, session, subject, connection, statement, body, prev, hash FROM entries"
+        )
         taken = 0.0
         while batch := rows.fetchmany(_BATCH):
             taken += _timed(_insert, bare, batch)
@@ -115,7 +116,7 @@ def _without(units: list[list[Item]]) -> list[list[Item]]:
 
 def _insert(db: sqlite3.Connection, batch: Sequence[tuple[object, ...]]) -> None:
     db.execute("BEGIN IMMEDIATE")
-    db.executemany("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", batch)
+    db.executemany("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", batch)
     db.execute("COMMIT")
 
 

@@ -98,7 +98,7 @@ class Migrations:
             body["unknown"] = str(error)
         session = run.whole.statement.session
         self._gateway.recorder.post(
-            draft(Kind.SCHEMA_CHANGED, session, **body),
+            draft(Kind.SCHEMA_CHANGED, session, None, **body),
             failed=lambda error: log.error("what a migration changed cannot be recorded: %s", error),
         )
 
