@@ -97,8 +97,11 @@ class BodyError(ValueError):
     """A body that JSON, or the store, cannot hold. The text says why and the cure."""
 
 
-_COMPACT = json.JSONEncoder(ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
-_COMPACT_ASCII = json.JSONEncoder(ensure_ascii=True, allow_nan=False, sort_keys=True, separators=(",", ":"))
+# What contains itself runs into the limit of recursion, which costs nothing until then.
+_COMPACT, _COMPACT_ASCII = (
+    json.JSONEncoder(ensure_ascii=ascii_, allow_nan=False, check_circular=False, sort_keys=True, separators=(",", ":"))
+    for ascii_ in (False, True)
+)
 
 
 def as_text(body: Mapping[str, object]) -> str:
@@ -110,7 +113,7 @@ def as_text(body: Mapping[str, object]) -> str:
     try:
         text = _COMPACT.encode(body)
         try:
-            size = len(text.encode("utf-8"))
+            size = len(text) if text.isascii() else len(text.encode("utf-8"))
         except UnicodeEncodeError:
             text = _COMPACT_ASCII.encode(body)
             size = len(text)

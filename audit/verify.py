@@ -113,8 +113,11 @@ _number = struct.Struct(">Q").pack
 _number_and_length = struct.Struct(">QI").pack
 
 
+_NULL = b"\xff\xff\xff\xff"
+
+
 def _field(data: bytes | None) -> bytes:
-    return b"\xff\xff\xff\xff" if data is None else _length(len(data)) + data
+    return _NULL if data is None else _length(len(data)) + data
 
 
 def entry_hash(prev: bytes, seq: int, *fields: str | None) -> bytes:
@@ -699,7 +702,7 @@ _MISSING = "it is missing (deleted)"
 
 def _links(block: Block, rows: sqlite3.Cursor, hashes: list[bytes]) -> str | None:
     """The loop over every entry: what it needs each time is in local names, which is where its speed comes from."""
-    sha256, join, number_and_length, length, field_of = hashlib.sha256, b"".join, _number_and_length, _length, _field
+    sha256, join, number_and_length, length, null = hashlib.sha256, b"".join, _number_and_length, _length, _NULL
     expected, head, last, keep = block.first, b"", b"", hashes.append
     labels: dict[tuple[bytes, bytes | None, bytes | None, bytes | None], tuple[bytes, bool]] = {}
     for seq, time, kind, session, subject, connection, statement, body, prev, hash_, data in rows:
@@ -709,22 +712,9 @@ def _links(block: Block, rows: sqlite3.Cursor, hashes: list[bytes]) -> str | Non
             label = labels[fields] = join(map(_field, fields)), kind.startswith(_TOLD)
         if seq != expected:
             return f"it is missing; the next one is {seq} (deleted)"
-        if (
-            sha256(
-                join(
-                    (
-                        prev,
-                        number_and_length(seq, len(time)),
-                        time,
-                        label[0],
-                        field_of(statement),
-                        length(len(body)),
-                        body,
-                    )
-                )
-            ).digest()
-            != hash_
-        ):
+        id_ = null if statement is None else length(len(statement)) + statement
+        entry = (prev, number_and_length(seq, len(time)), time, label[0], id_, length(len(body)), body)
+        if sha256(join(entry)).digest() != hash_:
             return "its contents do not match its hash (edited)"
         if prev != head or time < last:
             if seq == block.first:
@@ -733,11 +723,11 @@ def _links(block: Block, rows: sqlite3.Cursor, hashes: list[bytes]) -> str | Non
                 return _misfit(seq, time if prev == head else None)
         if label[1]:
             block.told.append((seq, kind, body))
-        if data is not None or (kind == b"outcome" and b'"recording":{' in body):
+        if data is not None:
             if (problem := _recording_problem(kind, body, data)) is not None:
                 return problem
-            if data is None and _digest_told(kind, body) is not None:
-                block.gone.append(seq)
+        elif kind == b"outcome" and b'"recording":{' in body and _digest_told(kind, body) is not None:
+            block.gone.append(seq)
         keep(hash_)
         expected += 1
         block.head, block.ends = head, last = hash_, time
@@ -765,16 +755,13 @@ def _misfit(seq: int, time: bytes | None) -> str:
     )
 
 
-def _recording_problem(kind: bytes, body: bytes, data: bytes | None) -> str | None:
-    if data is None:
-        return None
+def _recording_problem(kind: bytes, body: bytes, data: bytes) -> str | None:
     digest = hashlib.sha256(data).hexdigest()
-    at = body.find(b'"recording":{"digest":"')
+    at = body.find(b'"recording":{')
     # As we write it. A quote within a JSON text is escaped, so this is a key, and the only one.
     if (
-        at >= 0
-        and body[at + 23 : at + 87] == digest.encode()
-        and body.rfind(b'"recording":{') == at
+        body.startswith(b'"recording":{"digest":"%b"' % digest.encode(), at)
+        and body.rfind(b'"recording":{') == at >= 0
         and kind == b"outcome"
     ):
         return None

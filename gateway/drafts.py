@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -177,5 +178,8 @@ def outcome_of(error: BaseException) -> Outcome:
 
 
 def new_statement_id() -> str:
-    """A name for one statement in the audit: 80 random bits."""
-    return "st-" + secrets.token_hex(10)
+    """A name for one statement in the audit: the 4 ms that it is made in, and 80 random bits.
+
+    What is made later sorts later, so that the audit's index grows at its end.
+    """
+    return f"st-{time.time_ns() >> 22:010x}{secrets.token_hex(10)}"
