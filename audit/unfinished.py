@@ -22,8 +22,11 @@ _STATEMENTS = (
     f"{_TOLD} t.value ->> '$.statement' IS NOT NULL AND {_NO_OUTCOME} t.value ->> '$.statement'"  # noqa: S608 - constants
     " AND o.statement IS NOT NULL)"
     " UNION ALL SELECT * FROM (SELECT i.statement, i.session, i.subject, i.connection,"
-    " coalesce(i.body ->> '$.instance', '') FROM entries i WHERE i.statement IS NOT NULL AND i.kind = 'intent'"
-    f" AND i.seq > {_SEALED} AND {_NO_OUTCOME} i.statement) ORDER BY i.seq)"
+    " coalesce(i.body ->> '$.instance', '') FROM"
+    # From the index alone, a statement at a time (`+`: and not from the rows of so many entries).
+    " (SELECT min(iif(kind = 'intent', seq, NULL)) AS begun FROM entries WHERE statement IS NOT NULL"
+    f" AND +seq > {_SEALED} GROUP BY statement HAVING sum(kind = 'outcome') = 0)"
+    " JOIN entries i ON i.seq = begun ORDER BY i.seq)"
 )
 _SESSIONS = (
     f"{_TOLD} t.value ->> '$.statement' IS NULL AND {_NOT_CLOSED} t.value ->> '$.session')"  # noqa: S608 - constants

@@ -474,8 +474,8 @@ def _stored_text(files: Sequence[_File], size: int) -> str | None:
 def _open_statements(db: sqlite3.Connection, begin: int) -> int:
     """Intents without an outcome: those of this file, and those that its first entry says were open before it."""
     own = (
-        "SELECT count(*) FROM entries i WHERE i.statement IS NOT NULL AND i.kind = 'intent' AND i.seq >= ?"
-        " AND NOT EXISTS (SELECT 1 FROM entries o WHERE o.statement = i.statement AND o.kind = 'outcome')"
+        "SELECT count(*) FROM (SELECT 1 FROM entries WHERE statement IS NOT NULL AND +seq >= ? GROUP BY statement"
+        " HAVING sum(kind = 'outcome') = 0 AND sum(kind = 'intent') > 0)"  # from the index alone
     )
     before = (
         "SELECT count(*) FROM entries, json_each(body, '$.open') t WHERE seq = ? AND kind = 'segment.sealed'"
