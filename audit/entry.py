@@ -56,7 +56,7 @@ class Kind(StrEnum):
 class Draft:
     """An entry that has no place in the chain yet. `body` must be JSON: str, int, float, bool, None, list, dict.
 
-    `statement` is the id of the statement that it is of: the same in an intent, its outcome and a broken invariant.
+    `statement` is the id of the statement that it is of: the same in an intent, its outcome and whatever else it did.
     """
 
     kind: Kind

@@ -41,8 +41,8 @@ class Exported:
 
     def without_texts(self) -> Exported:
         """The same, less what people, agents and databases said: see `audit.texts`."""
-        intent = None if self.intent is None else texts.leave_out(Kind.INTENT, self.intent)
-        return replace(self, body=texts.leave_out(self.kind, self.body), intent=intent)
+        intent = None if self.intent is None else texts.leave_out(self.intent)
+        return replace(self, body=texts.leave_out(self.body), intent=intent)
 
 
 @dataclass(frozen=True, slots=True)

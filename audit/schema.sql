@@ -7,7 +7,7 @@ CREATE TABLE entries (
   session    TEXT,
   subject    TEXT,
   connection TEXT,
-  statement  TEXT,  -- what joins an intent, its outcome and a broken invariant
+  statement  TEXT,  -- what joins an intent, its outcome and whatever else tells of it
   body       TEXT NOT NULL,
   prev       BLOB NOT NULL,
   hash       BLOB NOT NULL

@@ -49,7 +49,7 @@ GENESIS = hashlib.sha256(b"countersign audit chain v1\n").digest()
 
 # SHA-256 of the SQL of all our tables, indexes, views and triggers, sorted by name: a view that hides
 # rows or a trigger that eats them is no edit of an entry, and yet what people would be shown.
-SCHEMA = "9b5b47702051fbbd1b140e90757c531a8245e4529f0df72f682ba81328b376ae"
+SCHEMA = "06f021c4a006b8d97cc940c43069a9205ed56a476b652336b97766b5293d2fb3"
 
 # Whatever else is there counts too: SQLite takes `ENTRIES` for our table, and a table called `json_each` for its own.
 _OBJECTS = (

@@ -144,8 +144,8 @@ def refusal_entries(
     return drafts, RefusedError(*first)
 
 
-def draft(kind: Kind, session: Session, statement: str | None, /, **body: object) -> Draft:
-    """An entry about a session's doings: of one of its statements, or (None) of none."""
+def draft(kind: Kind, session: Session, statement: str, /, **body: object) -> Draft:
+    """An entry about one of a session's statements."""
     return Draft(
         kind=kind,
         session=session.id,

@@ -148,6 +148,13 @@ async def path(stack: Stack, audit: Path, policy: Path) -> AsyncIterator[OnePath
 # -- before anything runs ---------------------------------------------------------------------------------
 
 
+def test_the_ids_of_statements_are_unique_and_sort_by_when_they_were_made() -> None:
+    ids = [new_statement_id() for _ in range(1000)]
+    moments = [one[:13] for one in ids]
+    assert moments == sorted(moments)
+    assert len(set(ids)) == 1000
+
+
 async def test_the_intent_is_on_disk_before_the_upstream_sees_a_byte_of_the_statement(
     stack: Stack, audit: Path, policy: Path
 ) -> None:
@@ -402,13 +409,6 @@ async def test_a_grant_cannot_be_made_outside_of_the_path(path: OnePath) -> None
     with pytest.raises(AttributeError):
         grant[0].sql = b"DROP TABLE customers"  # type: ignore[misc]
     path.gateway.settle(grant[0], Outcome(Status.COMPLETED))
-
-
-def test_the_ids_of_statements_are_unique_and_sort_by_when_they_were_made() -> None:
-    ids = [new_statement_id() for _ in range(1000)]
-    moments = [one[:13] for one in ids]
-    assert moments == sorted(moments)
-    assert len(set(ids)) == 1000
 
 
 def test_only_admission_names_the_mint_and_calls_the_constructor() -> None:
