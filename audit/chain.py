@@ -32,11 +32,12 @@ def digest(
     session: str | None,
     subject: str | None,
     connection: str | None,
+    statement: str | None,
     body: str,
 ) -> bytes:
     """SHA-256 (32 bytes) over `prev`, `seq` and the fields, each with its length before it (SPEC.md, Hash)."""
     names = _names(kind, session, subject, connection)
-    return hashlib.sha256(b"".join((prev, _number(seq), _field(time), names, _field(body)))).digest()
+    return hashlib.sha256(b"".join((prev, _number(seq), _field(time), names, _field(statement), _field(body)))).digest()
 
 
 @lru_cache(maxsize=4096)
@@ -52,8 +53,8 @@ def link(prev: bytes, seq: int, time: str, draft: Draft, body: str | None = None
     """
     text = as_text(draft.body) if body is None else body
     kind = str(draft.kind)
-    value = digest(prev, seq, time, kind, draft.session, draft.subject, draft.connection, text)
-    return Entry(seq, time, kind, draft.session, draft.subject, draft.connection, text, prev, value)
+    fields = (time, kind, draft.session, draft.subject, draft.connection, draft.statement, text)
+    return Entry(seq, *fields, prev, digest(prev, seq, *fields))
 
 
 def check(before: Entry | None, entry: Entry) -> str | None:
@@ -61,8 +62,7 @@ def check(before: Entry | None, entry: Entry) -> str | None:
     seq, prev, time = (before.seq, before.hash, before.time) if before else (0, GENESIS, "")
     if entry.seq != seq + 1:
         return f"entry {seq + 1} is missing (the next one is {entry.seq})"
-    fields = (entry.time, entry.kind, entry.session, entry.subject, entry.connection, entry.body)
-    if digest(entry.prev, entry.seq, *fields) != entry.hash:
+    if digest(entry.prev, entry.seq, *entry[1:-2]) != entry.hash:
         return "its contents do not match its hash"
     if entry.prev != prev:
         return "it does not follow the entry before it"

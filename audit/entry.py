@@ -54,13 +54,17 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """An entry that has no place in the chain yet. `body` must be JSON: str, int, float, bool, None, list, dict."""
+    """An entry that has no place in the chain yet. `body` must be JSON: str, int, float, bool, None, list, dict.
+
+    `statement` is the id of the statement that it is of: the same in an intent, its outcome and whatever else it did.
+    """
 
     kind: Kind
     session: str | None
     subject: str | None
     connection: str | None
     body: Mapping[str, object]
+    statement: str | None = None
 
 
 class Entry(NamedTuple):
@@ -72,6 +76,7 @@ class Entry(NamedTuple):
     session: str | None
     subject: str | None
     connection: str | None
+    statement: str | None
     body: str
     prev: bytes  # 32
     hash: bytes  # 32
@@ -92,8 +97,11 @@ class BodyError(ValueError):
     """A body that JSON, or the store, cannot hold. The text says why and the cure."""
 
 
-_COMPACT = json.JSONEncoder(ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
-_COMPACT_ASCII = json.JSONEncoder(ensure_ascii=True, allow_nan=False, sort_keys=True, separators=(",", ":"))
+# What contains itself runs into the limit of recursion, which costs nothing until then.
+_COMPACT, _COMPACT_ASCII = (
+    json.JSONEncoder(ensure_ascii=ascii_, allow_nan=False, check_circular=False, sort_keys=True, separators=(",", ":"))
+    for ascii_ in (False, True)
+)
 
 
 def as_text(body: Mapping[str, object]) -> str:
@@ -105,7 +113,7 @@ def as_text(body: Mapping[str, object]) -> str:
     try:
         text = _COMPACT.encode(body)
         try:
-            size = len(text.encode("utf-8"))
+            size = len(text) if text.isascii() else len(text.encode("utf-8"))
         except UnicodeEncodeError:
             text = _COMPACT_ASCII.encode(body)
             size = len(text)

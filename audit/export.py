@@ -16,7 +16,7 @@ from audit.errors import AuditUnavailable, unavailable
 _AT_ONCE = 1000
 
 _ENTRIES = (
-    "SELECT seq, time, kind, session, subject, connection, lower(hex(prev)), lower(hex(hash)), body,"
+    "SELECT seq, time, kind, session, subject, connection, statement, lower(hex(prev)), lower(hex(hash)), body,"
     " CASE WHEN kind = 'outcome' THEN (SELECT i.body FROM {partners} i"
     "  WHERE i.statement = e.statement AND i.kind = 'intent') END"
     " FROM entries e WHERE seq > ? AND seq < ? ORDER BY seq LIMIT ?"
@@ -33,6 +33,7 @@ class Exported:
     session: str | None
     subject: str | None
     connection: str | None
+    statement: str | None
     prev: str
     hash: str
     body: str
@@ -40,8 +41,8 @@ class Exported:
 
     def without_texts(self) -> Exported:
         """The same, less what people, agents and databases said: see `audit.texts`."""
-        intent = None if self.intent is None else texts.leave_out(Kind.INTENT, self.intent)
-        return replace(self, body=texts.leave_out(self.kind, self.body), intent=intent)
+        intent = None if self.intent is None else texts.leave_out(self.intent)
+        return replace(self, body=texts.leave_out(self.body), intent=intent)
 
 
 @dataclass(frozen=True, slots=True)

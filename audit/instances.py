@@ -96,12 +96,11 @@ def _forsake(record: ApprovalRecord) -> Item:
 
 def _unknown(one: Open) -> Draft:
     body = {
-        "statement": one.statement,
         "status": "unknown",
         "message": "the gateway process died before it could record an outcome",
         "instance": one.instance,
     }
-    return Draft(Kind.OUTCOME, one.session, one.subject, one.connection, body)
+    return Draft(Kind.OUTCOME, one.session, one.subject, one.connection, body, one.statement)
 
 
 def _closed(one: Open) -> Draft:

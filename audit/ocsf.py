@@ -86,7 +86,7 @@ def _statement(entry: Exported, body: Mapping[str, Any], intent: Mapping[str, An
         "src_endpoint": _endpoint(intent.get("client")),
         "database": {"name": entry.connection or "unknown", "type_id": 1, "type": "Relational"},
         **_table(demands),
-        **_query(body, intent),
+        **_query(entry, body, intent),
         "status": status,
         "status_id": status_id,
         "status_code": body.get("sqlstate"),
@@ -106,7 +106,7 @@ def _statement(entry: Exported, body: Mapping[str, Any], intent: Mapping[str, An
     }
     first = next((known for word, known in _STATEMENT_ACTIVITY.items() if _demands(demands, word)), None)
     activity = first or (_OTHER, demands[0].split(" ")[0] if demands else str(body.get("tag") or "statement"))
-    return _event(entry, _DATASTORE, activity, severity, told, correlation=body.get("statement"), controlled=True)
+    return _event(entry, _DATASTORE, activity, severity, told, correlation=entry.statement, controlled=True)
 
 
 def _demands(demands: list[str], action: str) -> bool:
@@ -119,10 +119,10 @@ def _table(demands: list[str]) -> Event:
     return {"table": {"name": named.pop()}} if len(named) == 1 else {}
 
 
-def _query(body: Mapping[str, Any], intent: Mapping[str, Any]) -> Event:
+def _query(entry: Exported, body: Mapping[str, Any], intent: Mapping[str, Any]) -> Event:
     if "text" not in intent:
         return {}  # left out; its digest is below `unmapped`
-    info = {"uid": body.get("statement"), "query_string": intent["text"], "bytes": body.get("size")}
+    info = {"uid": entry.statement, "query_string": intent["text"], "bytes": body.get("size")}
     return {"query_info": _given(info)}
 
 
@@ -162,7 +162,7 @@ def _affair(entry: Exported, body: Mapping[str, Any]) -> Event:
         "unmapped": {**body, "connection": entry.connection, "session": entry.session},
     }
     severity = _API_SEVERITY.get(kind, _INFORMATIONAL)
-    return _event(entry, _API, activity, severity, told, correlation=body.get("approval") or body.get("statement"))
+    return _event(entry, _API, activity, severity, told, correlation=body.get("approval") or entry.statement)
 
 
 def _event(

@@ -65,7 +65,7 @@ def _named(entry: Exported, body: Mapping[str, Any]) -> Mapping[str, Any]:
     return {
         "countersign.seq": entry.seq,
         "countersign.hash": entry.hash,
-        "countersign.statement": body.get("statement") if statement else body.get("statement_id"),
+        "countersign.statement": entry.statement or body.get("statement_id"),
         "countersign.approval": body.get("approval"),
         "countersign.door": body.get("door"),
         "countersign.verdict": (body.get("verdict") or {}).get("effect"),

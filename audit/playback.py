@@ -16,7 +16,7 @@ from audit.errors import AuditUnavailable, unavailable
 from audit.recording import BrokenRecordingError, Chunk, unpack
 from audit.search import SearchError
 
-_COLUMNS = "seq, time, kind, subject, body"
+_COLUMNS = "seq, time, kind, subject, statement, body"
 _SESSION = (
     f"SELECT {_COLUMNS}, (SELECT data FROM recordings r WHERE r.seq = e.seq) FROM entries e"  # noqa: S608 - constants
     " WHERE session = ? AND seq < ? ORDER BY seq"
@@ -36,6 +36,7 @@ class Moment:
     time: datetime
     kind: str
     subject: str | None
+    statement: str | None
     body: Mapping[str, Any]
     sent: Sequence[Chunk] | None = None
 
@@ -70,9 +71,11 @@ def reading(reader: str, session_id: str, how: str) -> Draft:
     return Draft(Kind.AUDIT_READ, None, reader, None, {"how": "replay", "query": {"session": session_id, "as": how}})
 
 
-def _moment(seq: int, time: str, kind: str, subject: str | None, body: str, data: bytes | None) -> Moment:
+def _moment(
+    seq: int, time: str, kind: str, subject: str | None, statement: str | None, body: str, data: bytes | None
+) -> Moment:
     try:
         sent = None if data is None else unpack(data)
     except BrokenRecordingError as error:
         raise SearchError(f"entry {seq}: {error}; `audit verify` says more") from None
-    return Moment(seq, datetime.fromisoformat(time), kind, subject, json.loads(body), sent)
+    return Moment(seq, datetime.fromisoformat(time), kind, subject, statement, json.loads(body), sent)

@@ -19,6 +19,9 @@ _LATEST = 0xFFFF_FFFF  # 71 minutes; what comes later is told as of then
 
 # A recording that claims to be larger than this is broken: the largest bound that can be configured, and room.
 LARGEST_BYTES = 80 * 1024 * 1024
+# So short, compressing saves some 40 bytes and takes eight times as long: they are stored, in a stream as any other.
+_SHORT_BYTES = 256
+_STORED = Struct("<3sHH")  # the stream's head with that of its one block, its length, and the complement of that
 # A window and a memory level as small as this are set up four times faster, and most recordings are small.
 _SMALL_BYTES = 512
 
@@ -70,6 +73,9 @@ def pack(chunks: Sequence[Chunk]) -> tuple[bytes, int]:
     for at, rows, data in chunks:
         parts += (_HEAD.pack(min(at, _LATEST), _ROWS if rows else _MESSAGES, len(data)), data)
     plain = b"".join(parts)
+    if len(plain) <= _SHORT_BYTES:
+        head = _STORED.pack(b"\x78\x01\x01", len(plain), len(plain) ^ 0xFFFF)
+        return b"".join((head, plain, zlib.adler32(plain).to_bytes(4, "big"))), len(plain)
     small = len(plain) <= _SMALL_BYTES
     packer = zlib.compressobj(1, zlib.DEFLATED, 9 if small else 15, 1 if small else 8)
     return packer.compress(plain) + packer.flush(), len(plain)

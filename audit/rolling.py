@@ -96,7 +96,7 @@ class Disk:
 
 
 _COLUMNS = {
-    "entries": ("seq", "time", "kind", "session", "subject", "connection", "body", "prev", "hash"),
+    "entries": ("seq", "time", "kind", "session", "subject", "connection", "statement", "body", "prev", "hash"),
     "recordings": ("seq", "data"),
 }
 

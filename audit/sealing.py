@@ -22,7 +22,8 @@ from audit.segments import Segment
 # The first line of the text that both keys sign. No checkpoint can be mistaken for it: its second line is a number.
 ROTATION = "countersign key rotation v1"
 
-_KEY_KINDS = f"('{Kind.KEY_CREATED}', '{Kind.KEY_ROTATED}', '{Kind.SEGMENT_SEALED}')"  # as the index says
+# As the index says.
+_OF_KEYS = f"kind = '{Kind.KEY_CREATED}' OR kind = '{Kind.KEY_ROTATED}' OR kind = '{Kind.SEGMENT_SEALED}'"
 
 # Entries that the tree grows by at once.
 _AT_ONCE = 4096
@@ -63,7 +64,7 @@ def key_history(db: sqlite3.Connection) -> list[Mapping[str, object]]:
     Raises NoteError where that breaks.
     """
     found: list[Mapping[str, object]] = []
-    sql = f"SELECT seq, kind, body FROM entries WHERE kind IN {_KEY_KINDS} ORDER BY seq"  # noqa: S608 - constants
+    sql = f"SELECT seq, kind, body FROM entries WHERE {_OF_KEYS} ORDER BY seq"  # noqa: S608 - constants
     for seq, kind, body in db.execute(sql):
         try:
             told = json.loads(body)

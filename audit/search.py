@@ -33,6 +33,7 @@ class Found:
     session: str | None
     subject: str | None
     connection: str | None
+    statement: str | None
     body: str
 
 
@@ -42,8 +43,9 @@ class Query:
 
     `user` is a subject or e-mail, or the human on whose behalf an agent worked; `group` a group of the session's
     principal, `on_behalf_of` the human behind it. `since` (inclusive) and `until` (exclusive) are times as entries
-    hold them: see `as_time`. `kind` is an entry's kind. `text` is looked for anywhere in the body, in upper or lower
-    case (ASCII); `words` in what was said, through an index (see `audit.words`). The newest `limit` are found.
+    hold them: see `as_time`. `kind` is an entry's kind, `statement` a statement's id. `text` is looked for anywhere in
+    the body, in upper or lower case (ASCII); `words` in what was said, through an index (see `audit.words`). The newest
+    `limit` are found.
 
     The others are a statement's, and both its entries are found: `action` and `relation` of one and the same
     demand (`delete`, `public.orders`; `*` stands for anything), `column` a column that was masked,
@@ -73,6 +75,7 @@ class Query:
     duration_ms: float | None = None
     rows: int | None = None
     on_behalf_of: str | None = None
+    statement: str | None = None
 
 
 def as_time(text: str, now: datetime) -> str:
@@ -122,7 +125,7 @@ def search(path: Path, query: Query) -> Sequence[Found]:
                         words.update(part.path, part.db)
                         part.db.execute("ATTACH ? AS found", (f"{words.index_path(part.path).as_uri()}?mode=ro",))
                     sql = (
-                        "SELECT seq, time, kind, session, subject, connection, body FROM entries e WHERE"  # noqa: S608
+                        "SELECT seq, time, kind, session, subject, connection, statement, body FROM entries e WHERE"  # noqa: S608
                         f" {' AND '.join(['seq < ?', *conditions])} ORDER BY seq DESC LIMIT ?"
                     )
                     rows += part.db.execute(sql, (part.below, *values, query.limit - len(rows)))
@@ -134,10 +137,7 @@ def search(path: Path, query: Query) -> Sequence[Found]:
 
 
 # Principals are told in full where a session opens; the entries of the session are found through it.
-_SESSIONS_OF = (
-    "SELECT o.session FROM entries o WHERE o.kind = 'session.opened'"
-    " AND o.kind IN ('session.opened', 'session.closed') AND "  # names the partial index
-)
+_SESSIONS_OF = "SELECT o.session FROM entries o WHERE o.kind = 'session.opened' AND "
 _GROUP = "EXISTS (SELECT 1 FROM json_each(o.body, '$.principal.groups') g WHERE g.value = ?)"
 _BEHALF = "o.body ->> '$.principal.on_behalf_of' = ?"
 _USER = "? IN (o.body ->> '$.principal.email', o.body ->> '$.principal.on_behalf_of')"
@@ -186,6 +186,7 @@ def _conditions(db: sqlite3.Connection, query: Query, table: str, whose: _Whose)
     """
     parts: list[tuple[str, object]] = []
     parts += [("e.kind = ?", query.kind), ("e.connection = ?", query.connection), ("e.session = ?", query.session)]
+    parts += [("e.statement = ?", query.statement)]
     for sessions in (whose.group, whose.on_behalf_of):
         parts.append(("e.session IN (SELECT value FROM json_each(?))", sessions))
     if query.action is not None or query.relation is not None:
@@ -209,15 +210,14 @@ def _conditions(db: sqlite3.Connection, query: Query, table: str, whose: _Whose)
     conditions, values = [sql for sql, _ in given], [value for _, value in given]
     if query.user is not None:
         # Through both indexes, each within the window: a person's day is found without reading everybody's.
-        times = [(sql, time) for sql, time in (("time >= ?", query.since), ("time < ?", query.until)) if time]
-        mine = ["subject = ?", *(sql for sql, _ in times)]
-        also = ["session IN (SELECT value FROM json_each(?))", *(sql for sql, _ in window)]
+        within, bounds = [sql for sql, _ in window], [seq for _, seq in window]
+        mine = ["subject = ?", *within]
+        also = ["session IN (SELECT value FROM json_each(?))", *within]
         conditions.append(
             f"e.seq IN (SELECT seq FROM entries WHERE {' AND '.join(mine)}"  # noqa: S608 - constants
             f" UNION SELECT seq FROM entries WHERE {' AND '.join(also)})"
         )
-        values += [query.user, *(time for _, time in times)]
-        values += [whose.user, *(value for _, value in window)]
+        values += [query.user, *bounds, whose.user, *bounds]
     return conditions, values
 
 

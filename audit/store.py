@@ -320,8 +320,8 @@ class Store:
 
     def _insert(self, entries: Sequence[Entry]) -> None:
         self._put(
-            "INSERT INTO entries (seq, time, kind, session, subject, connection, body, prev, hash)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO entries (seq, time, kind, session, subject, connection, statement, body, prev, hash)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             entries,
         )
         self._growth.wrote(entries)

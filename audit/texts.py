@@ -15,7 +15,7 @@ from audit.entry import as_text
 _KEPT = frozenset(
     (
         # a statement and what came of it
-        *("statement", "statement_id", "door", "sha256", "parameters_cut", "demands", "policy", "catalog"),
+        *("statement_id", "door", "sha256", "parameters_cut", "demands", "policy", "catalog"),
         *("search_path", "approval", "rehearsal", "instance", "status", "tag", "rows", "size", "duration_ms"),
         *("sqlstate", "masked", "filtered", "detected", "digest", "recording"),
         # who, and with which right
@@ -35,12 +35,10 @@ _PARTS: Mapping[str, frozenset[str]] = {
 }
 
 
-def leave_out(kind: str, body: str) -> str:
+def leave_out(body: str) -> str:
     """The body (JSON text) less its texts, as JSON text."""
     told: Mapping[str, Any] = json.loads(body)
     kept = {key: value for key, value in told.items() if key in _KEPT}
-    if kind.startswith("approval."):
-        kept.pop("statement", None)  # the text itself, not a statement's id as elsewhere
     for key, parts in _PARTS.items():
         if isinstance(value := told.get(key), dict):
             kept[key] = {name: part for name, part in value.items() if name in parts}

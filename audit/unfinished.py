@@ -12,27 +12,26 @@ _SEALED = "(SELECT coalesce(max(last), 0) FROM segments)"
 _TOLD = (
     "SELECT t.value ->> '$.statement', t.value ->> '$.session', t.value ->> '$.subject', t.value ->> '$.connection',"
     " t.value ->> '$.instance' FROM json_each((SELECT body FROM entries"
-    " WHERE kind IN ('key.created', 'key.rotated', 'segment.sealed') AND kind = 'segment.sealed'"  # names the index
+    " WHERE kind = 'segment.sealed'"
     " ORDER BY seq DESC LIMIT 1), '$.open') t WHERE "
 )
 _NO_OUTCOME = "NOT EXISTS (SELECT 1 FROM entries o WHERE o.kind = 'outcome' AND o.statement = "
-_NOT_CLOSED = (
-    "NOT EXISTS (SELECT 1 FROM entries c WHERE c.kind = 'session.closed'"
-    " AND c.kind IN ('session.opened', 'session.closed') AND c.session = "  # said twice: it names the partial index
-)
+_NOT_CLOSED = "NOT EXISTS (SELECT 1 FROM entries c WHERE c.kind = 'session.closed' AND c.session = "
 
 _STATEMENTS = (
     f"{_TOLD} t.value ->> '$.statement' IS NOT NULL AND {_NO_OUTCOME} t.value ->> '$.statement'"  # noqa: S608 - constants
     " AND o.statement IS NOT NULL)"
     " UNION ALL SELECT * FROM (SELECT i.statement, i.session, i.subject, i.connection,"
-    " coalesce(i.body ->> '$.instance', '') FROM entries i WHERE i.statement IS NOT NULL AND i.kind = 'intent'"
-    f" AND i.seq > {_SEALED} AND {_NO_OUTCOME} i.statement) ORDER BY i.seq)"
+    " coalesce(i.body ->> '$.instance', '') FROM"
+    # From the index alone, a statement at a time (`+`: and not from the rows of so many entries).
+    " (SELECT min(iif(kind = 'intent', seq, NULL)) AS begun FROM entries WHERE statement IS NOT NULL"
+    f" AND +seq > {_SEALED} GROUP BY statement HAVING sum(kind = 'outcome') = 0)"
+    " JOIN entries i ON i.seq = begun ORDER BY i.seq)"
 )
 _SESSIONS = (
     f"{_TOLD} t.value ->> '$.statement' IS NULL AND {_NOT_CLOSED} t.value ->> '$.session')"  # noqa: S608 - constants
     " UNION ALL SELECT * FROM (SELECT NULL, b.session, b.subject, b.connection,"
     " coalesce(b.body ->> '$.instance', '') FROM entries b WHERE b.kind = 'session.opened'"
-    " AND b.kind IN ('session.opened', 'session.closed')"
     f" AND b.seq > {_SEALED} AND {_NOT_CLOSED} b.session) ORDER BY b.seq)"
 )
 

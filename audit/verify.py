@@ -44,12 +44,12 @@ except ImportError:
     LIBRARY = False
 
 APPLICATION_ID = 0x434E5453
-VERSION = 4
+VERSION = 5
 GENESIS = hashlib.sha256(b"countersign audit chain v1\n").digest()
 
 # SHA-256 of the SQL of all our tables, indexes, views and triggers, sorted by name: a view that hides
 # rows or a trigger that eats them is no edit of an entry, and yet what people would be shown.
-SCHEMA = "f9fc65f68c3b6c1d82485774cd2adac4665ea861624cc131077e04ee5a5b56e9"
+SCHEMA = "06f021c4a006b8d97cc940c43069a9205ed56a476b652336b97766b5293d2fb3"
 
 # Whatever else is there counts too: SQLite takes `ENTRIES` for our table, and a table called `json_each` for its own.
 _OBJECTS = (
@@ -113,8 +113,11 @@ _number = struct.Struct(">Q").pack
 _number_and_length = struct.Struct(">QI").pack
 
 
+_NULL = b"\xff\xff\xff\xff"
+
+
 def _field(data: bytes | None) -> bytes:
-    return b"\xff\xff\xff\xff" if data is None else _length(len(data)) + data
+    return _NULL if data is None else _length(len(data)) + data
 
 
 def entry_hash(prev: bytes, seq: int, *fields: str | None) -> bytes:
@@ -196,10 +199,7 @@ def _text(data: bytes) -> str:
     return data.decode("utf-8", "backslashreplace")
 
 
-_BEGIN = (
-    "SELECT coalesce(max(seq), 1) FROM entries WHERE kind IN ('key.created', 'key.rotated', 'segment.sealed')"
-    " AND kind = 'segment.sealed'"  # said twice: it names the partial index
-)
+_BEGIN = "SELECT coalesce(max(seq), 1) FROM entries WHERE kind = 'segment.sealed'"
 
 
 @dataclass(frozen=True)
@@ -474,8 +474,8 @@ def _stored_text(files: Sequence[_File], size: int) -> str | None:
 def _open_statements(db: sqlite3.Connection, begin: int) -> int:
     """Intents without an outcome: those of this file, and those that its first entry says were open before it."""
     own = (
-        "SELECT count(*) FROM entries i WHERE i.statement IS NOT NULL AND i.kind = 'intent' AND i.seq >= ?"
-        " AND NOT EXISTS (SELECT 1 FROM entries o WHERE o.statement = i.statement AND o.kind = 'outcome')"
+        "SELECT count(*) FROM (SELECT 1 FROM entries WHERE statement IS NOT NULL AND +seq >= ? GROUP BY statement"
+        " HAVING sum(kind = 'outcome') = 0 AND sum(kind = 'intent') > 0)"  # from the index alone
     )
     before = (
         "SELECT count(*) FROM entries, json_each(body, '$.open') t WHERE seq = ? AND kind = 'segment.sealed'"
@@ -662,7 +662,7 @@ class Block:
 
 
 _ROWS = (
-    "SELECT e.seq, time, kind, session, subject, connection, body, prev, hash, data"
+    "SELECT e.seq, time, kind, session, subject, connection, statement, body, prev, hash, data"
     " FROM entries e LEFT JOIN recordings r ON r.seq = e.seq WHERE e.seq BETWEEN ? AND ? ORDER BY e.seq"
 )
 
@@ -702,20 +702,19 @@ _MISSING = "it is missing (deleted)"
 
 def _links(block: Block, rows: sqlite3.Cursor, hashes: list[bytes]) -> str | None:
     """The loop over every entry: what it needs each time is in local names, which is where its speed comes from."""
-    sha256, join, number_and_length, length = hashlib.sha256, b"".join, _number_and_length, _length
+    sha256, join, number_and_length, length, null = hashlib.sha256, b"".join, _number_and_length, _length, _NULL
     expected, head, last, keep = block.first, b"", b"", hashes.append
     labels: dict[tuple[bytes, bytes | None, bytes | None, bytes | None], tuple[bytes, bool]] = {}
-    for seq, time, kind, session, subject, connection, body, prev, hash_, data in rows:
+    for seq, time, kind, session, subject, connection, statement, body, prev, hash_, data in rows:
         label = labels.get((kind, session, subject, connection))
         if label is None:
             fields = (kind, session, subject, connection)
             label = labels[fields] = join(map(_field, fields)), kind.startswith(_TOLD)
         if seq != expected:
             return f"it is missing; the next one is {seq} (deleted)"
-        if (
-            sha256(join((prev, number_and_length(seq, len(time)), time, label[0], length(len(body)), body))).digest()
-            != hash_
-        ):
+        id_ = null if statement is None else length(len(statement)) + statement
+        entry = (prev, number_and_length(seq, len(time)), time, label[0], id_, length(len(body)), body)
+        if sha256(join(entry)).digest() != hash_:
             return "its contents do not match its hash (edited)"
         if prev != head or time < last:
             if seq == block.first:
@@ -724,11 +723,11 @@ def _links(block: Block, rows: sqlite3.Cursor, hashes: list[bytes]) -> str | Non
                 return _misfit(seq, time if prev == head else None)
         if label[1]:
             block.told.append((seq, kind, body))
-        if data is not None or (kind == b"outcome" and b'"recording":{' in body):
+        if data is not None:
             if (problem := _recording_problem(kind, body, data)) is not None:
                 return problem
-            if data is None and _digest_told(kind, body) is not None:
-                block.gone.append(seq)
+        elif kind == b"outcome" and b'"recording":{' in body and _digest_told(kind, body) is not None:
+            block.gone.append(seq)
         keep(hash_)
         expected += 1
         block.head, block.ends = head, last = hash_, time
@@ -756,16 +755,13 @@ def _misfit(seq: int, time: bytes | None) -> str:
     )
 
 
-def _recording_problem(kind: bytes, body: bytes, data: bytes | None) -> str | None:
-    if data is None:
-        return None
+def _recording_problem(kind: bytes, body: bytes, data: bytes) -> str | None:
     digest = hashlib.sha256(data).hexdigest()
-    at = body.find(b'"recording":{"digest":"')
+    at = body.find(b'"recording":{')
     # As we write it. A quote within a JSON text is escaped, so this is a key, and the only one.
     if (
-        at >= 0
-        and body[at + 23 : at + 87] == digest.encode()
-        and body.rfind(b'"recording":{') == at
+        body.startswith(b'"recording":{"digest":"%b"' % digest.encode(), at)
+        and body.rfind(b'"recording":{') == at >= 0
         and kind == b"outcome"
     ):
         return None
@@ -804,8 +800,8 @@ _COSIGNATURE = 4  # the algorithm that a witness's vkey names
 _ROTATION = "countersign key rotation v1"
 _CHECKPOINTS = "SELECT size, CAST(note AS BLOB), peaks FROM checkpoints WHERE size >= ? ORDER BY size"
 _KEY_ENTRIES = (
-    "SELECT seq, kind, body FROM entries WHERE kind IN ('key.created', 'key.rotated', 'segment.sealed')"
-    " AND seq BETWEEN ? AND ? ORDER BY seq"
+    "SELECT seq, kind, body FROM entries WHERE"
+    " (kind = 'key.created' OR kind = 'key.rotated' OR kind = 'segment.sealed') AND seq BETWEEN ? AND ? ORDER BY seq"
 )
 # The newest checkpoint of a file that begins at the one entry, before the other; with the hash that its last entry has,
 # or of which the next one says so.

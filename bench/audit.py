@@ -1,4 +1,4 @@
-"""The audit's own figures: `python -m bench.audit [--entries N]`. No PostgreSQL, one file in a temporary folder."""
+"""The audit's own figures: `python -m bench.audit [--entries N] [--scale]`. No PostgreSQL, a temporary folder."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from audit.rolling import roll
 from audit.search import Query
 from audit.store import Item, Store
 from audit.verify import processors, verify
+from gateway.drafts import new_statement_id
 
 _KEY = Signer("example.com/bench", bytes(32))
 _BATCH = 1000
@@ -39,9 +40,8 @@ _RECORDING = Recording(
 
 def pair(number: int) -> list[Item]:
     """A statement's intent and outcome, of the size that a short SELECT has."""
-    subject, session = f"agent-{number % 50}", f"se-{number % 500}"
+    subject, session, statement = f"agent-{number % 50}", f"se-{number % 500}", new_statement_id()
     intent = {
-        "statement": f"st-{number}",
         "instance": "in-bench",
         "door": "wire",
         "text": f"select name, price from products where id = {number}",
@@ -55,7 +55,6 @@ def pair(number: int) -> list[Item]:
         "search_path": ["public"],
     }
     outcome = {
-        "statement": f"st-{number}",
         "status": "completed",
         "tag": "SELECT 1",
         "rows": 1,
@@ -64,8 +63,8 @@ def pair(number: int) -> list[Item]:
         "instance": "in-bench",
     }
     return [
-        Item(Draft(Kind.INTENT, session, subject, "shop", intent)),
-        Item(Draft(Kind.OUTCOME, session, subject, "shop", outcome), _RECORDING),
+        Item(Draft(Kind.INTENT, session, subject, "shop", intent, statement)),
+        Item(Draft(Kind.OUTCOME, session, subject, "shop", outcome, statement), _RECORDING),
     ]
 
 
@@ -100,9 +99,12 @@ def _floor(folder: Path, entries: int) -> None:
         bare.execute("PRAGMA journal_mode = WAL")
         bare.execute("PRAGMA synchronous = FULL")
         bare.execute(
-            "CREATE TABLE entries (seq INTEGER PRIMARY KEY, time, kind, session, subject, connection, body, a, b)"
+            "CREATE TABLE entries"
+            " (seq INTEGER PRIMARY KEY, time, kind, session, subject, connection, statement, body, prev, hash)"
         )
-        rows = source.execute("SELECT seq, time, kind, session, subject, connection, body, prev, hash FROM entries")
+        rows = source.execute(
+            "SELECT seq, time, kind, session, subject, connection, statement, body, prev, hash FROM entries"
+        )
         taken = 0.0
         while batch := rows.fetchmany(_BATCH):
             taken += _timed(_insert, bare, batch)
@@ -115,8 +117,34 @@ def _without(units: list[list[Item]]) -> list[list[Item]]:
 
 def _insert(db: sqlite3.Connection, batch: Sequence[tuple[object, ...]]) -> None:
     db.execute("BEGIN IMMEDIATE")
-    db.executemany("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", batch)
+    db.executemany("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", batch)
     db.execute("COMMIT")
+
+
+def _scale(path: Path, entries: int) -> None:
+    """Verify one store as it grows tenfold at a time: is it linear, and is memory bounded? Without recordings."""
+    print(f"{'entries':>12}{'append/s':>12}{'verify/s':>12}{'seconds':>10}{'MB':>10}{'peak MB of a process':>24}")
+    size, written = min(100_000, entries), 0
+    while written < entries:
+        with contextlib.closing(Store.open(path)) as store:
+            appending = sum(_timed(store.append, units) for units in map(_without, _batches(written, size)))
+            store.checkpoint(_KEY)
+        before = time.perf_counter()
+        report = verify(path, public_keys=[str(_KEY.public)], jobs=processors())
+        taken = time.perf_counter() - before
+        if not report.ok:
+            raise SystemExit(f"the store does not verify: {report.problem}")
+        print(
+            f"{report.entries:>12,}{(size - written) / appending:>12,.0f}{report.entries / taken:>12,.0f}{taken:>10.1f}"
+            f"{path.stat().st_size / 1e6:>10,.0f}{_peak():>24,.0f}",
+            flush=True,
+        )
+        written, size = size, min(10 * size, entries)
+
+
+def _peak() -> float:
+    """Megabytes that this process, or one that it began, has used at once."""
+    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1000
 
 
 def _roll_beside(path: Path, entries: int) -> None:
@@ -138,13 +166,18 @@ def main() -> None:
     """Run every measurement and print a line for each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--entries", type=int, default=1_000_000)
-    entries = parser.parse_args().entries
+    parser.add_argument("--scale", action="store_true", help="only append and verify, at 100,000, 1,000,000 … entries")
+    options = parser.parse_args()
+    entries = options.entries
     start = datetime(2026, 1, 1, tzinfo=UTC)
     written = 0
     # A month of entries, whatever their number: searches by day have something to leave out.
     clock = lambda: start + timedelta(days=30) * (written / entries)  # noqa: E731
     with tempfile.TemporaryDirectory(prefix="countersign-bench-") as folder:
         path = Path(folder) / "audit.db"
+        if options.scale:
+            _scale(path, entries)
+            return
         seals: list[float] = []
         with contextlib.closing(Store.open(path, clock=clock)) as store:
             appending = 0.0
@@ -160,8 +193,7 @@ def main() -> None:
         for jobs in sorted({1, processors()}):
             whole = _timed(lambda jobs=jobs: verify(path, public_keys=[str(_KEY.public)], jobs=jobs))
             _say(f"verify, {jobs} process(es)", written / whole, f"entries/s ({whole:.1f} s)")
-        peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-        _say("peak memory of a process", peak / 1000, "MB")
+        _say("peak memory of a process", _peak(), "MB")
         day = Query(user="agent-7", since="2026-01-20T00:00:00.000000Z", until="2026-01-21T00:00:00.000000Z")
         taken = [_timed(finder.search, path, day) for _ in range(10)]
         told = f"ms ({max(taken) * 1000:.1f} worst)"

@@ -370,7 +370,7 @@ class Gateway:
     def invariant_violated(self, grant: Grant, detail: str) -> None:
         """Record, loudly, that a raw masked column was about to leave. The door ends the session."""
         session = grant.statement.session
-        entry = draft(Kind.INVARIANT_VIOLATED, session, statement=grant.id, detail=detail)
+        entry = draft(Kind.INVARIANT_VIOLATED, session, grant.id, detail=detail)
         self.recorder.post(entry, failed=lambda error: self.sessions.end(session, str(error)))
 
     # -- inside ---------------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ class Migrations:
 
     async def _record(self, record: ApprovalRecord, run: Run, before: Inventory, kinds: Sequence[str]) -> None:
         """Write down what became of the schema, however the run ended."""
-        body: dict[str, object] = {"statement": run.whole.id, "approval": record.id, "steps": len(run.plan)}
+        body: dict[str, object] = {"approval": record.id, "steps": len(run.plan)}
         body |= {"done": len(run.done), "left": dict(run.left)}
         try:
             after = await look(self._gateway, run.whole.statement.session)
@@ -98,7 +98,7 @@ class Migrations:
             body["unknown"] = str(error)
         session = run.whole.statement.session
         self._gateway.recorder.post(
-            draft(Kind.SCHEMA_CHANGED, session, **body),
+            draft(Kind.SCHEMA_CHANGED, session, run.whole.id, **body),
             failed=lambda error: log.error("what a migration changed cannot be recorded: %s", error),
         )
 

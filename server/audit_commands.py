@@ -147,6 +147,7 @@ def verify(
 @click.option("--text", help="Anywhere in the entry, upper or lower case.")
 @click.option("--connection", help="The connection's name.")
 @click.option("--session", help="The session's id.")
+@click.option("--statement", help="The statement's id, as its answer and its error say it.")
 @click.option("--status", help="completed, failed, refused, pending, unknown …")
 @click.option("--words", help='In statements, reasons and messages: all of these; word*, "two words".')
 @click.option("--action", help="What a statement demands: select, delete, drop, call …")

@@ -51,6 +51,7 @@ class FoundEntry(Answer):
     session: str | None
     subject: str | None
     connection: str | None
+    statement: str | None
     body: dict[str, Any] | None
     body_bytes: int
 
@@ -86,6 +87,7 @@ class AuditTools:
         text: Annotated[OptionalText, Field(description="anywhere in the entry, upper or lower case; slow")] = "",
         connection: Annotated[OptionalText, Field(description="the connection's name")] = "",
         session: Annotated[OptionalText, Field(description="a session's id")] = "",
+        statement: Annotated[OptionalText, Field(description="a statement's id")] = "",
         status: Annotated[OptionalText, Field(description="completed, failed, refused, pending, unknown …")] = "",
         action: Annotated[OptionalText, Field(description="what a statement demands: select, delete, drop …")] = "",
         relation: Annotated[OptionalText, Field(description="of what: public.orders; sales.*")] = "",
@@ -114,6 +116,7 @@ class AuditTools:
                 text=text or None,
                 connection=connection or None,
                 session=session or None,
+                statement=statement or None,
                 status=status or None,
                 action=action or None,
                 relation=relation or None,

@@ -155,7 +155,7 @@ def compare(recorded: Recorded, facts: Mapping[str, Facts], old: Policy, new: Po
 
 def _statements(recorded: Recorded, facts: Mapping[str, Facts], replay: Replay) -> Iterator[Asked]:
     """What was asked, in order; what cannot be asked again is counted with its reason."""
-    rows = {body["statement"]: body.get("rows") or 0 for body in (json.loads(o.body) for o in recorded.outcomes)}
+    rows = {outcome.statement: json.loads(outcome.body).get("rows") or 0 for outcome in recorded.outcomes}
     opened = {entry.session: entry.time for entry in recorded.opened}
     prepared: dict[tuple[str | None, str], bytes] = {}  # by session and name
     for entry in recorded.intents:
@@ -172,7 +172,7 @@ def _statements(recorded: Recorded, facts: Mapping[str, Facts], replay: Replay) 
             continue
         if body["catalog"] != known.catalog.epoch:
             replay.notes[_OTHER_SCHEMA] += 1
-        count = rows.get(body["statement"], 0)  # a statement that did not run counts as one that changes few
+        count = rows.get(entry.statement, 0)  # a statement that did not run counts as one that changes few
         now, client = datetime.fromisoformat(entry.time), ClientInfo(**body["client"])
         age = now - datetime.fromisoformat(opened[entry.session]) if entry.session in opened else None
         then = Circumstances(count, now, body["door"], client.host, client.name, age)

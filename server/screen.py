@@ -61,13 +61,13 @@ class Shown:
 
 def screen(moments: Sequence[Moment]) -> list[Shown]:
     """Everything that the moments show, in time."""
-    begun = {m.body.get("statement"): m for m in moments if m.kind == "intent"}
+    begun = {m.statement: m for m in moments if m.kind == "intent"}
     # A statement that waited stands there twice: as it was asked for, and as it ran with the approval it used.
     used = {str(m.body["statement_id"]) for m in moments if m.kind == "approval.consumed" and "statement_id" in m.body}
     shown: list[Shown] = []
     for moment in moments:
         at = (moment.time - moments[0].time).total_seconds()
-        intent = begun.get(moment.body.get("statement")) if moment.kind == "outcome" else None
+        intent = begun.get(moment.statement) if moment.kind == "outcome" else None
         if intent is None:
             shown.append(Shown(at, list(_told(moment, used)), step=moment.kind == "intent"))
             continue
@@ -123,7 +123,7 @@ def _intent(moment: Moment, used: Collection[str]) -> Iterator[Piece]:
     verdict = body["verdict"]
     style, said = {"allow": Style.GOOD, "approve": Style.WAIT}.get(verdict["effect"], Style.BAD), verdict["effect"]
     why = "; ".join(verdict.get("rules") or ()) if said == "allow" else _reasons(moment)
-    if said == "approve" and body["statement"] in used:
+    if said == "approve" and moment.statement in used:
         style, said, why = Style.GOOD, "approved", str(body["approval"])
     yield style, f"   {said}{': ' if why else ''}{_line(why)}\n"
 

@@ -68,7 +68,7 @@ def check_signed(note: str, vkey: str) -> list[str]:
     raise AssertionError(f"{name} did not sign")
 
 
-COLUMNS = "seq, time, kind, session, subject, connection, body, prev, hash"
+COLUMNS = "seq, time, kind, session, subject, connection, statement, body, prev, hash"
 
 
 class Audit:
@@ -86,7 +86,7 @@ class Audit:
     def file(self, path: Path, elsewhere: list[str]) -> None:
         db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
         assert db.execute("PRAGMA application_id").fetchone() == (0x434E5453,)
-        assert db.execute("PRAGMA user_version").fetchone() == (4,)
+        assert db.execute("PRAGMA user_version").fetchone() == (5,)
         begin = db.execute("SELECT max(seq) FROM entries WHERE kind = 'segment.sealed'").fetchone()[0] or 1
         stored = {size: (note, peaks) for size, note, peaks in db.execute("SELECT size, note, peaks FROM checkpoints")}
         [oldest] = db.execute("SELECT coalesce(min(seq), 1) FROM entries").fetchone()
@@ -125,11 +125,11 @@ class Audit:
         expected = db.execute("SELECT prev FROM entries WHERE seq = ?", (begin,)).fetchone()
         rows = db.execute(f"SELECT {COLUMNS} FROM entries WHERE seq < ? ORDER BY seq DESC", (begin,)).fetchall()
         for number, row in enumerate(rows):
-            assert (row[0], row[8]) == (begin - 1 - number, expected[0]), (
+            assert (row[0], row[9]) == (begin - 1 - number, expected[0]), (
                 f"entry {row[0]} is not the one that was sealed"
             )
             check_hash(row)
-            expected = row[7:8]
+            expected = row[8:9]
 
     def entry(self, row: tuple[Any, ...]) -> None:
         seq, time, kind, *_, body, prev, hash_ = row

@@ -86,7 +86,7 @@ def test_a_transition_from_another_state_writes_nothing(store: Store, path: Path
 
 
 def test_a_conflict_takes_its_whole_unit_and_no_other(store: Store, path: Path) -> None:
-    plain = Item(Draft(Kind.INTENT, None, None, None, {"statement": "st-2"}))
+    plain = Item(Draft(Kind.INTENT, None, None, None, {}, "st-2"))
     results = store.append([[plain], [moved(State.APPROVED, State.CONSUMED), plain], [plain]])
     assert [isinstance(r, Conflict) for r in results] == [False, True, False]
     report = verify(path)

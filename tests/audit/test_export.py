@@ -28,7 +28,6 @@ TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
 def intent(statement: str, *demands: str, effect: str = "allow", **body: object) -> Item:
     told = {
-        "statement": statement,
         "door": "wire",
         "text": f"SELECT '{SECRET}'",
         "rewritten": SECRET,
@@ -42,13 +41,13 @@ def intent(statement: str, *demands: str, effect: str = "allow", **body: object)
         "policy": "cd" * 32,
         "search_path": ["public"],
     }
-    return Item(Draft(Kind.INTENT, "se-1", "devin", "shop", told | body))
+    return Item(Draft(Kind.INTENT, "se-1", "devin", "shop", told | body, statement))
 
 
 def outcome(statement: str, status: str = "completed", **body: object) -> Item:
-    told = {"statement": statement, "status": status, "tag": "SELECT 1", "rows": 1, "size": 9, "duration_ms": 1.6}
+    told = {"status": status, "tag": "SELECT 1", "rows": 1, "size": 9, "duration_ms": 1.6}
     told |= {"sqlstate": None, "message": SECRET, "masked": ["public.customers.ssn"], "filtered": []}
-    return Item(Draft(Kind.OUTCOME, "se-1", "devin", "shop", told | body))
+    return Item(Draft(Kind.OUTCOME, "se-1", "devin", "shop", told | body, statement))
 
 
 SESSION = {
@@ -66,7 +65,7 @@ BODIES: Mapping[str, Mapping[str, object]] = {
     Kind.APPROVAL_VOTED: {"approval": "apr-1", "voter": PRINCIPAL | {"kind": "human"}, "comment": SECRET},
     Kind.AUDIT_READ: {"how": "search", "query": {"text": SECRET, "words": SECRET, "limit": 3}, "found": 3},
     Kind.POLICY_REJECTED: {"source": "policy.yaml", "error": SECRET},
-    Kind.INVARIANT_VIOLATED: {"statement": "st-1", "detail": SECRET},
+    Kind.INVARIANT_VIOLATED: {"detail": SECRET},
     Kind.CHECKPOINT_FAILED: {"reason": SECRET},
 }
 
@@ -169,13 +168,13 @@ def test_records_decode_as_otlp_and_join_the_agents_trace(path: Path) -> None:
 @pytest.mark.parametrize("parent", ["", "00-xyz", f"00-{'0' * 32}-{SPAN}-01", f"00-{TRACE}-{'0' * 16}-01", None, 7])
 def test_what_is_no_trace_context_is_no_trace(parent: object) -> None:
     body = json.dumps({"request": {"traceparent": parent}})
-    entry = Exported(1, "2026-11-24T10:00:00.000000Z", "intent", None, None, None, "", "", body, None)
+    entry = Exported(1, "2026-11-24T10:00:00.000000Z", "intent", None, None, None, None, "", "", body, None)
     assert "traceId" not in json.dumps(otlp.request([entry]))
 
 
 def test_numbers_survive_the_encoding() -> None:
     body = json.dumps({"a": True, "b": 2**63 - 1, "c": 2**70, "d": 0.5, "e": None, "f": [1, {"g": "h"}]})
-    entry = Exported(1, "2026-11-24T10:00:00.000001Z", "new.kind", None, None, None, "", "", body, None)
+    entry = Exported(1, "2026-11-24T10:00:00.000001Z", "new.kind", None, None, None, None, "", "", body, None)
     [record] = decoded(json.dumps(otlp.request([entry]))).resource_logs[0].scope_logs[0].log_records
     assert record.time_unix_nano % 1_000_000_000 == 1000
     told = {pair.key: pair.value for pair in record.body.kvlist_value.values}
@@ -200,7 +199,7 @@ def test_without_texts_nothing_that_anybody_said_leaves(path: Path, how: str) ->
 
 def test_what_a_later_version_records_is_left_out_until_it_is_named(path: Path) -> None:
     body = json.dumps({"status": "completed", "poem": SECRET, "verdict": {"effect": "allow", "poem": SECRET}})
-    entry = Exported(1, "2026-11-24T10:00:00.000000Z", "outcome", None, None, None, "", "", body, None)
+    entry = Exported(1, "2026-11-24T10:00:00.000000Z", "outcome", None, None, None, None, "", "", body, None)
     assert json.loads(entry.without_texts().body) == {"status": "completed", "verdict": {"effect": "allow"}}
 
 

@@ -37,7 +37,7 @@ def everything(path: Path) -> list[tuple[object, ...]]:
     """Each statement's text with how often it is in the audit, over all its files."""
     found: dict[object, set[object]] = {}
     for file in files(path):
-        for seq, text in rows(file, "SELECT seq, body ->> '$.statement' || kind FROM entries"):
+        for seq, text in rows(file, "SELECT seq, statement || kind FROM entries"):
             found.setdefault(text, set()).add(seq)
     return sorted((str(text), len(seqs)) for text, seqs in found.items() if text is not None)
 

@@ -21,19 +21,27 @@ START = datetime(2026, 11, 1, tzinfo=UTC)
 
 def intent(number: int, subject: str = "devin", **body: object) -> Item:
     told = {
-        "statement": f"st-{number}",
         "door": "mcp",
         "text": "select 1",
         "demands": ["select public.orders"],
         "verdict": {"effect": "allow", "rules": ["agents-read"], "reasons": []},
         "request": {},
     }
-    return Item(Draft(Kind.INTENT, f"se-{subject}", subject, "shop", told | body))
+    return Item(Draft(Kind.INTENT, f"se-{subject}", subject, "shop", told | body, f"st-{number}"))
 
 
 def outcome(number: int, subject: str = "devin", **body: object) -> Item:
-    told = {"statement": f"st-{number}", "status": "completed", "rows": 1, "duration_ms": 0.4, "sqlstate": None}
-    return Item(Draft(Kind.OUTCOME, f"se-{subject}", subject, "shop", told | {"masked": [], "message": None} | body))
+    told = {"status": "completed", "rows": 1, "duration_ms": 0.4, "sqlstate": None}
+    return Item(
+        Draft(
+            Kind.OUTCOME,
+            f"se-{subject}",
+            subject,
+            "shop",
+            told | {"masked": [], "message": None} | body,
+            f"st-{number}",
+        )
+    )
 
 
 def opened(subject: str, **principal: object) -> Item:
@@ -93,6 +101,7 @@ FACETS = [
     (Query(rule="no-drops"), (4,)),
     (Query(door="wire"), (3,)),
     (Query(status="refused"), (4,)),
+    (Query(statement="st-4"), (4,)),
     (Query(sqlstate="23503"), (2,)),
     (Query(sqlstate="42"), (4,)),
     (Query(duration_ms=1000), (5,)),
@@ -166,7 +175,7 @@ def test_an_export_goes_on_where_it_stopped_and_keeps_the_stored_bytes(path: Pat
     assert rest == whole[10:]
     assert export.line(rest[0]).endswith(f',"body":{rest[0].body}}}')
     entry = json.loads(export.line(rest[0]))
-    assert (entry["seq"], entry["body"]["statement"]) == (11, "st-4")
+    assert (entry["seq"], entry["statement"]) == (11, "st-4")
 
 
 def test_a_followed_export_gives_what_is_written_meanwhile(tmp_path: Path) -> None:

@@ -164,7 +164,9 @@ def in_file(at: int, *steps: str | Callable[[sqlite3.Connection], None]) -> Call
 def rewritten(db: sqlite3.Connection) -> None:
     """A segment whose hashes were all recomputed: its links hold among themselves."""
     prev = db.execute("SELECT prev FROM entries ORDER BY seq LIMIT 1").fetchone()[0]
-    rows = db.execute("SELECT seq, time, kind, session, subject, connection, body FROM entries ORDER BY seq").fetchall()
+    rows = db.execute(
+        "SELECT seq, time, kind, session, subject, connection, statement, body FROM entries ORDER BY seq"
+    ).fetchall()
     for seq, *fields in rows:
         value = entry_hash(prev, seq, *fields)
         db.execute("UPDATE entries SET prev = ?, hash = ? WHERE seq = ?", (prev, value, seq))
@@ -317,7 +319,11 @@ def test_a_search_finds_what_lies_in_segments_and_over_their_boundary(path: Path
     assert [found.seq for found in search.search(path, Query(limit=3, kind="intent"))] == [33, 35, 37]
     assert [found.seq for found in search.search(path, Query(words="100"))] == [11]
     assert len(search.search(path, Query(user="devin", verdict="allow"))) == 34
-    pair = [found for found in search.search(path, Query(rule="agents-read", limit=1000)) if "-100" in found.body]
+    pair = [
+        found
+        for found in search.search(path, Query(rule="agents-read", limit=1000))
+        if (found.statement or "").endswith("-100")
+    ]
     assert [found.seq for found in pair] == [11, 14], "the outcome is in another segment than the verdict"
     files(path)[0].unlink()
     assert [found.seq for found in search.search(path, Query(limit=1000))] == list(range(13, 39))
@@ -592,9 +598,9 @@ def test_the_example_of_the_specification_is_what_is_written(tmp_path: Path) -> 
     begun = datetime(2026, 11, 24, 10, tzinfo=UTC)
     times = iter([begun, begun + timedelta(milliseconds=4)])
     drafts = [
-        Draft(Kind.INTENT, "se-1", "devin", None, {"statement": "st-1", "text": "select 'é'"}),
-        Draft(Kind.OUTCOME, "se-1", "devin", "shop", {"rows": 1, "statement": "st-1", "status": "completed"}),
-        Draft(Kind.INTENT, "se-1", "devin", "shop", {"statement": "st-2", "text": "select 2"}),
+        Draft(Kind.INTENT, "se-1", "devin", None, {"text": "select 'é'"}, "st-1"),
+        Draft(Kind.OUTCOME, "se-1", "devin", "shop", {"rows": 1, "status": "completed"}, "st-1"),
+        Draft(Kind.INTENT, "se-1", "devin", "shop", {"text": "select 2"}, "st-2"),
     ]
     path = tmp_path / "audit.db"
     with contextlib.closing(Store.open(path, clock=lambda: next(times, begun + timedelta(hours=1)))) as store:
@@ -602,10 +608,10 @@ def test_the_example_of_the_specification_is_what_is_written(tmp_path: Path) -> 
             store.append([[Item(draft)]])
         store.seal(Signer(LOG, bytes(range(32))))
         assert store.notes()[-1][1] in page.replace("```\n", "")
-    sql = "SELECT time, kind, session, subject, connection, body, hex(prev), hex(hash) FROM entries WHERE seq = 5"
-    [row] = rows(path, sql)
-    assert row[:6] == tuple(told[name] for name in ("time", "kind", "session", "subject", "connection", "body"))
-    assert [str(value).lower() for value in row[6:]] == [told["prev"], told["hash"]]
+    fields = "time, kind, session, subject, connection, statement, body"
+    [row] = rows(path, f"SELECT {fields}, hex(prev), hex(hash) FROM entries WHERE seq = 5")
+    assert row[:7] == tuple(told[name] for name in fields.split(", "))
+    assert [str(value).lower() for value in row[7:]] == [told["prev"], told["hash"]]
 
 
 def test_a_roll_takes_up_only_the_very_segment_that_was_sealed(tmp_path: Path) -> None:

@@ -31,7 +31,6 @@ def intent(number: int, instance: str = "in-test") -> Item:
             "devin",
             "shop",
             {
-                "statement": f"st-{instance}-{number}",
                 "instance": instance,
                 "door": "wire",
                 "text": f"select {number}",
@@ -40,13 +39,14 @@ def intent(number: int, instance: str = "in-test") -> Item:
                 "verdict": {"effect": "allow", "rules": ["agents-read"], "reasons": []},
                 "request": {"reason": "a test"},
             },
+            f"st-{instance}-{number}",
         )
     )
 
 
 def outcome(number: int, instance: str = "in-test", **body: object) -> Item:
-    statement = f"st-{instance}-{number}"
-    return Item(Draft(Kind.OUTCOME, "se-1", "devin", "shop", {"statement": statement, "status": "completed", **body}))
+    told = {"status": "completed", **body}
+    return Item(Draft(Kind.OUTCOME, "se-1", "devin", "shop", told, f"st-{instance}-{number}"))
 
 
 @pytest.fixture
@@ -298,5 +298,5 @@ def test_a_living_process_keeps_its_open_statements(store: Store, path: Path) ->
 def test_entries_come_back_as_they_are_stored(store: Store, path: Path) -> None:
     [unit] = store.append([[intent(1)]])
     assert not isinstance(unit, Exception)
-    [row] = rows(path, "SELECT seq, time, kind, session, subject, connection, body, prev, hash FROM entries")
+    [row] = rows(path, "SELECT seq, time, kind, session, subject, connection, statement, body, prev, hash FROM entries")
     assert Entry(*row) == unit[0]  # type: ignore[arg-type]  # a row of the table's own types

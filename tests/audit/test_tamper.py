@@ -28,7 +28,7 @@ from tests.audit.test_verify import forging
 
 LOG = "example.com/audit"
 KEY, NEXT, THIEF = (Signer(LOG, bytes([number]) * 32) for number in (1, 2, 3))
-_COLUMNS = "seq, time, kind, session, subject, connection, body"
+_COLUMNS = "seq, time, kind, session, subject, connection, statement, body"
 
 
 def build(path: Path, *, checkpoints: bool) -> list[str]:
@@ -60,7 +60,7 @@ def rechain(db: sqlite3.Connection) -> None:
     for seq, (_, *fields) in enumerate(rows, 1):
         value = entry_hash(prev, seq, *fields)
         row = (seq, *fields, prev, value)
-        db.execute(f"INSERT INTO entries ({_COLUMNS}, prev, hash) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        db.execute(f"INSERT INTO entries ({_COLUMNS}, prev, hash) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
         prev = value
 
 
@@ -102,8 +102,8 @@ def first(change: str) -> Callable[[sqlite3.Connection], None]:
 EDIT = "UPDATE entries SET subject = 'nobody' WHERE seq = 7"
 DELETE = "DELETE FROM entries WHERE seq = 11"
 INSERT = (
-    "INSERT INTO entries (seq, time, kind, session, subject, connection, body, prev, hash)"
-    " SELECT 1000, time, kind, session, 'mallory', connection, body, prev, hash FROM entries WHERE seq = 7"
+    "INSERT INTO entries (seq, time, kind, session, subject, connection, statement, body, prev, hash)"
+    " SELECT 1000, time, kind, session, 'mallory', connection, statement, body, prev, hash FROM entries WHERE seq = 7"
 )
 MAKE_ROOM = many(
     "UPDATE entries SET seq = -seq WHERE seq BETWEEN 8 AND 999",

@@ -54,7 +54,7 @@ def forging(path: Path) -> Iterator[sqlite3.Connection]:
 def rehash(db: sqlite3.Connection, seq: int) -> None:
     """What a careful forger does after an edit: recompute that entry's own hash."""
     row = db.execute(
-        "SELECT prev, seq, time, kind, session, subject, connection, body FROM entries WHERE seq = ?", (seq,)
+        "SELECT prev, seq, time, kind, session, subject, connection, statement, body FROM entries WHERE seq = ?", (seq,)
     )
     db.execute("UPDATE entries SET hash = ? WHERE seq = ?", (entry_hash(*row.fetchone()), seq))
 
@@ -75,12 +75,12 @@ def inserted(db: sqlite3.Connection) -> None:
     for seq in range(20, 7, -1):
         db.execute("UPDATE entries SET seq = seq + 1 WHERE seq = ?", (seq,))
     prev = db.execute("SELECT hash FROM entries WHERE seq = 7").fetchone()[0]
-    fields = ("2026-01-01T00:00:00.000000Z", "intent", None, "mallory", None, "{}")
+    fields = ("2026-01-01T00:00:00.000000Z", "intent", None, "mallory", None, None, "{}")
     db.execute("UPDATE entries SET time = time")
     value = entry_hash(prev, 8, *fields)
     db.execute(
-        "INSERT INTO entries (seq, time, kind, session, subject, connection, body, prev, hash)"
-        " VALUES (8, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO entries (seq, time, kind, session, subject, connection, statement, body, prev, hash)"
+        " VALUES (8, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (*fields, prev, value),
     )
 
@@ -98,6 +98,8 @@ TAMPERED: list[tuple[Callable[[sqlite3.Connection], None], int, str]] = [
     (sql("UPDATE entries SET subject = 'ada' WHERE seq = 1"), 1, "edited"),
     (sql("UPDATE entries SET subject = NULL WHERE seq = 20"), 20, "edited"),
     (sql("UPDATE entries SET connection = '' WHERE seq = 9"), 9, "edited"),
+    (sql("UPDATE entries SET statement = 'st-in-test-1' WHERE seq = 8"), 8, "edited"),
+    (sql("UPDATE entries SET statement = NULL WHERE seq = 8"), 8, "edited"),
     (sql("UPDATE entries SET time = '2020-01-01T00:00:00.000000Z' WHERE seq = 9"), 9, "edited"),
     (sql("UPDATE entries SET prev = zeroblob(32) WHERE seq = 4"), 4, "edited"),
     (sql("UPDATE entries SET hash = zeroblob(32) WHERE seq = 4"), 4, "edited"),

@@ -18,9 +18,7 @@ from tests.stack import Stack
 
 def outcome_of(stack: Stack, statement: str) -> dict[str, Any]:
     """The audit's outcome of a statement."""
-    rows = stack.audit(
-        "SELECT body FROM entries WHERE kind = 'outcome' AND json_extract(body, '$.statement') = ?", statement
-    )
+    rows = stack.audit("SELECT body FROM entries WHERE kind = 'outcome' AND statement = ?", statement)
     assert len(rows) == 1
     body: dict[str, Any] = json.loads(rows[0]["body"])
     return body
@@ -28,9 +26,7 @@ def outcome_of(stack: Stack, statement: str) -> dict[str, Any]:
 
 def intent_of(stack: Stack, statement: str) -> dict[str, Any]:
     """The audit's intent of a statement."""
-    [row] = stack.audit(
-        "SELECT body FROM entries WHERE kind = 'intent' AND json_extract(body, '$.statement') = ?", statement
-    )
+    [row] = stack.audit("SELECT body FROM entries WHERE kind = 'intent' AND statement = ?", statement)
     body: dict[str, Any] = json.loads(row["body"])
     return body
 

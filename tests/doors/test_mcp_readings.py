@@ -36,7 +36,7 @@ async def eventually(stack: Stack, sql: str, parameter: str) -> dict[str, Any]:
 
 OUTCOME_OF_TEXT = """
 SELECT json_extract(o.body, '$.status') AS status FROM entries i JOIN entries o
-    ON json_extract(o.body, '$.statement') = json_extract(i.body, '$.statement') AND o.kind = 'outcome'
+    ON o.statement = i.statement AND o.kind = 'outcome'
  WHERE i.kind = 'intent' AND json_extract(i.body, '$.text') = ?"""
 INTENT_OF_TEXT = "SELECT seq FROM entries WHERE kind = 'intent' AND json_extract(body, '$.text') = ?"
 

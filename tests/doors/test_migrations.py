@@ -87,10 +87,10 @@ async def test_a_dba_sees_what_five_statements_do_and_they_run_once(shop: Stack)
     assert "already been used" in said["what"]
     undo = ["ALTER TABLE public.labels DROP CONSTRAINT labels_ticket_fkey;", "DROP INDEX public.tickets_priority;"]
     assert [line for line in seen["undo"] if line in undo] == undo
-    [changed] = shop.audit("SELECT body FROM entries WHERE kind = 'schema.changed'")
+    [changed] = shop.audit("SELECT statement, body FROM entries WHERE kind = 'schema.changed'")
     told = json.loads(changed["body"])
     assert told["changes"] == seen["changes"]
-    assert (told["approval"], told["statement"]) == (shown["id"], done["statement"])
+    assert (told["approval"], changed["statement"]) == (shown["id"], done["statement"])
     assert told["undo"] == seen["undo"]
     statuses = shop.audit("SELECT status FROM statements WHERE sql LIKE 'ALTER TABLE public.labels ADD%' ORDER BY seq")
     assert [row["status"] for row in statuses] == ["rehearsed", "rehearsed", "completed"]

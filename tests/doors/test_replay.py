@@ -152,11 +152,11 @@ def test_no_value_can_take_the_screen_over(path: Path) -> None:
 def test_any_recording_at_all_can_be_shown(chunks: list[tuple[int, bool, bytes]]) -> None:
     """Also one that a bug, or somebody with the file, filled with anything."""
     now = datetime(2026, 11, 24, tzinfo=UTC)
-    body = {"statement": "st-1", "text": "select 1", "verdict": {"effect": "allow", "rules": [], "reasons": []}}
-    told = {"statement": "st-1", "status": "completed", "recording": {"mode": "full", "left_out": 0}}
+    body = {"text": "select 1", "verdict": {"effect": "allow", "rules": [], "reasons": []}}
+    told = {"status": "completed", "recording": {"mode": "full", "left_out": 0}}
     both = [
-        playback.Moment(1, now, "intent", "devin", body),
-        playback.Moment(2, now, "outcome", "devin", told, [Chunk(*chunk) for chunk in chunks]),
+        playback.Moment(1, now, "intent", "devin", "st-1", body),
+        playback.Moment(2, now, "outcome", "devin", "st-1", told, [Chunk(*chunk) for chunk in chunks]),
     ]
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f]", "".join(one.text for one in screen(both)))
 
@@ -191,9 +191,12 @@ def test_null_is_no_empty_text_and_a_masked_column_is_marked() -> None:
     rows_ = DataRow((b"***1", b"", None)).encode() + DataRow((None, b"x ", b"5")).encode()
     now = datetime(2026, 11, 24, tzinfo=UTC)
     chunks = [Chunk(0, False, RowDescription(columns).encode()), Chunk(1, True, rows_)]
-    intended = {"statement": "st-1", "text": "select", "verdict": {"effect": "allow", "rules": [], "reasons": []}}
-    told = {"statement": "st-1", "status": "completed", "masked": ["public.customers.ssn", "public.customers.note"]}
-    both = [playback.Moment(1, now, "intent", "d", intended), playback.Moment(2, now, "outcome", "d", told, chunks)]
+    intended = {"text": "select", "verdict": {"effect": "allow", "rules": [], "reasons": []}}
+    told = {"status": "completed", "masked": ["public.customers.ssn", "public.customers.note"]}
+    both = [
+        playback.Moment(1, now, "intent", "d", "st-1", intended),
+        playback.Moment(2, now, "outcome", "d", "st-1", told, chunks),
+    ]
     table = next(one for one in screen(both) if any(style is Style.ROWS for style, _ in one.pieces))
     assert table.text.splitlines() == [
         " ssn  | note | n",

@@ -25,6 +25,7 @@ from gateway import admission
 from gateway.admission import Gateway, Grant
 from gateway.approvals import Approvals, Pending
 from gateway.connections import Connections
+from gateway.drafts import new_statement_id
 from gateway.errors import AuditUnavailableError, RefusedError, SessionEndedError
 from gateway.identity import VerifiedToken
 from gateway.model import ClientInfo, Connection, Door, Outcome, Session, Statement, Status
@@ -145,6 +146,13 @@ async def path(stack: Stack, audit: Path, policy: Path) -> AsyncIterator[OnePath
 
 
 # -- before anything runs ---------------------------------------------------------------------------------
+
+
+def test_the_ids_of_statements_are_unique_and_sort_by_when_they_were_made() -> None:
+    ids = [new_statement_id() for _ in range(1000)]
+    moments = [one[:13] for one in ids]
+    assert moments == sorted(moments)
+    assert len(set(ids)) == 1000
 
 
 async def test_the_intent_is_on_disk_before_the_upstream_sees_a_byte_of_the_statement(

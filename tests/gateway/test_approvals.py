@@ -463,7 +463,7 @@ async def test_an_approval_is_used_once_though_many_try_and_the_chain_says_so(de
     record = await desk.vote(pending, GRACE)
 
     async def use(number: int) -> bool:
-        intent = Draft(Kind.INTENT, None, "devin", "shop", {"statement": f"st-use-{number}"})
+        intent = Draft(Kind.INTENT, None, "devin", "shop", {}, f"st-use-{number}")
         try:
             await desk.recorder.record(
                 desk.approvals.consume_item(record, session_of(DEVIN), f"st-use-{number}"), intent

@@ -44,9 +44,9 @@ def test_a_search_prints_csv_and_is_recorded_with_what_was_asked(path: Path) -> 
     done = run("search", path, "--action", "delete", "--relation", "public.*", "--min-rows", 0, "--csv")
     assert done.exit_code == 0, done.output
     header, *rows = csv.reader(io.StringIO(done.stdout))
-    assert header == ["seq", "time", "kind", "session", "subject", "connection", "body"]
+    assert header == ["seq", "time", "kind", "session", "subject", "connection", "statement", "body"]
     assert [row[0] for row in rows] == ["5", "6"]
-    assert json.loads(rows[0][-1])["statement"] == "st-2"
+    assert rows[0][-2] == "st-2"
     [(reader, body)] = readings(path)
     assert reader
     assert body == {
@@ -81,9 +81,9 @@ def test_a_search_that_makes_no_sense_is_one_sentence(path: Path) -> None:
 def test_a_statements_escape_sequences_do_not_reach_the_terminal(tmp_path: Path) -> None:
     path = tmp_path / "audit.db"
     text = "SELECT 1 /* \x1b[2J\x1b]0;owned\x07 \x9b2J \u202e [/bold] */, 2"
-    body = {"verdict": {"effect": "allow"}, "text": text, "statement": "st-1"}
+    body = {"verdict": {"effect": "allow"}, "text": text}
     with contextlib.closing(Store.open(path)) as store:
-        store.append([[Item(Draft(Kind.INTENT, "se-1", "dev\x1b[31min", "shop", body))]])
+        store.append([[Item(Draft(Kind.INTENT, "se-1", "dev\x1b[31min", "shop", body, "st-1"))]])
     shown = run("search", path).output
     assert "SELECT 1" in shown
     assert not set("\x1b\x07\x9b\u202e") & set(shown)
