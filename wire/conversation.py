@@ -19,7 +19,7 @@ from gateway.upstream import UpstreamError, UpstreamLostError
 from policy.detection import NOTHING
 from policy.detectors import Kinds
 from policy.model import Decision, Effect
-from wire import backend, copy, cursors, frontend, reports, searching, sqlstate
+from wire import backend, copy, cursors, frontend, implicit, reports, searching, sqlstate
 from wire.batch import Batch
 from wire.batched import POISON, BatchedRuns
 from wire.client import ClientConnection, ClientGoneError
@@ -74,6 +74,8 @@ class Conversation:
         self._limiter = Limiter(wire, self._replies, self.cancel)
         self._cancelling: asyncio.Task[None] | None = None
         self._refreshed_in_batch = False
+        self._executed = False  # an Execute of the open batch was sent on
+        self._joined = False  # a simple query has joined such a batch: `wire.implicit`
         self._drained: Report | None = None  # what to end with as soon as nothing runs
         self._parted = False  # the client left; nothing went wrong
         self._listening = False  # waits for the client's next message
@@ -225,6 +227,7 @@ class Conversation:
                 if self._wire.phase is Phase.SKIPPING:
                     return
                 self._wire.happened(Event.QUERIED)
+                self._before_query()
             match message:
                 case copy.CopyData() | copy.CopyDone() | copy.CopyFail():
                     await self._copy(received)
@@ -264,6 +267,8 @@ class Conversation:
             message.text, [(start, grant.rewrite) for start, grant in zip(starts, grants, strict=True)]
         )
         self._wire.simple_query()
+        self._joined = self._joined or self._executed
+        self._batch_over()
         if len(grants) == 1 and grants[0].counted:
             await self._batched.counted(grants[0], forwarded)
             return
@@ -280,7 +285,6 @@ class Conversation:
             )
         )
         self._upstream.write(frontend.Query(forwarded.sql).encode())
-        self._batch_over()
         await self._until(lambda: self._replies.idle or self._replies.copying)
 
     # -- extended query -------------------------------------------------------------------------------
@@ -356,6 +360,7 @@ class Conversation:
             self._settle(grant, Outcome(Status.FAILED, message="the rewrite changed while it waited"))
             raise RefusalError(reports.CHANGED)
         delivery = self._limiter.delivery(grant, portal)
+        self._executed = True
         for described, asking in searching.describing(delivery, message.portal, prepared.text):
             await self._send(described, asking)
         await self._send(
@@ -384,10 +389,12 @@ class Conversation:
     async def _sync(self, before: Phase, raw: bytes) -> None:
         if before in (Phase.COPY_SIMPLE, Phase.COPY_BATCH):
             return  # the server ignores it there, and so do we
-        self._replies.expect(Owed(Owes.SYNC))
-        self._forward(raw)
-        self._upstream.batch_open = False
-        self._batch_over()
+        if self._joined and before is not Phase.SKIPPING:
+            for owed in implicit.begun():
+                self._replies.expect(owed)
+            raw = implicit.BEGIN + raw
+        self._joined = False
+        self._end_batch(Owed(Owes.SYNC), raw)
         await self._uncongested()
         if self._replies.waiting >= _UNANSWERED:
             await self._until_idle()
@@ -407,6 +414,16 @@ class Conversation:
             await self._uncongested()
         if self._replies.waiting >= _UNANSWERED:
             await self._drain()
+
+    def _before_query(self) -> None:
+        """A batch that has executed nothing is ended: else what we ask in it would be what a simple query joins."""
+        if not self._executed:
+            self._end_batch(Owed(Owes.SYNC, hidden=True), frontend.Sync().encode())
+
+    def _end_batch(self, owed: Owed, raw: bytes) -> None:
+        self._replies.expect(owed)
+        self._forward(raw)
+        self._batch_over()
 
     def _forward(self, raw: bytes) -> None:
         """Send what was held back of the batch, and this behind it."""
@@ -462,6 +479,8 @@ class Conversation:
 
     def _batch_over(self) -> None:
         """What was read inside a batch ends with it: by a failure, or as SET LOCAL does, by succeeding."""
+        self._upstream.batch_open = False
+        self._executed = False
         if self._refreshed_in_batch:
             self._refreshed_in_batch = False
             self._session.stale = True
@@ -483,10 +502,7 @@ class Conversation:
             await self._send(Owed(Owes.POISON, substitute=report), POISON)
             await self._drain()
         elif before is Phase.BATCH or self._replies.status == "T":
-            self._replies.expect(Owed(Owes.QUERY, substitute=report))
-            self._forward(frontend.Query(b"refused by the gateway").encode())
-            self._upstream.batch_open = False
-            self._batch_over()
+            self._end_batch(Owed(Owes.QUERY, substitute=report), frontend.Query(b"refused by the gateway").encode())
             await self._until_idle()
         else:
             ready = backend.ReadyForQuery(self._replies.status)
