@@ -166,7 +166,7 @@ class Conversation:
             self._over = EndedError(report) if fatal is None else EndedError(None, fatal["M"])
         self._parking.abandon()
         self._progress.set()
-        self._client.data_received(b"")  # wakes whoever waits for the client
+        self._client.wake()
 
     def drain(self, report: Report) -> None:
         """End it as soon as nothing runs and no transaction is open: nothing new begins."""
@@ -193,25 +193,15 @@ class Conversation:
         return Waiting.CLIENT_IN_TRANSACTION if in_transaction else Waiting.CLIENT
 
     async def _next(self) -> Received:
-        waiting = asyncio.ensure_future(self._client.next())
         self._listening = True
         try:
-            while not waiting.done():
-                progress = asyncio.ensure_future(self._ended())
-                try:
-                    await asyncio.wait((waiting, progress), return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    progress.cancel()
+            while True:
+                await self._client.more()
                 self._check()
-            return waiting.result()
+                if (received := self._client.ready()) is not None:
+                    return received
         finally:
             self._listening = False
-            waiting.cancel()
-
-    async def _ended(self) -> None:
-        while self._over is None:
-            self._progress.clear()
-            await self._progress.wait()
 
     def _check(self) -> None:
         if self._over is not None:
