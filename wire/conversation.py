@@ -31,7 +31,7 @@ from wire.occupancy import DoorLimits
 from wire.parking import Parking
 from wire.rechecking import recheck, renewed
 from wire.relaying import Relaying
-from wire.replies import InvariantError, Owed, Owes, Replies, matters
+from wire.replies import InvariantError, Owed, Owes, Replies
 from wire.reports import RefusalError, Report
 from wire.session import EndedError, Event, Phase, Portal, Prepared, WireSession, check_name
 from wire.simple import decide_each
@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 _CANCEL_SECONDS = 5.0  # for a cancelled statement to answer; then its outcome is unknown
 # Messages sent on without an answer: a pipeline longer than this is answered in between.
 _UNANSWERED = 10_000
+# Messages that may be taken one after the other while all other clients wait.
+_AT_ONCE = 50
 
 
 class Conversation:
@@ -100,14 +102,19 @@ class Conversation:
     async def run(self) -> None:
         """Until the client, the upstream or the session ends it. Raises EndedError with what to tell the client."""
         self._idle.start()
+        taken = 0  # messages since others had their turn
         try:
             while True:
                 if self._upstream.congested:
                     await self._uncongested()
+                if taken == _AT_ONCE:
+                    await asyncio.sleep(0)
+                    taken = 0
                 self._check()
                 received = self._client.ready()
                 if received is None:
-                    received = await self._next()
+                    received, taken = await self._next(), 0
+                taken += 1
                 self._idle.touch()
                 if isinstance(received.message, frontend.Terminate):
                     self._parted = True
@@ -452,7 +459,7 @@ class Conversation:
 
     async def _freshen(self) -> None:
         """Make sure that what was sent before has taken effect in what the next decision is made on."""
-        if any(matters(delivery) for delivery in self._replies.unsettled()):
+        if self._replies.moving:
             await self._drain()
         if self._session.stale and not self._replies.aborted:
             await self._drain()
