@@ -258,7 +258,8 @@ class Gateway:
         worst = max((d.verdict.effect for d in decisions), default=Effect.ALLOW)
         if worst is Effect.DENY:
             raise await self._record_refusal(statements, decisions)
-        if statements and (refusal := self._over_limit(statements[0].session, len(statements))):
+        allowance = self._allowance(statements[0].session) if statements else UNLIMITED
+        if statements and (refusal := self._over_limit(statements, allowance)):
             raise await self._record_refusal(statements, [denial(d, *refusal) for d in decisions])
         if worst is Effect.APPROVE:
             if len(statements) != 1:
@@ -267,7 +268,7 @@ class Gateway:
                 raise await self._record_refusal(statements, [decision] * len(statements))
             return [await self._begin_approved(statements[0], decisions[0], on_pending)]
         ids = [new_statement_id() for _ in statements]
-        limits = self._limits(statements[0].session) if statements else UNLIMITED
+        limits = self._meter.left(statements[0].session.principal, allowance) if statements else UNLIMITED
         bounds = self._recorded(statements[0].session) if statements else self._bounds
         return await self._granted(
             [intent_of(self._author, *of) for of in zip(ids, statements, decisions, strict=True)],
@@ -375,18 +376,17 @@ class Gateway:
 
     # -- inside ---------------------------------------------------------------------------------------
 
-    def _over_limit(self, session: Session, statements: int) -> tuple[str, str, str] | None:
-        limits = self.policies.current.limits_of(session.principal, session.connection.name)
-        return self._meter.refusal(session.principal, limits, statements, time.monotonic())
+    def _allowance(self, session: Session) -> Limits:
+        return self.policies.current.limits_of(session.principal, session.connection.name)
+
+    def _over_limit(self, statements: Sequence[Statement], allowance: Limits) -> tuple[str, str, str] | None:
+        principal = statements[0].session.principal
+        return self._meter.refusal(principal, allowance, len(statements), time.monotonic())
 
     def _recorded(self, session: Session) -> RecordingBounds:
         """How much of what this session is sent is recorded."""
         mode = self.policies.current.recording_of(session.principal, session.connection.name)
         return self._bounds if mode is None else replace(self._bounds, mode=Mode(mode))
-
-    def _limits(self, session: Session) -> Limits:
-        limits = self.policies.current.limits_of(session.principal, session.connection.name)
-        return self._meter.left(session.principal, limits)
 
     def _check_alive(self, session: Session) -> None:
         if session.ended is None and datetime.now(UTC) >= session.expires:
@@ -481,7 +481,7 @@ class Gateway:
         if (record := await self.approvals.get(record.id)).state is not State.APPROVED:
             raise rejection(record)  # its time ran out while we looked
         statement_id, expected = new_statement_id(), Expected.read(record.evidence)
-        recorded, limits = self._recorded(session), self._limits(session)
+        recorded, limits = self._recorded(session), self._meter.left(session.principal, self._allowance(session))
         if rehearsal.approved_rows(record.evidence) is not None:
             limits = replace(limits, rows=None)  # people were asked how many
         try:

@@ -92,7 +92,8 @@ class Connection:
         """As this principal uses it: the first role that means one of its groups, and read only unless it `writes`."""
         role = next((role for role in self.roles if role.groups & principal.groups), None)
         user, password = (role.user, role.password) if role else (self.user, self.password)
-        return replace(self, user=user, password=password, read_only=not writes)
+        as_it_is = (user, password, writes) == (self.user, self.password, not self.read_only)
+        return self if as_it_is else replace(self, user=user, password=password, read_only=not writes)
 
     def candidates(self) -> list[Connection]:
         """With one host each, in the order in which they are to be asked."""

@@ -32,6 +32,8 @@ UNLIMITED = Limits()
 def strictest(many: Iterable[Limits]) -> Limits:
     """Of each limit the lowest."""
     found = list(many)
+    if len(found) <= 1:
+        return found[0] if found else UNLIMITED
     return Limits(
         rows=min((one.rows for one in found if one.rows is not None), default=None),
         size=min((one.size for one in found if one.size is not None), default=None),

@@ -7,6 +7,8 @@ import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from tests.between import between
+
 
 class Relay:
     """What it does to the server's answers can be changed at any time, from any thread."""
@@ -18,7 +20,7 @@ class Relay:
         self.stalled = False  # nothing is passed on any more, in neither direction, and nothing is closed
         self._writers: set[asyncio.StreamWriter] = set()
 
-    async def pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answers: bool) -> None:
+    async def pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answers: bool) -> None:
         """One direction of one connection, until it ends."""
         self._writers.add(writer)
         with contextlib.suppress(ConnectionError), contextlib.closing(writer):
@@ -43,24 +45,6 @@ class Relay:
 @asynccontextmanager
 async def unreliable(host: str, port: int) -> AsyncIterator[Relay]:
     """Listen on a free loopback port, until the block ends."""
-    relay, tasks = Relay(), set[asyncio.Task[None]]()
-
-    async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        server_reader, server_writer = await asyncio.open_connection(host, port)
-        for work in (
-            relay.pass_on(reader, server_writer, answers=False),
-            relay.pass_on(server_reader, writer, answers=True),
-        ):
-            task = asyncio.create_task(work)
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-
-    server = await asyncio.start_server(accepted, "127.0.0.1", 0)
-    relay.port = server.sockets[0].getsockname()[1]
-    try:
+    relay = Relay()
+    async with between(host, port, relay.pass_on) as relay.port:
         yield relay
-    finally:
-        server.close()
-        for task in list(tasks):
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

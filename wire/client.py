@@ -9,11 +9,10 @@ import os
 import socket
 import ssl
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import cast
 
 from wire.codec import FrontendDecoder, Received
-from wire.dialing import keep_alive
 from wire.frontend import Packet
 from wire.server_tls import ALPN, Presented
 
@@ -44,6 +43,7 @@ class ClientConnection(asyncio.Protocol):
         self._paused = False
         self._greeted = False
         self._linger: asyncio.TimerHandle | None = None
+        self._kept = b""  # to be written with what is sent next
         self.encrypted = False
         self.binding: bytes | None = None  # the hash of our certificate, inside TLS
         self.gone = False
@@ -58,7 +58,6 @@ class ClientConnection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)  # uvloop's do not derive from asyncio's
         if not self._greeted:
             self._greeted = True
-            keep_alive(self._transport)
             self._accepted(self)
 
     def data_received(self, data: bytes) -> None:
@@ -66,7 +65,7 @@ class ClientConnection(asyncio.Protocol):
         self._decoder.feed(data)
         if self._decoder.pending > _READ_AHEAD_BYTES and self._waiter is None:
             self._pause()
-        self._wake()
+        self.wake()
 
     def eof_received(self) -> bool:
         """A client that has nothing more to say is gone."""
@@ -77,7 +76,7 @@ class ClientConnection(asyncio.Protocol):
         self.gone = True
         if self._linger is not None:
             self._linger.cancel()
-        self._wake()
+        self.wake()
         self.on_gone()
 
     def pause_writing(self) -> None:
@@ -94,7 +93,7 @@ class ClientConnection(asyncio.Protocol):
     async def next_packet(self) -> Packet:
         """The next packet of the start-up. Raises ClientGoneError, ProtocolError."""
         while (packet := self._decoder.next_packet()) is None:
-            await self._more()
+            await self.more()
         return packet
 
     def ready(self) -> Received | None:
@@ -104,13 +103,35 @@ class ClientConnection(asyncio.Protocol):
     async def next(self) -> Received:
         """The next message. Raises ClientGoneError, ProtocolError."""
         while (received := self._decoder.next()) is None:
-            await self._more()
+            await self.more()
         return received
+
+    async def more(self) -> None:
+        """Wait for bytes, or for `wake`. Raises ClientGoneError."""
+        if self.gone:
+            raise ClientGoneError
+        self._waiter = asyncio.get_running_loop().create_future()
+        self._resume()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def wake(self) -> None:
+        """Let whoever waits for this client look around."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def send(self, data: bytes) -> None:
         """Write; the caller watches `congested`. Bytes for a client that is gone are dropped."""
         if self._transport is not None and not self.gone:
+            if self._kept:
+                data, self._kept = self._kept + data, b""
             self._transport.write(data)
+
+    def send_with_next(self, data: bytes) -> None:
+        """Write it together with what is sent next: the client can do nothing with it before."""
+        self._kept += data
 
     async def leave(self, words: bytes) -> None:
         """Send these last words and close, so that the client can read them.
@@ -118,7 +139,8 @@ class ClientConnection(asyncio.Protocol):
         A socket that is closed over unread bytes is reset at once, and the reset destroys words on their way (RFC 1122,
         section 4.2.2.13): where some are unread, only our direction is closed, and they are dropped as they come.
         """
-        self.send(words)
+        if words:
+            self.send(words)
         if words and self._decoder.pending and self._transport is not None and not self.gone:
             with contextlib.suppress(OSError, TimeoutError):
                 async with asyncio.timeout(_LINGER_SECONDS):
@@ -137,7 +159,7 @@ class ClientConnection(asyncio.Protocol):
         No packet begins so: the first byte of its length is 0.
         """
         while not self._decoder.pending:
-            await self._more()
+            await self.more()
         return self._decoder.first == _TLS_HANDSHAKE
 
     async def start_tls(self, tls: Presented, *, direct: bool = False) -> bool:
@@ -197,24 +219,21 @@ class ClientConnection(asyncio.Protocol):
         peer = self._transport.get_extra_info("peername") if self._transport else None
         return f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "local"
 
-    @cached_property
+    @property
     def host(self) -> str:
         """The peer's address without its port, or `local`. Of IPv6 the network: whoever has one has all of a /64."""
-        peer = self._peer
-        if peer is None:
-            return "local"
-        return str(ipaddress.ip_network((peer, 64), strict=False)) if peer.version == 6 else str(peer)
+        return self._peer[0]
 
     @property
     def private(self) -> bool:
         """Whether what it sends in clear stays on this machine or inside TLS."""
-        return self.encrypted or self._peer is None or self._peer.is_loopback
+        return self.encrypted or self._peer[1]
 
     @cached_property
-    def _peer(self) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-        """Its address; None for one on this machine that has none."""
+    def _peer(self) -> tuple[str, bool]:
+        """Its `host`, and whether that is this machine."""
         peer = self._transport.get_extra_info("peername") if self._transport else None
-        return ipaddress.ip_address(peer[0].partition("%")[0]) if isinstance(peer, tuple) else None
+        return _placed(peer[0].partition("%")[0]) if isinstance(peer, tuple) else ("local", True)
 
     # -- inside ---------------------------------------------------------------------------------------
 
@@ -229,20 +248,6 @@ class ClientConnection(asyncio.Protocol):
             held.shutdown(socket.SHUT_WR)
             await _drop(held)
 
-    async def _more(self) -> None:
-        if self.gone:
-            raise ClientGoneError
-        self._waiter = asyncio.get_running_loop().create_future()
-        self._resume()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
     def _pause(self) -> None:
         if not self._paused and self._transport is not None and not self.gone:
             self._paused = True
@@ -252,6 +257,13 @@ class ClientConnection(asyncio.Protocol):
         if self._paused and self._transport is not None and not self.gone:
             self._paused = False
             self._transport.resume_reading()
+
+
+@lru_cache(maxsize=1024)
+def _placed(address: str) -> tuple[str, bool]:
+    peer = ipaddress.ip_address(address)
+    host = str(ipaddress.ip_network((peer, 64), strict=False)) if peer.version == 6 else str(peer)
+    return host, peer.is_loopback
 
 
 async def _drop(held: socket.socket) -> None:

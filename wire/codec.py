@@ -7,6 +7,7 @@ reads a server for relaying: rows pass as uncut slices, everything else as frame
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from struct import Struct
 from typing import NamedTuple
 
@@ -43,6 +44,9 @@ _LIMITS: Mapping[int, int] = {
 
 _ROW = ord("D")
 _COPY = ord("d")
+# A server answers the same questions in the same words, again and again: of these messages some are kept decoded.
+_REPEATED = frozenset(b"TCZ")
+_REPEATED_BYTES = 1024
 # A row above this is relayed in pieces while it still arrives; below it, only whole.
 _PIECE_BYTES = 65_536
 
@@ -161,10 +165,17 @@ class Frame(NamedTuple):
 
     def decode(self) -> BackendMessage:
         """The message. Raises ProtocolError."""
+        if self.tag in _REPEATED and len(self.raw) <= _REPEATED_BYTES:
+            return _decoded(self.tag, self.body)
         decode = BACKEND.get(self.tag)
         if decode is None:
             raise ProtocolError(f"invalid backend message type {self.tag}")
         return decode(self.body)
+
+
+@lru_cache(maxsize=256)
+def _decoded(tag: int, body: bytes) -> BackendMessage:
+    return BACKEND[tag](body)
 
 
 class BackendStream:

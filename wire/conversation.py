@@ -19,7 +19,7 @@ from gateway.upstream import UpstreamError, UpstreamLostError
 from policy.detection import NOTHING
 from policy.detectors import Kinds
 from policy.model import Decision, Effect
-from wire import backend, copy, cursors, frontend, reports, searching, sqlstate
+from wire import backend, copy, cursors, frontend, implicit, reports, searching, sqlstate
 from wire.batch import Batch
 from wire.batched import POISON, BatchedRuns
 from wire.client import ClientConnection, ClientGoneError
@@ -31,7 +31,7 @@ from wire.occupancy import DoorLimits
 from wire.parking import Parking
 from wire.rechecking import recheck, renewed
 from wire.relaying import Relaying
-from wire.replies import InvariantError, Owed, Owes, Replies, matters
+from wire.replies import InvariantError, Owed, Owes, Replies
 from wire.reports import RefusalError, Report
 from wire.session import EndedError, Event, Phase, Portal, Prepared, WireSession, check_name
 from wire.simple import decide_each
@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 _CANCEL_SECONDS = 5.0  # for a cancelled statement to answer; then its outcome is unknown
 # Messages sent on without an answer: a pipeline longer than this is answered in between.
 _UNANSWERED = 10_000
+# Messages that may be taken one after the other while all other clients wait.
+_AT_ONCE = 50
 
 
 class Conversation:
@@ -74,6 +76,8 @@ class Conversation:
         self._limiter = Limiter(wire, self._replies, self.cancel)
         self._cancelling: asyncio.Task[None] | None = None
         self._refreshed_in_batch = False
+        self._executed = False  # an Execute of the open batch was sent on
+        self._joined = False  # a simple query has joined such a batch: `wire.implicit`
         self._drained: Report | None = None  # what to end with as soon as nothing runs
         self._parted = False  # the client left; nothing went wrong
         self._listening = False  # waits for the client's next message
@@ -98,14 +102,19 @@ class Conversation:
     async def run(self) -> None:
         """Until the client, the upstream or the session ends it. Raises EndedError with what to tell the client."""
         self._idle.start()
+        taken = 0  # messages since others had their turn
         try:
             while True:
                 if self._upstream.congested:
                     await self._uncongested()
+                if taken == _AT_ONCE:
+                    await asyncio.sleep(0)
+                    taken = 0
                 self._check()
                 received = self._client.ready()
                 if received is None:
-                    received = await self._next()
+                    received, taken = await self._next(), 0
+                taken += 1
                 self._idle.touch()
                 if isinstance(received.message, frontend.Terminate):
                     self._parted = True
@@ -164,7 +173,7 @@ class Conversation:
             self._over = EndedError(report) if fatal is None else EndedError(None, fatal["M"])
         self._parking.abandon()
         self._progress.set()
-        self._client.data_received(b"")  # wakes whoever waits for the client
+        self._client.wake()
 
     def drain(self, report: Report) -> None:
         """End it as soon as nothing runs and no transaction is open: nothing new begins."""
@@ -191,25 +200,15 @@ class Conversation:
         return Waiting.CLIENT_IN_TRANSACTION if in_transaction else Waiting.CLIENT
 
     async def _next(self) -> Received:
-        waiting = asyncio.ensure_future(self._client.next())
         self._listening = True
         try:
-            while not waiting.done():
-                progress = asyncio.ensure_future(self._ended())
-                try:
-                    await asyncio.wait((waiting, progress), return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    progress.cancel()
+            while True:
+                await self._client.more()
                 self._check()
-            return waiting.result()
+                if (received := self._client.ready()) is not None:
+                    return received
         finally:
             self._listening = False
-            waiting.cancel()
-
-    async def _ended(self) -> None:
-        while self._over is None:
-            self._progress.clear()
-            await self._progress.wait()
 
     def _check(self) -> None:
         if self._over is not None:
@@ -225,6 +224,7 @@ class Conversation:
                 if self._wire.phase is Phase.SKIPPING:
                     return
                 self._wire.happened(Event.QUERIED)
+                self._before_query()
             match message:
                 case copy.CopyData() | copy.CopyDone() | copy.CopyFail():
                     await self._copy(received)
@@ -264,6 +264,8 @@ class Conversation:
             message.text, [(start, grant.rewrite) for start, grant in zip(starts, grants, strict=True)]
         )
         self._wire.simple_query()
+        self._joined = self._joined or self._executed
+        self._batch_over()
         if len(grants) == 1 and grants[0].counted:
             await self._batched.counted(grants[0], forwarded)
             return
@@ -280,7 +282,6 @@ class Conversation:
             )
         )
         self._upstream.write(frontend.Query(forwarded.sql).encode())
-        self._batch_over()
         await self._until(lambda: self._replies.idle or self._replies.copying)
 
     # -- extended query -------------------------------------------------------------------------------
@@ -356,6 +357,7 @@ class Conversation:
             self._settle(grant, Outcome(Status.FAILED, message="the rewrite changed while it waited"))
             raise RefusalError(reports.CHANGED)
         delivery = self._limiter.delivery(grant, portal)
+        self._executed = True
         for described, asking in searching.describing(delivery, message.portal, prepared.text):
             await self._send(described, asking)
         await self._send(
@@ -384,10 +386,12 @@ class Conversation:
     async def _sync(self, before: Phase, raw: bytes) -> None:
         if before in (Phase.COPY_SIMPLE, Phase.COPY_BATCH):
             return  # the server ignores it there, and so do we
-        self._replies.expect(Owed(Owes.SYNC))
-        self._forward(raw)
-        self._upstream.batch_open = False
-        self._batch_over()
+        if self._joined and before is not Phase.SKIPPING:
+            for owed in implicit.begun():
+                self._replies.expect(owed)
+            raw = implicit.BEGIN + raw
+        self._joined = False
+        self._end_batch(Owed(Owes.SYNC), raw)
         await self._uncongested()
         if self._replies.waiting >= _UNANSWERED:
             await self._until_idle()
@@ -407,6 +411,16 @@ class Conversation:
             await self._uncongested()
         if self._replies.waiting >= _UNANSWERED:
             await self._drain()
+
+    def _before_query(self) -> None:
+        """A batch that has executed nothing is ended: else what we ask in it would be what a simple query joins."""
+        if not self._executed:
+            self._end_batch(Owed(Owes.SYNC, hidden=True), frontend.Sync().encode())
+
+    def _end_batch(self, owed: Owed, raw: bytes) -> None:
+        self._replies.expect(owed)
+        self._forward(raw)
+        self._batch_over()
 
     def _forward(self, raw: bytes) -> None:
         """Send what was held back of the batch, and this behind it."""
@@ -445,7 +459,7 @@ class Conversation:
 
     async def _freshen(self) -> None:
         """Make sure that what was sent before has taken effect in what the next decision is made on."""
-        if any(matters(delivery) for delivery in self._replies.unsettled()):
+        if self._replies.moving:
             await self._drain()
         if self._session.stale and not self._replies.aborted:
             await self._drain()
@@ -462,6 +476,8 @@ class Conversation:
 
     def _batch_over(self) -> None:
         """What was read inside a batch ends with it: by a failure, or as SET LOCAL does, by succeeding."""
+        self._upstream.batch_open = False
+        self._executed = False
         if self._refreshed_in_batch:
             self._refreshed_in_batch = False
             self._session.stale = True
@@ -483,10 +499,7 @@ class Conversation:
             await self._send(Owed(Owes.POISON, substitute=report), POISON)
             await self._drain()
         elif before is Phase.BATCH or self._replies.status == "T":
-            self._replies.expect(Owed(Owes.QUERY, substitute=report))
-            self._forward(frontend.Query(b"refused by the gateway").encode())
-            self._upstream.batch_open = False
-            self._batch_over()
+            self._end_batch(Owed(Owes.QUERY, substitute=report), frontend.Query(b"refused by the gateway").encode())
             await self._until_idle()
         else:
             ready = backend.ReadyForQuery(self._replies.status)

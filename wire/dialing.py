@@ -54,10 +54,10 @@ async def _dial_tcp(connection: Connection, make: Callable[[], P]) -> tuple[asyn
     context = tls_context(connection.sslmode, connection.sslrootcert)
     if context is None:
         transport, protocol = await loop.create_connection(make, connection.host, connection.port)
-        keep_alive(transport)
+        keep_alive(transport.get_extra_info("socket"))
         return transport, protocol
     transport, asking = await loop.create_connection(_AskForTls, connection.host, connection.port)
-    keep_alive(transport)
+    keep_alive(transport.get_extra_info("socket"))
     try:
         answer = await asking.answer
         protocol = make()
@@ -121,10 +121,12 @@ def tls_context(mode: SslMode, root: str | None) -> ssl.SSLContext | None:
     return context
 
 
-def keep_alive(transport: asyncio.Transport) -> None:
-    """Notice within two minutes that the other side is gone without a word (RFC 1122, section 4.2.3.6)."""
-    handle = transport.get_extra_info("socket")
-    if handle is None or handle.family not in (socket.AF_INET, socket.AF_INET6):
+def keep_alive(handle: socket.socket) -> None:
+    """Notice within two minutes that the other side is gone without a word (RFC 1122, section 4.2.3.6).
+
+    What a listening socket accepts has its options.
+    """
+    if handle.family not in (socket.AF_INET, socket.AF_INET6):
         return
     handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     handle.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -188,7 +188,8 @@ async def _prove(client: ClientConnection, wire: WireSession, scram: ScramServer
     kind = backend.Authentication
     client.send(kind.sasl(scram.mechanisms).encode())
     client.send(kind(kind.SASL_CONTINUE, scram.first(await _response(client, wire))).encode())
-    client.send(kind(kind.SASL_FINAL, scram.final(await _response(client, wire))).encode())
+    # As PostgreSQL does: it goes with what comes of the login.
+    client.send_with_next(kind(kind.SASL_FINAL, scram.final(await _response(client, wire))).encode())
 
 
 async def _bear(

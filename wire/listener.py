@@ -22,6 +22,7 @@ from gateway.upstream import UpstreamError, UpstreamLostError
 from wire import backend, frontend, reports, sqlstate
 from wire.client import ClientConnection, ClientGoneError
 from wire.conversation import Conversation
+from wire.dialing import keep_alive
 from wire.entrance import Arrival, Logins, TurnedAwayError, arrive, cancel_key, turned_away
 from wire.fields import ProtocolError
 from wire.oauthbearer import OauthOffer
@@ -80,6 +81,8 @@ class WireDoor:
         """Listen. Raises OSError."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(lambda: ClientConnection(self._accepted), self._host, self._port)
+        for listening in self._server.sockets:
+            keep_alive(listening)
 
     @property
     def port(self) -> int:

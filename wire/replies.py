@@ -239,6 +239,7 @@ class Replies:
     _held: list[tuple[Delivery, Outcome]] = field(default_factory=list)
     _transaction_ran: bool = False
     _quiet: bool = False  # something that hides a thing ran in this transaction: a late error may quote it
+    _moving: bool = False  # what is owed may hold a statement that `matters`
     _called: str | None = None  # the application_name that the client was told last
 
     def __post_init__(self) -> None:
@@ -263,9 +264,17 @@ class Replies:
         """The deliveries whose statements may still run."""
         return (d for owed in self._queue for d in owed.deliveries[owed.next :] if not d.settled)
 
+    @property
+    def moving(self) -> bool:
+        """Whether a statement still runs that may change what the next one's names mean."""
+        # Asked before every message: what is owed is looked through only where there was such a one.
+        self._moving = self._moving and any(matters(delivery) for delivery in self.unsettled())
+        return self._moving
+
     def expect(self, owed: Owed) -> None:
         """A message was sent on."""
         self._queue.append(owed)
+        self._moving = self._moving or any(matters(delivery) for delivery in owed.deliveries)
         self.searches = self.searches or any(delivery.screen is not None for delivery in owed.deliveries)
         self.dirty = owed.owes not in (Owes.SYNC, Owes.QUERY)
 

@@ -84,7 +84,7 @@ class ScramServer:
         proof = _decoded(match["proof"])
         if len(proof) != len(signature):
             raise ProtocolError("malformed SCRAM message: its proof has another length")
-        client_key = bytes(a ^ b for a, b in zip(proof, signature, strict=True))
+        client_key = _xor(proof, signature)
         if not hmac.compare_digest(hashlib.sha256(client_key).digest(), self._verifier.stored_key):
             raise WrongPasswordError(self._user)
         return b"v=" + base64.b64encode(hmac.digest(self._verifier.server_key, message, "sha256"))
@@ -126,7 +126,7 @@ class ScramClient:
         message = f"{self._bare},{match[0]},{unproved}".encode()
         signature = hmac.digest(hashlib.sha256(key).digest(), message, "sha256")
         self._proof_of_server = hmac.digest(hmac.digest(salted, b"Server Key", "sha256"), message, "sha256")
-        proof = base64.b64encode(bytes(a ^ b for a, b in zip(key, signature, strict=True)))
+        proof = base64.b64encode(_xor(key, signature))
         return f"{unproved},p={proof.decode()}".encode()
 
     def check(self, final: bytes) -> None:
@@ -141,6 +141,10 @@ class ScramClient:
 def _salted(password: str, salt: bytes, rounds: int) -> bytes:
     """SaltedPassword: thousands of rounds, once (RFC 5802, section 9: it may be kept)."""
     return hashlib.pbkdf2_hmac("sha256", saslprep(password).encode(), salt, rounds)
+
+
+def _xor(a: bytes, b: bytes) -> bytes:
+    return (int.from_bytes(a, "big") ^ int.from_bytes(b, "big")).to_bytes(len(a), "big")
 
 
 def _matched(pattern: re.Pattern[str], data: bytes) -> re.Match[str]:

@@ -311,3 +311,15 @@ def _answers(stack: Stack) -> bool:
         return stack.direct("SELECT 1") == [(1,)] and _comes_in(stack)
     except (psycopg.OperationalError, AssertionError):
         return False
+
+
+def test_a_client_that_is_gone_without_a_word_is_noticed(stack: Stack) -> None:
+    # The kernel's own word (/proc/net/tcp, see proc(5)): which timer runs at our end of a connection that is idle.
+    def end_of(client: RawClient) -> str:
+        ours, theirs = client.socket.getpeername()[1], client.socket.getsockname()[1]
+        lines = [line.split() for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]]
+        ports = [(int(f[1].split(":")[1], 16), int(f[2].split(":")[1], 16), f[5]) for f in lines]
+        return ports[[port[:2] for port in ports].index((ours, theirs))][2].split(":")[0]
+
+    with raw_client(stack, "devin") as client:
+        until(lambda: end_of(client) == "02", "nothing asks whether the client is still there")

@@ -79,6 +79,29 @@ def test_a_simple_query_behind_an_open_batch_is_answered_after_it(stack: Stack) 
         assert values(heard) == [(b"batch",), (b"simple",)]
 
 
+def test_what_a_simple_query_wrote_in_a_batch_is_kept_by_its_sync(stack: Stack) -> None:
+    # PostgreSQL itself, of late, says that it is idle and loses both at the session's next statement: `wire.implicit`.
+    insert = "INSERT INTO tickets VALUES ({}, 1, 'in a batch', '', 'open', now())"
+    with raw_client(stack, "grace") as client:
+        client.cycle(*run(insert.format(990_011)), Query(insert.format(990_012).encode()))
+        assert kinds(client.cycle(Close(b"S", "nobody"), Sync())) == "3Z"
+        assert values(client.cycle(Query(b"SELECT count(*) FROM tickets WHERE id IN (990011, 990012)"))) == [(b"2",)]
+        assert stack.direct("DELETE FROM tickets WHERE id IN (990011, 990012) RETURNING 1") == [(1,), (1,)]
+        client.cycle(*run("SELECT 1"), Query(b"SELECT 2"))
+        client.send(*run("SELECT 1/0"), Flush())
+        client.until(backend.ErrorResponse)
+        assert kinds(client.cycle(Sync())) == "Z"
+
+
+def test_a_simple_query_in_a_batch_that_only_the_gateway_has_asked_something_stands_by_itself(stack: Stack) -> None:
+    insert = b"INSERT INTO tickets VALUES (990013, 1, 'alone', '', 'open', now())"
+    with raw_client(stack, "grace") as client:
+        client.cycle(Query(b"ROLLBACK"))  # the search path is asked for again
+        heard = client.cycle(Close(b"S", "s"), Query(insert))
+        assert heard[-1] == backend.ReadyForQuery("I")
+    assert stack.direct("DELETE FROM tickets WHERE id = 990013 RETURNING 1") == [(1,)]
+
+
 def test_a_simple_query_behind_a_failed_batch_is_skipped_until_sync(stack: Stack) -> None:
     with raw_client(stack, "devin") as client:
         heard = client.cycle(*run("SELECT 1/0"), Query(b"SELECT 'never'"), Sync())

@@ -98,6 +98,18 @@ def test_an_error_takes_the_whole_implicit_transaction_with_it() -> None:
     assert book.outcomes[1][1].sqlstate == "22012"
 
 
+def test_a_statement_that_moves_names_does_so_until_it_is_answered() -> None:
+    book = Book()
+    book.send(Owes.EXECUTE, "a")
+    assert not book.replies.moving
+    book.send(Owes.EXECUTE, grant("path", search_path=True))
+    book.send(Owes.EXECUTE, "b")
+    book.hear(COMPLETE)
+    assert book.replies.moving
+    book.hear(backend.CommandComplete("SET"))
+    assert not book.replies.moving
+
+
 def test_in_a_transaction_block_success_is_settled_at_once() -> None:
     book = Book()
     book.send(Owes.QUERY, grant("begin", transaction=Transaction.BEGIN))
