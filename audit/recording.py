@@ -14,7 +14,7 @@ from struct import Struct, error
 from typing import NamedTuple
 
 _HEAD = Struct(">IcI")  # microseconds, what it holds, bytes
-_MESSAGES, _ROWS = b"m", b"r"
+_MESSAGES, _ROWS, _SALT = b"m", b"r", b"s"
 _LATEST = 0xFFFF_FFFF  # 71 minutes; what comes later is told as of then
 
 # A recording that claims to be larger than this is broken: the largest bound that can be configured, and room.
@@ -48,11 +48,15 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """Written with an outcome. `left_out` counts the bytes that were sent and not recorded."""
+    """Written with an outcome. `left_out` counts the bytes that were sent and not recorded.
+
+    `salt` is random: the digest stays when the rest is shredded, and must not tell a short row to who tries them all.
+    """
 
     mode: Mode
     chunks: Sequence[Chunk]
     left_out: int = 0
+    salt: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +71,9 @@ class BrokenRecordingError(ValueError):
     """Stored bytes that are no recording."""
 
 
-def pack(chunks: Sequence[Chunk]) -> tuple[bytes, int]:
+def pack(chunks: Sequence[Chunk], salt: bytes = b"") -> tuple[bytes, int]:
     """The chunks as they are stored, and how many bytes they are before they are compressed."""
-    parts: list[bytes] = []
+    parts: list[bytes] = [_HEAD.pack(0, _SALT, len(salt)), salt] if salt else []
     for at, rows, data in chunks:
         parts += (_HEAD.pack(min(at, _LATEST), _ROWS if rows else _MESSAGES, len(data)), data)
     plain = b"".join(parts)
@@ -93,9 +97,10 @@ def unpack(data: bytes) -> list[Chunk]:
         while at < len(plain):
             micros, what, size = _HEAD.unpack_from(plain, at)
             at += _HEAD.size
-            if what not in (_MESSAGES, _ROWS) or at + size > len(plain):
+            if what not in (_MESSAGES, _ROWS, _SALT) or at + size > len(plain):
                 raise BrokenRecordingError(f"the recording has no whole chunk at byte {at - _HEAD.size}")
-            chunks.append(Chunk(micros, what == _ROWS, plain[at : at + size]))
+            if what != _SALT:
+                chunks.append(Chunk(micros, what == _ROWS, plain[at : at + size]))
             at += size
     except (zlib.error, error) as problem:
         raise BrokenRecordingError(f"the recording cannot be read: {problem}") from None

@@ -387,7 +387,7 @@ def _body(item: Item) -> tuple[str, bytes | None]:
         case None:
             return as_text(body), None
         case Recording() as made:
-            data, size = recording.pack(made.chunks)
+            data, size = recording.pack(made.chunks, made.salt)
             fits, key, told = kind == Kind.OUTCOME, "recording", recording.account(made, data, size)
         case Shred(first, last):
             fits, key, told = kind == Kind.RECORDING_SHREDDED, "shredded", {"first": first, "last": last}

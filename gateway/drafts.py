@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import secrets
 import time
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from gateway import explain
 from gateway.approvals import Pending
 from gateway.errors import CountersignError, RefusedError, UpstreamUnavailableError
 from gateway.model import Outcome, Session, Statement, Status, principal_body
-from gateway.parameters import concealed, recorded_parameters, without_data, without_values
+from gateway.parameters import concealed, concealed_digest, recorded_parameters, without_data, without_values
 from gateway.upstream import UpstreamError, UpstreamLostError
 from policy.model import Decision, Effect, Reason, Verdict
 
@@ -37,7 +38,9 @@ class Author:
     def parameters(self, statement: Statement, decision: Decision) -> dict[str, object]:
         """A statement's parameters as they are recorded."""
         if decision.conceals:
-            return {"parameters": [concealed(value, self.key) for value in statement.parameters]}
+            principal = statement.session.principal
+            whose = json.dumps([principal.issuer, principal.subject])
+            return {"parameters": [concealed(value, self.key, whose) for value in statement.parameters]}
         return recorded_parameters(statement.parameters)
 
 
@@ -107,7 +110,7 @@ def outcome_entry(author: Author, grant: Grant, outcome: Outcome) -> Item:
         masked=[str(m) for m in grant.rewrite.masked],
         filtered=list(grant.rewrite.filtered),
         detected=[{"column": one.column, "kind": one.kind.value, "count": one.count} for one in outcome.detected],
-        digest=outcome.digest,
+        digest=concealed_digest(outcome.digest, author.key, grant.id) if outcome.digest is not None else None,
         instance=author.instance,
     )
     return Item(entry, grant.transcript.finish())

@@ -16,9 +16,21 @@ def size_of(parameters: Sequence[bytes | None]) -> int:
     return sum(len(p) for p in parameters if p is not None)
 
 
-def concealed(value: bytes | None, key: bytes) -> str | None:
-    """What stands for a value that must not be in clear: equal values look equal, and nobody else can try guesses."""
-    return None if value is None else "hmac-sha256:" + hmac.digest(key, value, "sha256").hex()
+def concealed(value: bytes | None, key: bytes, whose: str) -> str | None:
+    """What stands for a value that must not be in clear: equal values of one person look equal.
+
+    Not those of others: whoever reads the audit could send guesses, and look for what they are recorded as.
+    """
+    return None if value is None else _keyed(hmac.digest(key, b"parameters of " + whose.encode(), "sha256"), value)
+
+
+def concealed_digest(rows: str, key: bytes, statement: str) -> str:
+    """What stands for the SHA-256 of the rows that a statement delivered: who tries all short rows must find none."""
+    return _keyed(hmac.digest(key, b"rows of " + statement.encode(), "sha256"), rows.encode())
+
+
+def _keyed(key: bytes, data: bytes) -> str:
+    return "hmac-sha256:" + hmac.digest(key, data, "sha256").hex()
 
 
 def without_values(text: str, parameters: Sequence[bytes | None]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from gateway.parameters import report_without_values
 
 # Beyond the bounds there is room for what a statement cannot be without: columns, an error, a tag.
 _ESSENTIAL_BYTES = 4096
+_SALT_BYTES = 16
 _NOTICE = b"N"
 _REPORTS = (_NOTICE, b"E")
 
@@ -76,7 +78,7 @@ class Transcript:
         """What is to be stored; None where nothing was sent, or nothing is recorded on this connection."""
         if not self._chunks and not self._left_out:
             return None
-        return Recording(self._mode, self._chunks, self._left_out)
+        return Recording(self._mode, self._chunks, self._left_out, secrets.token_bytes(_SALT_BYTES))
 
     def _room(self) -> int:
         return max(0, min(self._bounds.statement - self._kept, self._bounds.session - self._session.recorded))

@@ -66,7 +66,7 @@ class Filtering:
             return
         elsewhere = {id(reference.var) for reference in moved(reading)}
         for reference in reading.references:
-            if id(reference.var) in elsewhere and self._matching(self._all, reference.relation):
+            if id(reference.var) in elsewhere and self._behind(reference.relation, self._all, itself=True):
                 raise _refused("rows.rename", reference, "under another name nothing would filter them")
             if self.filters(reference.relation):
                 _check(reading, reference)
@@ -97,11 +97,14 @@ class Filtering:
                     cure="Ask somebody who sees all of its rows.",
                 )
 
-    def _behind(self, relation: Relation) -> Relation | None:
-        """A filtered relation that this one reads, through any number of views."""
-        for oid in sorted(self._catalog.closure((relation.oid,)) - {relation.oid}):
+    def _behind(
+        self, relation: Relation, filters: tuple[RowFilter, ...] | None = None, *, itself: bool = False
+    ) -> Relation | None:
+        """A relation with one of these filters (None: the principal's) that this one reads, through all views."""
+        filters = self._own if filters is None else filters
+        for oid in sorted(self._catalog.closure((relation.oid,)) - (set() if itself else {relation.oid})):
             read = self._catalog.relations.get(oid)
-            if read is not None and self.filters(read):
+            if read is not None and self._matching(filters, read):
                 return read
         return None
 

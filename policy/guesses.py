@@ -12,11 +12,12 @@ from typing import Final
 from policy.masking import Masking
 from policy.masks import needs_key
 from policy.model import Action, ObjectKind
-from policy.parse import Node, NotAnalysableError
+from policy.parse import NotAnalysableError
 from policy.reading import Reading, Reference, Role
 from policy.tree import nodes
 
 _JOINS: Final = frozenset(("AT_AddInherit", "AT_AttachPartition"))
+_SETS_DEFAULT: Final = "T"
 _MOVES: Final = frozenset(("RenameStmt", "AlterObjectSchemaStmt"))
 
 
@@ -25,6 +26,7 @@ def check(reading: Reading, masking: Masking) -> None:
     if not masking.keyed:
         return
     _check_joined(reading, masking)
+    _check_domain(reading, masking)
     names = _names(reading)
     for schema, name in _relations(reading):
         for mask in masking.keyed:
@@ -47,6 +49,17 @@ def _check_joined(reading: Reading, masking: Masking) -> None:
                 " table among its own would tell what they stand for",
                 "Ask somebody for whom they are not masked.",
             )
+
+
+def _check_domain(reading: Reading, masking: Masking) -> None:
+    """The default of a domain is that of all its columns which have none of their own."""
+    body = reading.tree.get("AlterDomainStmt", {})
+    if body.get("subtype") == _SETS_DEFAULT and "def" in body and masking.of_users_types():
+        raise _refused(
+            "a default of the domain could become a value of columns that are shown to you as pseudonyms, and tell what"
+            " the others stand for",
+            "Ask somebody for whom they are not masked.",
+        )
 
 
 def _joined(reading: Reading) -> Iterable[Reference]:
@@ -82,15 +95,11 @@ def _names(reading: Reading) -> set[str] | None:
 
 
 def _is_copied(reading: Reading, reference: Reference) -> bool:
-    """Whether what is made could have all of this relation's columns."""
+    """Whether what is made could have all of this relation's columns, and values in them that it has not."""
     if reading.analysis.kind == "CreateStmt":
-        return not _is_referred_to(reading.tree, reference)
+        copied = (node["TableLikeClause"] for node in nodes(reading.tree) if "TableLikeClause" in node)
+        return any(clause["relation"] is reference.var for clause in copied)
     return reference.role is Role.SOURCE and reading.mentions.holds_star
-
-
-def _is_referred_to(tree: Node, reference: Reference) -> bool:
-    """Whether it is there for a foreign key alone."""
-    return any(node.get("pktable") is reference.var for node in nodes(tree))
 
 
 def _refused(why: str, cure: str) -> NotAnalysableError:

@@ -19,8 +19,14 @@ _ALL: Final = "*"
 
 
 def words_of_condition(query: str) -> frozenset[str]:
-    """The words of what the rows of a view must meet, from the server's own print of its query; `*` for whole rows."""
-    [(_, _, node)] = statements(query.encode())
+    """The words of what the rows of a view must meet, from the server's own print of its query.
+
+    `*` for whole rows, and for a query that cannot be read: it stands for every word.
+    """
+    try:
+        [(_, _, node)] = statements(query.encode())
+    except NotAnalysableError:
+        return frozenset((_ALL,))
     tree = Tree(node.get("SelectStmt", {}).get("whereClause", {}))
     return frozenset(tree.words | {_ALL} if tree.holds_star else tree.words)
 

@@ -142,3 +142,20 @@ def test_a_path_takes_no_kind_that_needs_another_type() -> None:
     assert str(caught.value) == (
         "p.yaml:3:11: `truncate` cannot mask a value inside jsonb; use `null`, `redact`, `partial` or `hash`"
     )
+
+
+@pytest.mark.parametrize(
+    ("who", "sql", "effect"),
+    [
+        ("devin", "ALTER DOMAIN code SET DEFAULT 'guess'", Effect.DENY),
+        ("devin", "ALTER DOMAIN code DROP DEFAULT", Effect.ALLOW),
+        ("grace", "ALTER DOMAIN code SET DEFAULT 'guess'", Effect.ALLOW),
+    ],
+)
+def test_no_guess_comes_among_pseudonyms_by_the_default_of_their_domain(who: str, sql: str, effect: Effect) -> None:
+    customers = CATALOG.relation("public", "customers")
+    assert customers is not None
+    columns = tuple(replace(c, type_oid=20_000) if c.name == "ssn" else c for c in customers.columns)
+    relations = {**CATALOG.relations, customers.oid: replace(customers, columns=columns)}
+    catalog, policy = replace(CATALOG, relations=relations), policy_of("tests/policy/policies/guesses.yaml")
+    assert decide(policy, PRINCIPALS[who], facts(catalog=catalog), sql.encode()).verdict.effect is effect
