@@ -32,9 +32,9 @@ from wire.messages import BackendMessage
 
 
 def recording(stack: Stack, like: str) -> tuple[dict[str, object], list[Chunk]]:
-    """(the outcome's body, the chunks) of the newest statement like this, once it has an outcome."""
+    """(the outcome's body and its statement, the chunks) of the newest statement like this, once it has an outcome."""
     found = (
-        "SELECT o.body, r.data FROM statements s"
+        "SELECT json_insert(o.body, '$.statement', o.statement) AS body, r.data FROM statements s"
         " LEFT JOIN entries o ON o.statement = s.statement AND o.kind = 'outcome'"
         " LEFT JOIN recordings r ON r.seq = o.seq WHERE s.sql LIKE ? ORDER BY s.seq DESC LIMIT 1"
     )
