@@ -3,7 +3,8 @@
 A simple query behind an Execute runs in the batch's transaction, which its Sync commits. But a server of late
 (PostgreSQL 18.6 does, 15.18 does not) has then no command in progress, and takes a Sync that follows at once for one
 that has nothing to end: it says that the session is idle, and drops what both have written at its next statement
-(`StartTransactionCommand: unexpected state STARTED`). Any message that begins a command makes the Sync commit.
+(`StartTransactionCommand: unexpected state STARTED`). Any message that begins a command makes the Sync commit. See
+decision 0040.
 """
 
 from __future__ import annotations
