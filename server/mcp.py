@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -18,6 +18,7 @@ from gateway.admission import Gateway
 from gateway.errors import AuthenticationError, CountersignError
 from gateway.identity import TokenVerifier
 from gateway.model import ClientInfo, Door
+from policy.names import nearest
 from server.mcp_approvals import ApprovalTools
 from server.mcp_audit import SEARCH_DESCRIPTION, AuditTools
 from server.mcp_cursors import Cursors
@@ -55,20 +56,39 @@ class CountersignServer(MCPServer[Any]):
             extensions=[tasks],
         )
         tasks.bind(self.call_tool)
+        self._arguments: dict[str, frozenset[str]] = {}  # of each tool, once one was called
 
     async def call_tool(
         self, name: str, arguments: dict[str, Any], context: Context[Any, Any] | None = None
     ) -> CallToolResult | InputRequiredResult:
         """Call a tool; every failure but a protocol error is a result that the model sees."""
         try:
+            await self._check_names(name, arguments)
             return await super().call_tool(name, arguments, context)
         except MCPError:
             raise
+        except CallError as error:
+            return as_result(error)
         except ToolError as error:
-            if error.__cause__ is None:
-                known = ", ".join(f"`{tool.name}`" for tool in await self.list_tools())
-                return as_result(CallError(f"there is no tool `{name}`", f"The tools: {known}."))
-            return as_result(error.__cause__)
+            return as_result(error.__cause__ or error)
+
+    async def _check_names(self, name: str, arguments: dict[str, Any]) -> None:
+        """Refuse what nobody would read: a limit that is misspelt would be none. Raises CallError."""
+        if not self._arguments:
+            tools = await self.list_tools()
+            self._arguments = {tool.name: frozenset(tool.input_schema.get("properties", ())) for tool in tools}
+        known = self._arguments.get(name)
+        if known is None:
+            raise CallError(f"there is no tool `{name}`", f"The tools: {_listed(self._arguments)}.")
+        for argument in arguments:
+            if argument not in known:
+                takes = f"It takes {_listed(sorted(known)) or 'none'}."
+                meant = f"Did you mean `{near}`? " if (near := nearest(argument, known)) else ""
+                raise CallError(f"`{name}` has no argument `{argument}`", meant + takes)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 @dataclass(frozen=True, slots=True)

@@ -329,6 +329,16 @@ async def test_an_unknown_connection_names_the_known_ones(stack: Stack) -> None:
     assert stack.database in said["cure"]
 
 
+async def test_an_argument_that_no_tool_has_is_refused_and_nothing_runs(stack: Stack) -> None:
+    sql = "SELECT 'an argument too many'"
+    said = error(await call(stack, "devin", "query", sql=sql, max_row=1))
+    assert said["what"] == "`query` has no argument `max_row`"
+    assert said["cure"].startswith("Did you mean `max_rows`? It takes `connection`,")
+    assert not stack.audit("SELECT 1 FROM statements WHERE sql = ?", sql)
+    assert error(await call(stack, "devin", "whoami", name="ada"))["cure"] == "It takes `connection`."
+    assert "The tools: `query`, " in error(await call(stack, "devin", "run"))["cure"]
+
+
 async def test_wrong_arguments_are_named_without_the_sdks_jargon(stack: Stack) -> None:
     result = await call(stack, "devin", "query", sql="SELECT 1", max_rows="many")
     assert error(result)["kind"] == "call"
