@@ -126,15 +126,19 @@ _REFUSED_CATALOGS: Final[dict[str, tuple[str, ...]]] = {
         "pg_hba_file_rules", "pg_ident_file_mappings", "pg_file_settings", "pg_config",
         "pg_shmem_allocations", "pg_shmem_allocations_numa", "pg_backend_memory_contexts", "pg_aios",
     ),
-    "it shows rewritten statements": ("pg_prepared_statements", "pg_cursors"),
 }  # fmt: skip
 # Catalogs, by OID, with a column that holds values of user tables: it shows none that are masked.
 PG_CLASS: Final = 1259
 HELD_COLUMNS: Final = {PG_CLASS: "relpartbound", 1249: "attmissingval"}  # 1249: pg_attribute
 TELLS_BOUNDS: Final = "pg_get_partition_constraintdef"
 
-# Catalog relations with one column that no client reads.
-SECRET_COLUMNS: Final = {"pg_user_mappings": "umoptions", "pg_subscription": "subconninfo"}
+# Catalog relations with one column that no client reads, and why.
+SECRET_COLUMNS: Final = {
+    "pg_user_mappings": ("umoptions", "it holds credentials"),
+    "pg_subscription": ("subconninfo", "it holds credentials"),
+    "pg_prepared_statements": ("statement", "it shows rewritten statements"),
+    "pg_cursors": ("statement", "it shows rewritten statements"),
+}
 
 _CATALOG_REASON: Final = {name: reason for reason, names in _REFUSED_CATALOGS.items() for name in names}
 _STATISTICS_REASON: Final = "it holds samples of data or shows the activity of others"

@@ -178,7 +178,7 @@ class Names:
             if is_system(one):
                 reason = refusal_of_catalog(one.name)
                 if one is not relation and one.name in SECRET_COLUMNS:
-                    reason = "it holds credentials"
+                    _, reason = SECRET_COLUMNS[one.name]
                 if reason:
                     behind = "" if one is relation else f", which `{relation.qualified}` reads,"
                     raise NotAnalysableError(

@@ -1,4 +1,4 @@
-"""Columns of PostgreSQL's own catalogs that hold credentials: their relations are read without them, or not at all."""
+"""Columns of PostgreSQL's own catalogs that nobody may read: their relations are read without them, or not at all."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def check(names: Names, statement: Node, references: Sequence[Reference]) -> Non
         if not is_system(reference.relation) or reference.relation.name not in SECRET_COLUMNS:
             continue
         tree = tree or Tree(statement)
-        secret = SECRET_COLUMNS[reference.relation.name]
+        secret, reason = SECRET_COLUMNS[reference.relation.name]
         row = row_name(reference.var)
         whole = (
             tree.holds_star
@@ -33,7 +33,7 @@ def check(names: Names, statement: Node, references: Sequence[Reference]) -> Non
         if whole or secret in tree.words or any(words[1:2] == (reference.relation.name,) for words in tree.qualified):
             raise NotAnalysableError(
                 "catalog.refused",
-                f"`{reference.relation.qualified}` is only readable here without `{secret}`: it holds credentials",
+                f"`{reference.relation.qualified}` is only readable here without `{secret}`: {reason}",
                 cure=f"Name the columns you need, without `{secret}`.",
                 location=reference.location,
             )

@@ -167,6 +167,13 @@ def test_server_side_cursors_page_and_stay_masked(stack: Stack) -> None:
     assert all(set(r[1][:-4]) == {"*"} for r in found)
 
 
+def test_a_named_cursor_that_ran_nothing_is_closed_in_its_transaction(agent: psycopg.Connection[Any]) -> None:
+    with agent.transaction():
+        with agent.cursor("unused"):
+            pass  # at its end psycopg asks `pg_cursors` whether there is one
+        assert agent.execute("SELECT 1").fetchone() == (1,)
+
+
 def test_streamed_rows_arrive_one_by_one(agent: psycopg.Connection[Any]) -> None:
     cursor = agent.cursor(row_factory=rows.scalar_row)
     assert sum(1 for _ in cursor.stream("SELECT g FROM generate_series(1, 20000) g")) == 20000
