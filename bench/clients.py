@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -68,8 +68,11 @@ class _Clocks:
     def server(self) -> float:
         times = self._postgres.cpu_times()
         own = times.user + times.system + times.children_user + times.children_system
-        children = [child.cpu_times() for child in self._postgres.children(recursive=True)]
-        return float(own + sum(times.user + times.system for times in children))
+        for child in self._postgres.children(recursive=True):
+            with suppress(psutil.NoSuchProcess):  # it has just ended
+                now = child.cpu_times()
+                own += now.user + now.system
+        return float(own)
 
     def run(self, target: Target, command: list[str]) -> tuple[str, float, float]:
         """What a command says, and the seconds that the server and the gateway have used meanwhile."""
