@@ -117,7 +117,7 @@ class Courier:
             while not self._closing:
                 pause = self._rests_until - time.monotonic()
                 if self._offered and (self._hurry or pause <= 0):
-                    if not self._hurry or self._begun is None:
+                    if self._begun is None:
                         self._begun = time.monotonic()
                     self._offered = self._hurry = False
                     return True

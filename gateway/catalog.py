@@ -13,7 +13,7 @@ from typing import Final
 
 from gateway import stored_code
 from gateway.sheets import Row, Rows, Sheet, Sheets
-from gateway.stored_code import StoredCode, numbers
+from gateway.stored_code import StoredCode, numbers, reached
 from gateway.upstream import Upstream, UpstreamError
 from policy.catalog import Catalog, Column, Domain, Function, Relation, RelationKind, Volatility
 from policy.forms import form_of
@@ -391,13 +391,10 @@ def _conditions_of(
 ) -> dict[int, frozenset[str]]:
     """The words of what the rows of each view WITH CHECK OPTION must meet: its own condition, and those below it."""
     texts: dict[int, str] = dict(queries) if checked else {}
-    found: dict[int, frozenset[str]] = {}
-    for view in checked:
-        below = [view]
-        for oid in below:
-            below += sorted(reads.get(oid, set()) - set(below))
-        found[view] = frozenset().union(*(words_of_condition(texts[oid]) for oid in below if oid in texts))
-    return found
+    return {
+        view: frozenset().union(*(words_of_condition(texts[oid]) for oid in reached((view,), reads) if oid in texts))
+        for view in checked
+    }
 
 
 def as_columns(

@@ -342,11 +342,11 @@ class _Closures:
 
     def parts(self, oid: int) -> frozenset[int]:
         """The type and all that it is made of."""
-        return _reached((oid,), self._direct)
+        return reached((oid,), self._direct)
 
     def holding(self, parts: Iterable[int]) -> frozenset[int]:
         """These types and all that are made of one of them."""
-        return _reached(parts, _lists((part, oid) for oid, direct in self._direct.items() for part in direct))
+        return reached(parts, _lists((part, oid) for oid, direct in self._direct.items() for part in direct))
 
     def code(self, oid: int) -> tuple[int, ...]:
         """The functions that making a value of the type calls."""
@@ -355,7 +355,7 @@ class _Closures:
         return tuple(sorted({function for part in self.parts(oid) for function in self.own.get(part, ())}))
 
 
-def _reached(first: Iterable[int], ways: Mapping[int, Iterable[int]]) -> frozenset[int]:
+def reached(first: Iterable[int], ways: Mapping[int, Iterable[int]]) -> frozenset[int]:
     """What the ways lead to from here, these included."""
     todo = list(first)
     seen = set(todo)

@@ -14,11 +14,10 @@ from policy.masks import needs_key
 from policy.model import Action, ObjectKind
 from policy.parse import NotAnalysableError
 from policy.reading import Reading, Reference, Role
+from policy.sideways import JOINS, MOVES
 from policy.tree import nodes
 
-_JOINS: Final = frozenset(("AT_AddInherit", "AT_AttachPartition"))
 _SETS_DEFAULT: Final = "T"
-_MOVES: Final = frozenset(("RenameStmt", "AlterObjectSchemaStmt"))
 
 
 def check(reading: Reading, masking: Masking) -> None:
@@ -65,7 +64,7 @@ def _check_domain(reading: Reading, masking: Masking) -> None:
 def _joined(reading: Reading) -> Iterable[Reference]:
     """The relations that a table is put under; where it is made for that, if defaults could come from elsewhere."""
     body = reading.tree[reading.analysis.kind]
-    if any(node.get("subtype") in _JOINS for node in nodes(body)):
+    if any(node.get("subtype") in JOINS for node in nodes(body)):
         return reading.references
     parents = body.get("inhRelations", ()) if "TableLikeClause" in reading.mentions.tags else ()
     own = {id(parent["RangeVar"]) for parent in parents}
@@ -90,7 +89,7 @@ def _names(reading: Reading) -> set[str] | None:
         return None
     if mentions.holds_row_star or (mentions.holds_star and "RangeFunction" in mentions.tags):
         return None
-    copied = reading.references if kind in _MOVES else [r for r in reading.references if _is_copied(reading, r)]
+    copied = reading.references if kind in MOVES else [r for r in reading.references if _is_copied(reading, r)]
     return mentions.words | {column.name for reference in copied for column in reference.relation.columns}
 
 

@@ -32,8 +32,9 @@ EVALUATES: Final = frozenset(
         "CreateStatsStmt",
     )
 )
-_MOVES: Final = frozenset(("RenameStmt", "AlterObjectSchemaStmt"))
-_JOINS: Final = frozenset(("AT_AddInherit", "AT_AttachPartition"))
+# What gives a relation or a column another name, and what puts a table under another one.
+MOVES: Final = frozenset(("RenameStmt", "AlterObjectSchemaStmt"))
+JOINS: Final = frozenset(("AT_AddInherit", "AT_AttachPartition"))
 _DETACHES: Final = frozenset(("AT_DetachPartition", "AT_DropInherit", "AT_DropOf"))
 _TRIES: Final = frozenset("COV")  # of ALTER DOMAIN: add or validate a constraint, SET NOT NULL
 _ROW_NAMES: Final = frozenset(("old", "new", "excluded"))
@@ -86,11 +87,11 @@ def moved(reading: Reading) -> Sequence[Reference]:
     """
     kind = reading.analysis.kind
     if kind != "AlterTableStmt":
-        return reading.references if kind in _MOVES else ()
+        return reading.references if kind in MOVES else ()
     subtypes = _subtypes(reading.tree)
     if not _DETACHES.isdisjoint(subtypes):
         return reading.references
-    if _JOINS.isdisjoint(subtypes):
+    if JOINS.isdisjoint(subtypes):
         return ()
     body = reading.tree[kind]
     attached = [node["PartitionCmd"]["name"] for node in nodes(body) if "PartitionCmd" in node]
