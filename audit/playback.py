@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from audit import segments
+from audit import blocks, segments
 from audit.entry import Draft, Kind
 from audit.errors import AuditUnavailable, unavailable
 from audit.recording import BrokenRecordingError, Chunk, unpack
@@ -19,13 +19,14 @@ from audit.search import SearchError
 _COLUMNS = "seq, time, kind, subject, statement, body"
 _SESSION = (
     f"SELECT {_COLUMNS}, (SELECT data FROM recordings r WHERE r.seq = e.seq) FROM entries e"  # noqa: S608 - constants
-    " WHERE session = ? AND seq < ? ORDER BY seq"
+    " WHERE session = ? AND seq BETWEEN ? AND ? ORDER BY seq"
 )
 # What others did about the session's requests.
 _APPROVALS = (
-    f"SELECT {_COLUMNS}, NULL FROM entries WHERE seq > ? AND seq < ? AND kind GLOB 'approval.*' AND session IS NOT ?"  # noqa: S608
-    " AND body ->> '$.approval' IN (SELECT value FROM json_each(?)) ORDER BY seq"
+    f"SELECT {_COLUMNS}, NULL FROM entries WHERE seq BETWEEN ? AND ? AND kind GLOB 'approval.*'"  # noqa: S608
+    " AND session IS NOT ? AND body ->> '$.approval' IN (SELECT value FROM json_each(?)) ORDER BY seq"
 )
+_APPROVAL_KINDS = [kind for kind in Kind if kind.startswith("approval.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,12 @@ def session(path: Path, session_id: str) -> Sequence[Moment]:
     """The moments of a session, the oldest first. Raises SearchError where there is no such session, or no store."""
     try:
         with segments.parts(path) as parts:  # of one moment, also beside a running gateway
-            rows = [row for part in parts for row in part.db.execute(_SESSION, (session_id, part.below))]
+            rows = [
+                row
+                for part in parts
+                for span in blocks.spans(part.db, 1, part.below - 1, [{"session": [session_id]}])
+                for row in part.db.execute(_SESSION, (session_id, *span))
+            ]
             if not rows:
                 raise SearchError(
                     f"there is no session `{session_id}`; `audit search --kind session.opened` shows them"
@@ -57,8 +63,9 @@ def session(path: Path, session_id: str) -> Sequence[Moment]:
             if asked != "[]":
                 begun = min(moment.seq for moment in moments)
                 for part in parts:
-                    others = part.db.execute(_APPROVALS, (begun, part.below, session_id, asked))
-                    moments += [_moment(*row) for row in others]
+                    for span in blocks.spans(part.db, begun + 1, part.below - 1, [{"kind": _APPROVAL_KINDS}]):
+                        others = part.db.execute(_APPROVALS, (*span, session_id, asked))
+                        moments += [_moment(*row) for row in others]
     except AuditUnavailable as error:
         raise SearchError(str(error)) from None
     except sqlite3.Error as error:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from audit import schema, segments
+from audit import blocks, schema, segments
 from audit.errors import AuditUnavailable, unavailable
 from audit.keys import sync_folder
 from audit.note import Signer
@@ -69,6 +69,7 @@ class Disk:
                 names = ", ".join(_COLUMNS[table])
                 copied = f"SELECT {names} FROM live.{table} WHERE seq BETWEEN ? AND ? ORDER BY seq"  # noqa: S608 - constants
                 db.execute(f"INSERT INTO {table} ({names}) {copied}", span)
+            blocks.fill(db)
             db.execute("INSERT INTO checkpoints SELECT * FROM live.checkpoints WHERE size BETWEEN ? - 1 AND ?", span)
             db.execute("INSERT INTO segments SELECT * FROM live.segments WHERE last = ?", (segment.last,))
             db.execute("COMMIT")

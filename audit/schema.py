@@ -14,7 +14,7 @@ from audit.errors import AuditUnavailable
 
 # "CNTS": marks the file as ours, so that nothing else is ever written into (`PRAGMA application_id`).
 APPLICATION_ID = 0x434E5453
-VERSION = 5
+VERSION = 6
 # The write-ahead log is cut back to this after a long reader let it grow.
 _WAL_BYTES = 64 * 1024 * 1024
 # After so many pages (16 MB) the log is moved into the file. SQLite's own 1,000 move the same few index pages so often

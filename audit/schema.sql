@@ -1,4 +1,4 @@
--- The audit store, version 5. Base tables first, then the flat views that people read. See SPEC.md.
+-- The audit store, version 6. Base tables first, then the flat views that people read. See SPEC.md.
 
 CREATE TABLE entries (
   seq        INTEGER PRIMARY KEY,
@@ -14,14 +14,21 @@ CREATE TABLE entries (
 ) STRICT;
 
 CREATE INDEX entries_by_statement ON entries (statement, kind) WHERE statement IS NOT NULL;
--- Each index ends with the seq. Conditions are said with OR: for an IN of three, SQLite makes a table at every INSERT.
-CREATE INDEX entries_by_subject ON entries (subject);
-CREATE INDEX entries_by_session ON entries (session);
+-- Conditions are said with OR: for an IN of three, SQLite makes a table at every INSERT.
 CREATE INDEX entries_by_session_life ON entries (kind, session)
 WHERE kind = 'session.opened' OR kind = 'session.closed';
 
 CREATE INDEX entries_by_key ON entries (seq)
 WHERE kind = 'key.created' OR kind = 'key.rotated' OR kind = 'segment.sealed';
+
+-- Which blocks of 4,096 entries hold something of a kind, a session, a subject or a connection: who looks for one reads
+-- those blocks alone. An index with a row for every entry would cost more than the entry itself. See audit/blocks.py.
+CREATE TABLE blocks (
+  block INTEGER NOT NULL,  -- (seq - 1) / 4096
+  name  TEXT NOT NULL CHECK (name IN ('kind', 'session', 'subject', 'connection')),
+  value TEXT NOT NULL,
+  PRIMARY KEY (block, name, value)
+) STRICT, WITHOUT ROWID;
 
 -- A seat belt against accidents, not a lock: whoever can write the file can drop them. The chain is the lock.
 CREATE TRIGGER entries_are_never_updated BEFORE UPDATE ON entries

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from audit import segments, words
+from audit import blocks, segments, words
 from audit.entry import Draft, Kind
 from audit.errors import AuditUnavailable, unavailable
 from audit.segments import Part
@@ -120,15 +120,18 @@ def search(path: Path, query: Query) -> Sequence[Found]:
             )
             for at, part in enumerate(parts):
                 if len(rows) < query.limit:
-                    conditions, values = _conditions(part.db, query, segments.partners(parts, at), whose)
+                    conditions, values = _conditions(query, segments.partners(parts, at), whose)
                     if query.words is not None:
                         words.update(part.path, part.db)
                         part.db.execute("ATTACH ? AS found", (f"{words.index_path(part.path).as_uri()}?mode=ro",))
                     sql = (
                         "SELECT seq, time, kind, session, subject, connection, statement, body FROM entries e WHERE"  # noqa: S608
-                        f" {' AND '.join(['seq < ?', *conditions])} ORDER BY seq DESC LIMIT ?"
+                        f" {' AND '.join(['seq BETWEEN ? AND ?', *conditions])} ORDER BY seq DESC LIMIT ?"
                     )
-                    rows += part.db.execute(sql, (part.below, *values, query.limit - len(rows)))
+                    for span in _spans(part, query, whose):
+                        rows += part.db.execute(sql, (*span, *values, query.limit - len(rows)))
+                        if len(rows) >= query.limit:
+                            break
     except AuditUnavailable as error:
         raise SearchError(str(error)) from None
     except (sqlite3.Error, OSError) as error:
@@ -144,21 +147,36 @@ _USER = "? IN (o.body ->> '$.principal.email', o.body ->> '$.principal.on_behalf
 
 
 class _Whose(NamedTuple):
-    """The sessions (JSON) of whom is asked for; None where nobody is."""
+    """The sessions of whom is asked for; None where nobody is."""
 
-    user: str | None
-    group: str | None
-    on_behalf_of: str | None
+    user: Sequence[str] | None
+    group: Sequence[str] | None
+    on_behalf_of: Sequence[str] | None
 
 
-def _sessions(parts: Sequence[Part], condition: str, value: str | None) -> str | None:
-    """As JSON, the sessions of a user or a group; one may have been opened in a segment before."""
+def _sessions(parts: Sequence[Part], condition: str, value: str | None) -> Sequence[str] | None:
+    """The sessions of a user or a group; one may have been opened in a segment before."""
     if value is None:
         return None
-    found = [row[0] for part in parts for row in part.db.execute(_SESSIONS_OF + condition, (value,))]
-    return json.dumps(found)
+    return [row[0] for part in parts for row in part.db.execute(_SESSIONS_OF + condition, (value,))]
 
 
+def _spans(part: Part, query: Query, whose: _Whose) -> Iterator[tuple[int, int]]:
+    """The stretches of entries that may hold what is asked for, the newest first."""
+    first = 1 if query.since is None else first_at(part.db, query.since)
+    last = part.below - 1 if query.until is None else min(part.below, first_at(part.db, query.until)) - 1
+    if query.statement is not None or query.words is not None:  # an index leads to the entry itself
+        return iter([(first, last)])
+    wanted: list[blocks.Either] = [
+        {name: [value]} for name in ("kind", "connection", "session") if (value := getattr(query, name)) is not None
+    ]
+    wanted += [{"session": sessions} for sessions in (whose.group, whose.on_behalf_of) if sessions is not None]
+    if query.user is not None:
+        wanted.append({"subject": [query.user], "session": whose.user or ()})
+    return blocks.spans(part.db, first, last, wanted)
+
+
+_LISTED = "(SELECT value FROM json_each(?))"
 # A statement's two entries, from either of them: p is the one that tells what is asked for.
 _PAIR = "EXISTS (SELECT 1 FROM {table} p WHERE p.statement = e.statement AND p.kind = '{kind}' AND {condition})"
 _DEMAND = "EXISTS (SELECT 1 FROM json_each(p.body, '$.demands') d WHERE d.value GLOB ?)"
@@ -179,27 +197,18 @@ _FACETS = (
 )
 
 
-def _conditions(db: sqlite3.Connection, query: Query, table: str, whose: _Whose) -> tuple[list[str], list[object]]:
-    """SQL conditions and their values. Without a user they are tested on entries from the newest backwards.
-
-    `table` is where a statement's other entry is.
-    """
+def _conditions(query: Query, table: str, whose: _Whose) -> tuple[list[str], list[object]]:
+    """SQL conditions and their values; `table` is where a statement's other entry is."""
     parts: list[tuple[str, object]] = []
     parts += [("e.kind = ?", query.kind), ("e.connection = ?", query.connection), ("e.session = ?", query.session)]
     parts += [("e.statement = ?", query.statement)]
     for sessions in (whose.group, whose.on_behalf_of):
-        parts.append(("e.session IN (SELECT value FROM json_each(?))", sessions))
+        parts.append((f"e.session IN {_LISTED}", None if sessions is None else json.dumps(sessions)))
     if query.action is not None or query.relation is not None:
         demand = f"{query.action or '*'} {query.relation or '*'}"
         parts.append((_PAIR.format(table=table, kind="intent", condition=_DEMAND), demand))
     for name, kind, condition in _FACETS:
         parts.append((_PAIR.format(table=table, kind=kind, condition=condition), getattr(query, name)))
-    window: list[tuple[str, int]] = []
-    if query.since is not None:
-        window.append(("seq >= ?", first_at(db, query.since)))
-    if query.until is not None:
-        window.append(("seq < ?", first_at(db, query.until)))
-    parts += [(f"e.{sql}", value) for sql, value in window]
     if query.text is not None:
         # The body is JSON: what is looked for must be escaped as it is there.
         escaped = json.dumps(query.text, ensure_ascii=False)[1:-1]
@@ -209,15 +218,8 @@ def _conditions(db: sqlite3.Connection, query: Query, table: str, whose: _Whose)
     given = [(sql, value) for sql, value in parts if value is not None]
     conditions, values = [sql for sql, _ in given], [value for _, value in given]
     if query.user is not None:
-        # Through both indexes, each within the window: a person's day is found without reading everybody's.
-        within, bounds = [sql for sql, _ in window], [seq for _, seq in window]
-        mine = ["subject = ?", *within]
-        also = ["session IN (SELECT value FROM json_each(?))", *within]
-        conditions.append(
-            f"e.seq IN (SELECT seq FROM entries WHERE {' AND '.join(mine)}"  # noqa: S608 - constants
-            f" UNION SELECT seq FROM entries WHERE {' AND '.join(also)})"
-        )
-        values += [query.user, *bounds, whose.user, *bounds]
+        conditions.append(f"(e.subject = ? OR e.session IN {_LISTED})")
+        values += [query.user, json.dumps(whose.user)]
     return conditions, values
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from audit import chain, recording, sealing, segments, unfinished
+from audit import blocks, chain, recording, sealing, segments, unfinished
 from audit.approvals import Change, Conflict, account, apply
 from audit.entry import BodyError, Draft, Entry, Kind, Open, as_text
 from audit.errors import AuditUnavailable, unavailable
@@ -191,6 +191,7 @@ class Store:
             last = min(first + at_once - 1, segment.last)
             self._db.execute("DELETE FROM recordings WHERE seq <= ?", (last,))
             self._db.execute("DELETE FROM entries WHERE seq <= ?", (last,))
+            self._db.execute("DELETE FROM blocks WHERE block < ?", (last // blocks.SIZE,))
             if last == segment.last:
                 self._db.execute("DELETE FROM checkpoints WHERE size < ?", (last,))
             self._check_in_place()
@@ -324,6 +325,7 @@ class Store:
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             entries,
         )
+        blocks.write(self._db, entries)
         self._growth.wrote(entries)
 
     def _put(self, sql: str, rows: Sequence[tuple[object, ...]]) -> None:

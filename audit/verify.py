@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -44,19 +45,19 @@ except ImportError:
     LIBRARY = False
 
 APPLICATION_ID = 0x434E5453
-VERSION = 5
+VERSION = 6
 GENESIS = hashlib.sha256(b"countersign audit chain v1\n").digest()
 
 # SHA-256 of the SQL of all our tables, indexes, views and triggers, sorted by name: a view that hides
 # rows or a trigger that eats them is no edit of an entry, and yet what people would be shown.
-SCHEMA = "06f021c4a006b8d97cc940c43069a9205ed56a476b652336b97766b5293d2fb3"
+SCHEMA = "cab42e45dd6ce3a1657e1bc20e0e8023f786d40188dc17da21eebee70a4972f9"
 
 # Whatever else is there counts too: SQLite takes `ENTRIES` for our table, and a table called `json_each` for its own.
 _OBJECTS = (
     "SELECT name, type, tbl_name, sql FROM sqlite_master WHERE sql IS NOT NULL"
     " AND (type <> 'table' OR name NOT IN ('sqlite_stat1', 'sqlite_stat4', 'sqlite_sequence'))"
-    " AND (type <> 'index' OR name IN ('entries_by_statement', 'entries_by_subject', 'entries_by_session',"
-    " 'entries_by_session_life', 'entries_by_key', 'approval_records_by_state')) ORDER BY name"
+    " AND (type <> 'index' OR name IN ('entries_by_statement', 'entries_by_session_life', 'entries_by_key',"
+    " 'approval_records_by_state')) ORDER BY name"
 )
 # What is read before the schema is known to be ours: a view in a table's place could compute for ever.
 _TABLES = ("entries", "checkpoints", "recordings", "segments")
@@ -296,7 +297,8 @@ class _Work:
                     block = next(found, None)
                 # What others saw a moment later is no evidence: a recording may have been shredded, entries moved into
                 # a segment. What is wrong is looked at again, in our own view.
-                if block is None or block.problem is not None or (block.gone and _recorded(file.db, block.gone)):
+                wrong = block is None or block.problem is not None or block.unlisted is not None
+                if block is None or wrong or (block.gone and _recorded(file.db, block.gone)):
                     block = scan(file.db, begin, end, due, [])
                 yield block
         finally:
@@ -645,8 +647,8 @@ class Block:
 
     `last` is the last one that holds, and where it is not the end, `problem` is what is wrong with the next.
     `prev` and `begins` are of the first entry, `head` and `ends` hash and time of the last. `peaks` are those of the
-    tree at the sizes of interest, within the block. `told` are the entries that the walk must hear, and `gone` the
-    outcomes whose recording is not there.
+    tree at the sizes of interest, within the block. `told` are the entries that the walk must hear, `gone` the outcomes
+    whose recording is not there, and `unlisted` is the first entry that a search would not find, and why.
     """
 
     first: int
@@ -658,22 +660,27 @@ class Block:
     peaks: list[tuple[int, list[bytes]]] = field(default_factory=list)
     told: list[tuple[int, bytes, bytes]] = field(default_factory=list)
     gone: list[int] = field(default_factory=list)
+    unlisted: tuple[int, str] | None = None
     problem: str | None = None
 
 
-_ROWS = (
-    "SELECT e.seq, time, kind, session, subject, connection, statement, body, prev, hash, data"
-    " FROM entries e LEFT JOIN recordings r ON r.seq = e.seq WHERE e.seq BETWEEN ? AND ? ORDER BY e.seq"
+_ENTRIES = (
+    "SELECT seq, time, kind, session, subject, connection, statement, body, prev, hash FROM entries"
+    " WHERE seq BETWEEN ? AND ? ORDER BY seq"
 )
+_RECORDINGS = "SELECT seq, data FROM recordings WHERE seq BETWEEN ? AND ? ORDER BY seq"
 
 
 def scan(db: sqlite3.Connection, first: int, last: int, due: Sequence[int], peaks: Sequence[bytes]) -> Block:
     """Look at the entries `first` to `last` of one block; `due` are the sizes, in order, where the tree is wanted."""
     block = Block(first, first - 1)
     hashes: list[bytes] = []
+    labels: dict[_Label, tuple[bytes, bool, bool]] = {}
     db.text_factory = bytes  # the very bytes that are stored
     try:
-        block.problem = _links(block, db.execute(_ROWS, (first, last)), hashes)
+        rows, recordings = (db.execute(sql, (first, last)) for sql in (_ENTRIES, _RECORDINGS))
+        block.problem = _links(block, rows, recordings, hashes, labels)
+        block.unlisted = _unlisted(db, block, labels)
     except TypeError:
         block.problem = "it holds a value of another type than an entry has (edited)"
     except sqlite3.DatabaseError as error:
@@ -700,38 +707,86 @@ def scan(db: sqlite3.Connection, first: int, last: int, due: Sequence[int], peak
 _MISSING = "it is missing (deleted)"
 
 
-def _links(block: Block, rows: sqlite3.Cursor, hashes: list[bytes]) -> str | None:
-    """The loop over every entry: what it needs each time is in local names, which is where its speed comes from."""
+_Label = tuple[bytes, bytes | None, bytes | None, bytes | None]  # kind, session, subject, connection
+
+
+@lru_cache(maxsize=16384)
+def _common(*label: bytes | None) -> tuple[bytes, bool, bool]:
+    """The label as it is hashed, whether the walk must hear of such entries, and whether they are outcomes."""
+    kind = label[0] or b""
+    return b"".join(map(_field, label)), kind.startswith(_TOLD), kind == b"outcome"
+
+
+def _links(
+    block: Block,
+    rows: Iterator[Any],
+    recordings: Iterator[tuple[int, bytes]],
+    hashes: list[bytes],
+    labels: dict[_Label, tuple[bytes, bool, bool]],
+) -> str | None:
+    """The loop over every entry: what it needs each time is in local names, which is where its speed comes from.
+
+    `hashes` gets those of the entries that hold, and `labels` what entries have in common (see `_common`).
+    """
     sha256, join, number_and_length, length, null = hashlib.sha256, b"".join, _number_and_length, _length, _NULL
-    expected, head, last, keep = block.first, b"", b"", hashes.append
-    labels: dict[tuple[bytes, bytes | None, bytes | None, bytes | None], tuple[bytes, bool]] = {}
-    for seq, time, kind, session, subject, connection, statement, body, prev, hash_, data in rows:
-        label = labels.get((kind, session, subject, connection))
-        if label is None:
-            fields = (kind, session, subject, connection)
-            label = labels[fields] = join(map(_field, fields)), kind.startswith(_TOLD)
-        if seq != expected:
-            return f"it is missing; the next one is {seq} (deleted)"
-        id_ = null if statement is None else length(len(statement)) + statement
-        entry = (prev, number_and_length(seq, len(time)), time, label[0], id_, length(len(body)), body)
-        if sha256(join(entry)).digest() != hash_:
-            return "its contents do not match its hash (edited)"
-        if prev != head or time < last:
-            if seq == block.first:
-                block.prev, block.begins = prev, time
-            else:
+    head, last, keep, nothing = b"", b"", hashes.append, (0, b"")
+    recorded, data = next(recordings, nothing)
+    for expected, row in enumerate(rows, block.first):
+        seq, time, kind, session, subject, connection, statement, body, prev, hash_ = row
+        try:
+            label, heard, ended = labels[kind, session, subject, connection]
+        except KeyError:
+            label, heard, ended = known = _common(kind, session, subject, connection)
+            labels[kind, session, subject, connection] = known
+        place, size = number_and_length(seq, len(time)), length(len(body))
+        if statement is None:
+            parts = [prev, place, time, label, null, size, body]
+        else:
+            parts = [prev, place, time, label, length(len(statement)), statement, size, body]
+        if sha256(join(parts)).digest() != hash_ or prev != head or time < last or seq != expected:
+            if seq != expected:
+                return f"it is missing; the next one is {seq} (deleted)"
+            if sha256(join(parts)).digest() != hash_:
+                return "its contents do not match its hash (edited)"
+            if seq != block.first:
                 return _misfit(seq, time if prev == head else None)
-        if label[1]:
+            block.prev, block.begins = prev, time
+        if heard:
             block.told.append((seq, kind, body))
-        if data is not None:
-            if (problem := _recording_problem(kind, body, data)) is not None:
+        if recorded == seq:
+            told = b'"recording":{"digest":"%b"' % sha256(data).hexdigest().encode()
+            # As we write it. A quote within a JSON text is escaped, so this is a key; and it is the only one.
+            sure = ended and told in body and body.count(b'"recording":{') == 1
+            if not sure and (problem := _recording_problem(kind, body, data)) is not None:
                 return problem
-        elif kind == b"outcome" and b'"recording":{' in body and _digest_told(kind, body) is not None:
+            recorded, data = next(recordings, nothing)
+        elif ended and b'"recording":{' in body and _digest_told(kind, body) is not None:
             block.gone.append(seq)
         keep(hash_)
-        expected += 1
-        block.head, block.ends = head, last = hash_, time
+        head, last = hash_, time
+    block.head, block.ends = head, last
     return None
+
+
+_LISTED_TOGETHER = 4096  # entries; the format's, where _BLOCK is a choice of ours that divides it
+_LISTED = "SELECT name, value FROM blocks WHERE block = ?"
+_NAMES = (b"kind", b"session", b"subject", b"connection")
+_FIRST_OF = "SELECT min(seq) FROM entries WHERE seq >= ? AND %s = CAST(? AS TEXT)"
+
+
+def _unlisted(db: sqlite3.Connection, block: Block, labels: Iterable[_Label]) -> tuple[int, str] | None:
+    """The first entry of which the table `blocks` does not say that it is in this block: a search would pass it by."""
+    listed = set(db.execute(_LISTED, ((block.first - 1) // _LISTED_TOGETHER,)))
+    columns = zip(_NAMES, zip(*labels, strict=True), strict=False)  # no label: no column
+    lacking = {(name, value) for name, values in columns for value in set(values) if value is not None} - listed
+    first = [
+        (*db.execute(_FIRST_OF % name.decode(), (block.first, value)).fetchone(), name.decode(), _text(value or b""))
+        for name, value in lacking
+    ]
+    if not first:
+        return None
+    seq, name, value = min(first)
+    return seq, f"the table `blocks` does not list its {name} `{value}`: a search would not find it (index edited)"
 
 
 # What the walk must hear of: approvals, keys, recordings that were shredded, segments that were sealed.
@@ -756,19 +811,10 @@ def _misfit(seq: int, time: bytes | None) -> str:
 
 
 def _recording_problem(kind: bytes, body: bytes, data: bytes) -> str | None:
-    digest = hashlib.sha256(data).hexdigest()
-    at = body.find(b'"recording":{')
-    # As we write it. A quote within a JSON text is escaped, so this is a key, and the only one.
-    if (
-        body.startswith(b'"recording":{"digest":"%b"' % digest.encode(), at)
-        and body.rfind(b'"recording":{') == at >= 0
-        and kind == b"outcome"
-    ):
-        return None
     match _digest_told(kind, body):
         case None:
             return "there is a recording here that no outcome tells of (inserted)"
-        case told if told != digest:
+        case told if told != _sha256(data):
             return "its recording is not the one that was made (edited)"
     return None
 
@@ -850,6 +896,7 @@ class _Walk:
     votes: dict[tuple[str, str, str], str] = field(default_factory=dict)
     gone: array[int] = field(default_factory=lambda: array("Q"))
     shredded: list[tuple[int, int]] = field(default_factory=list)
+    unlisted: tuple[int, str] | None = None
     missing: list[tuple[int, int]] = field(default_factory=list)
     unseen: int = 0
 
@@ -974,6 +1021,7 @@ class _Walk:
                 if (problem := self._checkpoints()) is not None:
                     return problem
         self.gone.extend(block.gone)
+        self.unlisted = self.unlisted or block.unlisted
         if block.last >= block.first:
             self.seq, self.head, self.last = block.last, block.head, block.ends
         return None if block.problem is None else self._at(block.last + 1, block.problem)
@@ -1097,7 +1145,7 @@ class _Walk:
             return self._at(self.seq, "no entry is signed by the key that you gave (checkpoints deleted, or none made)")
         if not newest.sealed and (lost := self._lost()) is not None:  # a segment's may be shredded by later entries
             return self._at(lost, "its recording is gone, and no entry says that it was shredded (deleted)")
-        return None
+        return None if self.unlisted is None else self._at(*self.unlisted)
 
     def _lost(self) -> int | None:
         """The first entry whose recording is gone although nobody shredded it."""

@@ -86,7 +86,7 @@ class Audit:
     def file(self, path: Path, elsewhere: list[str]) -> None:
         db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
         assert db.execute("PRAGMA application_id").fetchone() == (0x434E5453,)
-        assert db.execute("PRAGMA user_version").fetchone() == (5,)
+        assert db.execute("PRAGMA user_version").fetchone() == (6,)
         begin = db.execute("SELECT max(seq) FROM entries WHERE kind = 'segment.sealed'").fetchone()[0] or 1
         stored = {size: (note, peaks) for size, note, peaks in db.execute("SELECT size, note, peaks FROM checkpoints")}
         [oldest] = db.execute("SELECT coalesce(min(seq), 1) FROM entries").fetchone()

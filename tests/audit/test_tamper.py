@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from audit import blocks
 from audit import verify as lone
 from audit.checkpoint import Checkpoint
 from audit.merkle import Tree
@@ -56,12 +57,14 @@ def rechain(db: sqlite3.Connection) -> None:
     """What a thorough forger does: number all entries anew and recompute every link and hash."""
     rows = db.execute(f"SELECT {_COLUMNS} FROM entries ORDER BY seq").fetchall()
     db.execute("DELETE FROM entries")
+    db.execute("DELETE FROM blocks")
     prev = lone.GENESIS
     for seq, (_, *fields) in enumerate(rows, 1):
         value = entry_hash(prev, seq, *fields)
         row = (seq, *fields, prev, value)
         db.execute(f"INSERT INTO entries ({_COLUMNS}, prev, hash) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
         prev = value
+    blocks.fill(db)
 
 
 def resign(db: sqlite3.Connection, signer: Signer) -> None:

@@ -153,7 +153,7 @@ def test_an_approval_whose_table_disagrees_with_the_chain_is_named(path: Path) -
     "change",
     [
         "DROP TRIGGER entries_are_never_deleted",
-        "DROP INDEX entries_by_subject",
+        "DROP INDEX entries_by_statement",
         "CREATE TRIGGER hungry AFTER INSERT ON entries BEGIN SELECT 1; END",
         "CREATE TRIGGER hungry BEFORE INSERT ON ENTRIES BEGIN SELECT raise(IGNORE); END",
         "CREATE VIRTUAL TABLE json_each USING fts5(value)",
