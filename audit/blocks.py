@@ -20,20 +20,44 @@ _FILL = "INSERT INTO blocks SELECT DISTINCT (seq - 1) / {size}, '{name}', {name}
 _HOLDING = "SELECT DISTINCT block FROM blocks WHERE block BETWEEN ? AND ? AND name = ? AND value "
 _ONE, _OF_MANY = "= ?", "IN (SELECT value FROM json_each(?))"
 
+_Label = tuple[int, str, str | None, str | None, str | None]  # block, kind, session, subject, connection
+
 # Columns by name, with the values of which one must be there: an entry has the one or the other.
 Either = Mapping[str, Sequence[str]]
 
 
-def write(db: sqlite3.Connection, entries: Sequence[Entry]) -> None:
-    """Add what these entries are of, in the caller's transaction."""
-    labels = {((one.seq - 1) // SIZE, one.kind, one.session, one.subject, one.connection) for one in entries}
-    rows = {
-        (block, name, value)
-        for block, *values in labels
-        for name, value in zip(NAMES, values, strict=True)
-        if value is not None
-    }
-    db.executemany("INSERT OR IGNORE INTO blocks (block, name, value) VALUES (?, ?, ?)", rows)
+class Listing:
+    """Lists what entries are of as they are appended, and remembers what it has listed of the block at hand.
+
+    What it remembers counts if the next entries follow the very last one that it listed: a transaction that was rolled
+    back, or another process that wrote, makes it begin anew.
+    """
+
+    def __init__(self) -> None:
+        self._head = b""
+        self._block = -1
+        self._labels: set[_Label] = set()
+
+    def write(self, db: sqlite3.Connection, entries: Sequence[Entry]) -> None:
+        """Add what these entries are of, in the caller's transaction."""
+        if not entries:
+            return
+        if entries[0].prev != self._head:
+            self._labels.clear()
+        labels = {((one.seq - 1) // SIZE, one.kind, one.session, one.subject, one.connection) for one in entries}
+        rows = {
+            (block, name, value)
+            for block, *values in labels - self._labels
+            for name, value in zip(NAMES, values, strict=True)
+            if value is not None
+        }
+        db.executemany("INSERT OR IGNORE INTO blocks (block, name, value) VALUES (?, ?, ?)", rows)
+        last = entries[-1]
+        if (block := (last.seq - 1) // SIZE) != self._block:
+            self._block = block
+            self._labels = {label for label in self._labels if label[0] == block}
+        self._labels |= {label for label in labels if label[0] == block}
+        self._head = last.hash
 
 
 def fill(db: sqlite3.Connection) -> None:

@@ -62,6 +62,7 @@ class Store:
         self._files = {file: _identity(file) for file in (path, path.with_name(f"{path.name}-wal"))}
         self._seen: tuple[int, bytes] | None = None
         self._growth = sealing.Growth()
+        self._listing = blocks.Listing()
 
     @classmethod
     def open(cls, path: Path, *, clock: Callable[[], datetime] = _now, busy_seconds: float = BUSY_SECONDS) -> Store:
@@ -325,7 +326,7 @@ class Store:
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             entries,
         )
-        blocks.write(self._db, entries)
+        self._listing.write(self._db, entries)
         self._growth.wrote(entries)
 
     def _put(self, sql: str, rows: Sequence[tuple[object, ...]]) -> None:
