@@ -60,7 +60,7 @@ _OBJECTS = (
     " 'approval_records_by_state')) ORDER BY name"
 )
 # What is read before the schema is known to be ours: a view in a table's place could compute for ever.
-_TABLES = ("entries", "checkpoints", "recordings", "segments")
+_TABLES = ("entries", "checkpoints", "recordings", "segments", "blocks")
 _TABLE = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ? AND sql LIKE 'CREATE TABLE %'"
 
 

@@ -224,3 +224,12 @@ def test_a_testimony_that_is_none_breaks_nothing(path: Path, body: str) -> None:
         db.execute("UPDATE entries SET body = ? WHERE seq = ?", (body, seq))
         rehash(db, seq)
     assert "no checkpoint is cosigned" in (verify(path, witness_keys=[WITNESS]).problem or "")
+
+
+@pytest.mark.parametrize("table", ["entries", "checkpoints", "recordings", "segments", "blocks"])
+def test_a_view_in_the_place_of_a_table_is_not_read(path: Path, table: str) -> None:
+    endless = "WITH RECURSIVE n(seq) AS (SELECT 1 UNION ALL SELECT seq + 1 FROM n) SELECT * FROM n"
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.executescript(f"DROP TABLE {table}; CREATE VIEW {table} AS {endless}")
+    with pytest.raises(Unreadable, match=f"its `{table}` is no table"):
+        verify(path)
