@@ -22,6 +22,7 @@ from onelogin.saml2.authn_request import OneLogin_Saml2_Authn_Request
 from onelogin.saml2.idp_metadata_parser import OneLogin_Saml2_IdPMetadataParser
 from onelogin.saml2.response import OneLogin_Saml2_Response
 from onelogin.saml2.settings import OneLogin_Saml2_Settings
+from onelogin.saml2.xml_utils import OneLogin_Saml2_XML
 
 from gateway.bearers import LIFE
 from gateway.errors import AuthenticationError, ConfigurationError
@@ -30,6 +31,7 @@ from gateway.identity import Issuer, VerifiedToken, as_principal
 MAX_RESPONSE_BYTES = 256 * 1024  # of base64; real ones are 5-20 KiB
 _MAX_REMEMBERED = 10_000
 _NS = {
+    "md": "urn:oasis:names:tc:SAML:2.0:metadata",
     "samlp": "urn:oasis:names:tc:SAML:2.0:protocol",
     "saml": "urn:oasis:names:tc:SAML:2.0:assertion",
     "ds": "http://www.w3.org/2000/09/xmldsig#",
@@ -79,6 +81,11 @@ def read_metadata(path: Path, entity_id: str) -> tuple[str, tuple[str, ...]]:
     try:
         if "'" in entity_id:
             raise ValueError("its entity id holds a quote")
+        tree = OneLogin_Saml2_XML.to_etree(text)
+        # Where there is no other, the library would take a certificate to encrypt with for one that signs.
+        for key in tree.findall(".//md:KeyDescriptor[@use='encryption']", _NS):
+            key.getparent().remove(key)
+        text = OneLogin_Saml2_XML.to_string(tree)
         found = OneLogin_Saml2_IdPMetadataParser.parse(text, entity_id=entity_id).get("idp", {})
     except Exception as error:  # lxml's and the library's own, of many kinds
         raise ConfigurationError(f"{what} is not SAML metadata: {error}", cure="Save it as published.") from None

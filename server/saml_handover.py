@@ -67,10 +67,8 @@ class _Page(http.server.BaseHTTPRequestHandler):
     timeout = 5  # a connection that says nothing holds up the browser's no longer
 
     def do_GET(self) -> None:
-        said = parse_qs(urlsplit(self.path).query)
-        [state], [code] = said.get("state", [""]), said.get("code", [""])
-        fits = bool(code) and secrets.compare_digest(state.encode(), self.server.state.encode())
-        if fits:
+        code = _code(self.path, self.server.state)
+        if fits := code is not None:
             self.server.code = code
         self.send_response(200 if fits else 404)
         self.send_header("Content-Type", "text/plain; charset=utf-8")
@@ -81,3 +79,15 @@ class _Page(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing: standard output is for `eval`, and a code is nobody's to read."""
+
+
+def _code(path: str, ours: str) -> str | None:
+    """The code of a request that has exactly one, with our state; of any other, nothing."""
+    try:
+        said = parse_qs(urlsplit(path).query, max_num_fields=8)
+        [state], [code] = said["state"], said["code"]
+    except (ValueError, KeyError):
+        return None
+    # What UTF-8 cannot say is no state of ours, and no reason to stop.
+    fits = secrets.compare_digest(state.encode("utf-8", "surrogatepass"), ours.encode())
+    return code if fits else None

@@ -272,6 +272,17 @@ def test_metadata_that_is_none_is_refused(tmp_path: Path, broken: str) -> None:
         read_metadata(path, ENTITY_ID)
 
 
+@pytest.mark.parametrize(("use", "taken"), [(' use="signing"', True), ("", True), (' use="encryption"', False)])
+def test_a_certificate_that_is_only_for_encryption_is_not_pinned(tmp_path: Path, use: str, taken: bool) -> None:
+    path = IDP.metadata(tmp_path / "idp.xml")
+    path.write_text(path.read_text().replace(' use="signing"', use))
+    if taken:
+        assert len(read_metadata(path, ENTITY_ID)[1]) == 1
+    else:
+        with pytest.raises(ConfigurationError, match="names no signing certificate"):
+            read_metadata(path, ENTITY_ID)
+
+
 def test_a_bearer_token_is_known_until_it_is_over_or_revoked(tmp_path: Path) -> None:
     login = sp(tmp_path).verify(encoded(IDP.signed(said())), "_r1")
     bearers = Bearers()
