@@ -10,13 +10,17 @@ from dataclasses import replace
 from urllib.parse import parse_qs, urlsplit
 
 import httpx2
+import psycopg
 import pytest
+from starlette.applications import Starlette
 
+from gateway.bearers import Bearers
 from gateway.saml import IdentityProvider as Trusted
-from gateway.saml import read_metadata
+from gateway.saml import ServiceProvider, read_metadata
 from server.config import Config
 from server.demo import Demo
 from server.saml_challenge import challenge_of
+from server.saml_login import SamlLogin
 from tests.doors.mcp_calls import answer, client, query
 from tests.identity_provider import ENTITY_ID, IdentityProvider, Said, asked, encoded
 from tests.stack import Stack, psql_path, running_stack
@@ -142,3 +146,47 @@ def test_an_oversized_form_is_refused(saml_stack: Stack) -> None:
 
 def test_our_metadata_names_where_responses_go(saml_stack: Stack) -> None:
     assert f"{origin(saml_stack)}/saml/acs" in httpx2.get(f"{origin(saml_stack)}/saml/metadata").text
+
+
+async def test_over_https_the_cookie_is_this_hosts_own_and_goes_along_with_the_providers_post(
+    saml_stack: Stack,
+) -> None:
+    """`__Host-` is a cookie of no other host; the provider's POST comes from another site."""
+    trusted = saml_stack.app.hall.config.saml
+    assert trusted is not None
+    login = SamlLogin(ServiceProvider(trusted, "https://gate.test"), Bearers(), saml_stack.app.hall.gateway)
+    transport = httpx2.ASGITransport(app=Starlette(routes=login.routes()))
+    async with httpx2.AsyncClient(transport=transport, base_url="https://gate.test") as browser:
+        set_cookie = (await browser.get("/saml/login", params=BEGUN)).headers["set-cookie"]
+    name, *attributes = set_cookie.split("; ")
+    assert name.startswith("__Host-countersign-saml=")
+    assert {word.lower() for word in attributes} == {"httponly", "max-age=300", "path=/", "samesite=none", "secure"}
+
+
+def test_over_http_on_this_machine_the_cookie_is_still_hidden_from_scripts(saml_stack: Stack) -> None:
+    set_cookie = httpx2.get(f"{origin(saml_stack)}/saml/login", params=BEGUN).headers["set-cookie"].lower()
+    assert "httponly" in set_cookie
+    assert "secure" not in set_cookie
+
+
+def test_who_ends_a_persons_session_ends_their_bearer_tokens(saml_stack: Stack) -> None:
+    bearer = {"Authorization": f"Bearer {logged_in(saml_stack, '--token').strip()}"}
+    sessions = f"{origin(saml_stack)}/sessions"
+    secret = httpx2.post(f"{origin(saml_stack)}/wire-secret", headers=bearer).json()
+    with psycopg.connect(
+        host=saml_stack.host, port=saml_stack.port, dbname=saml_stack.database,
+        user=secret["user"], password=secret["password"], autocommit=True,
+    ):  # fmt: skip
+        [session, *_] = httpx2.get(sessions, headers=bearer).json()["sessions"]
+        assert httpx2.delete(f"{sessions}/{session['id']}", headers=bearer).status_code == 200
+        assert httpx2.get(sessions, headers=bearer).status_code == 401
+
+
+def test_garbage_does_not_fill_the_audit(saml_stack: Stack) -> None:
+    """The last of this file: what comes after it within a minute is not recorded."""
+    count = "SELECT count(*) AS n FROM entries WHERE kind LIKE '%refused%'"
+    [before] = saml_stack.audit(count)
+    for _ in range(70):
+        assert httpx2.post(f"{origin(saml_stack)}/saml/acs", content=b"garbage").status_code == 403
+    [after] = saml_stack.audit(count)
+    assert 0 < after["n"] - before["n"] <= 60
