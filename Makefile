@@ -16,11 +16,11 @@ JOBS ?= auto
 $(STAMP): pyproject.toml constraints.txt
 	@if command -v uv >/dev/null 2>&1; then \
 	  uv venv -q --allow-existing $(VENV) && \
-	  uv pip install -q --python $(PY) -c constraints.txt --group dev -e '.[demo]'; \
+	  uv pip install -q --python $(PY) -c constraints.txt --group dev -e '.[demo,saml]'; \
 	else \
 	  python3 -m venv $(VENV) && \
 	  $(PY) -m pip install -q --disable-pip-version-check --upgrade 'pip>=25.1' && \
-	  $(PY) -m pip install -q --disable-pip-version-check -c constraints.txt --group dev -e '.[demo]'; \
+	  $(PY) -m pip install -q --disable-pip-version-check -c constraints.txt --group dev -e '.[demo,saml]'; \
 	fi
 	@touch $@
 

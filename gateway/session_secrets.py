@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 
 from scramp import ScramMechanism
 
+from gateway.bearers import Bearers
 from gateway.errors import AuthenticationError, WrongPasswordError
 from gateway.identity import VerifiedToken
 from policy.model import Principal
@@ -59,6 +60,7 @@ class SessionSecrets:
 
     def __init__(self) -> None:
         self._held: OrderedDict[str, _Held] = OrderedDict()  # the oldest first
+        self.bearers = Bearers()  # revoked with the secrets, so that none of them makes new ones
         self._mock_key = secrets.token_bytes(32)
         self._mechanism = ScramMechanism("SCRAM-SHA-256")
 
@@ -92,9 +94,10 @@ class SessionSecrets:
         return held.token
 
     def revoke(self, principal: Principal) -> None:
-        """Forget the secrets of this principal; the sessions that they opened go on."""
+        """Forget the secrets and bearer tokens of this principal; the sessions that they opened go on."""
         for user in self._of(principal):
             del self._held[user]
+        self.bearers.revoke(principal)
 
     def _of(self, principal: Principal) -> list[str]:
         """The users of this principal's secrets, the oldest first."""

@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from starlette.routing import Route
+
 from audit.approvals import Reader
 from audit.entry import Draft, Kind
 from audit.instances import Instance, close_dangling
@@ -35,6 +37,7 @@ from server.asgi import serving
 from server.config import Config, McpFile, Signing
 from server.http import build_app
 from server.mcp_settings import McpSettings
+from server.saml_config import origin_of
 from server.webhooks import channels
 from server.wire_config import OauthFile, TlsFile, WireFile, WireLimitsFile
 from wire.listener import WireDoor
@@ -98,7 +101,8 @@ async def gateway_of(config: Config) -> AsyncIterator[Hall]:
         connections.start()
         policies.catalogs = connections.snapshots
         stack.push_async_callback(connections.stop)
-        verifier = TokenVerifier(config.issuers)
+        secrets = SessionSecrets()
+        verifier = TokenVerifier(config.issuers, secrets.bearers.verify if config.saml else None)
         stack.push_async_callback(verifier.close)
         gateway = Gateway(
             recorder=recorder,
@@ -114,7 +118,7 @@ async def gateway_of(config: Config) -> AsyncIterator[Hall]:
         hooks = await stack.enter_async_context(channels(config.webhooks))
         await stack.enter_async_context(announcing([*hooks, *config.mail], recorder))
         await stack.enter_async_context(reminding(gateway.approvals.reviews, config.remind))
-        yield Hall(gateway, verifier, config, SessionSecrets())
+        yield Hall(gateway, verifier, config, secrets)
         for session in gateway.sessions.list():
             gateway.close_session(session, "the gateway was stopped")
         with contextlib.suppress(AuditUnavailableError):
@@ -172,8 +176,9 @@ async def _wire_door(hall: Hall, file: WireFile) -> AsyncIterator[WireDoor]:
 async def _mcp_door(hall: Hall, file: McpFile) -> AsyncIterator[str]:
     listening = _listen("mcp", file.host, file.port)
     port = listening.getsockname()[1]
-    secrets = hall.secrets if hall.config.wire else None
-    app = build_app(hall.gateway, hall.verifier, mcp_settings(hall.config, file, port), secrets)
+    secrets = hall.secrets if hall.config.wire or hall.config.saml else None
+    settings = mcp_settings(hall.config, file, port)
+    app = build_app(hall.gateway, hall.verifier, settings, secrets, saml_routes(hall, settings))
     async with serving(app, listening, grace=hall.config.drain):
         yield f"http://{_shown(file.host)}:{port}/mcp"
 
@@ -193,6 +198,17 @@ def mcp_settings(config: Config, file: McpFile, port: int) -> McpSettings:
         row_limit=file.row_limit,
         cursor_seconds=file.cursor,
     )
+
+
+def saml_routes(hall: Hall, settings: McpSettings) -> list[Route]:
+    """The routes of SAML; none where it is not configured. Raises ConfigurationError."""
+    if hall.config.saml is None:
+        return []
+    from gateway.saml import ServiceProvider  # an extra
+    from server.saml_login import SamlLogin
+
+    provider = ServiceProvider(hall.config.saml, origin_of(settings.public_url))
+    return SamlLogin(provider, hall.secrets.bearers, hall.gateway, settings.required_scopes).routes()
 
 
 def door_limits(file: WireLimitsFile) -> DoorLimits:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -26,9 +26,13 @@ from policy.pseudonyms import MaskKey
 from server.config_model import STRICT, Port
 from server.connection_config import ConnectionFile, LoginFile, as_connection, password_of
 from server.mail import Mail, Security
+from server.saml_config import SamlFile, identity_provider
 from server.webhooks import Webhook
 from server.wire_config import WireFile, issuers_named, with_absolute_paths
 from server.witnesses import LOOPBACK, WitnessFile, is_private, witness_of
+
+if TYPE_CHECKING:
+    from gateway.saml import IdentityProvider
 
 _MAKE_KEY = "`openssl rand -hex 32`"
 _SECRET_BYTES = 24  # the least that the Standard Webhooks specification lets a secret have
@@ -164,6 +168,7 @@ class ConfigFile(_Model):
     policy: Path
     issuers: Annotated[list[IssuerFile], Field(min_length=1)]
     connections: Annotated[dict[str, ConnectionFile], Field(min_length=1)]
+    saml: SamlFile | None = None
     wire: WireFile | None = None
     mcp: McpFile | None = None
     longest_session: Annotated[int, Field(ge=60, le=7 * 86_400)] = 8 * 3600  # seconds
@@ -180,6 +185,14 @@ class ConfigFile(_Model):
     def _one_mask_key(self) -> ConfigFile:
         if self.mask_key_file is not None and self.mask_key_env is not None:
             raise ValueError("give only one of `mask_key_file` and `mask_key_env`")
+        return self
+
+    @model_validator(mode="after")
+    def _saml_has_a_door(self) -> ConfigFile:
+        if self.saml is not None and self.mcp is None:
+            raise ValueError("`saml` needs `mcp:`, whose address browsers come back to")
+        if self.saml is not None and self.saml.idp in [issuer.issuer for issuer in self.issuers]:
+            raise ValueError("`saml.idp` is the name of one of the `issuers`: two subjects would be one person")
         return self
 
     @model_validator(mode="after")
@@ -252,6 +265,7 @@ class Config:
     webhooks: tuple[Webhook, ...] = ()
     mail: tuple[Mail, ...] = ()
     remind: timedelta = timedelta(hours=24)
+    saml: IdentityProvider | None = None
 
 
 def load_config(path: Path) -> Config:
@@ -291,6 +305,7 @@ def load_config(path: Path) -> Config:
         webhooks=tuple(_webhook(hook, base) for hook in file.webhooks),
         mail=tuple(_mail(mail, base) for mail in file.mail),
         remind=timedelta(hours=file.review_reminder_hours),
+        saml=identity_provider(file.saml, base),
     )
 
 

@@ -7,11 +7,7 @@ verified by itself; a session id alone opens nothing.
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import time
-from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
@@ -29,33 +25,34 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.admission import Gateway
-from gateway.errors import AuthenticationError, CountersignError, IssuerUnavailableError
+from gateway.errors import AuthenticationError, IssuerUnavailableError
 from gateway.identity import TokenVerifier, VerifiedToken
-from gateway.model import ClientInfo, Door
 from gateway.session_secrets import SessionSecrets
 from server.mcp import build_door
 from server.mcp_sessions import VerifiedAccessToken
 from server.mcp_settings import McpSettings
+from server.refusals import Refusals
 from server.session_desk import ending, listing
-
-log = logging.getLogger(__name__)
 
 MCP_PATH = "/mcp"
 SECRET_PATH = "/wire-secret"  # noqa: S105 - a path
 SESSIONS_PATH = "/sessions"
 _WELL_KNOWN = "/.well-known/oauth-protected-resource"
 
-# Refused tokens are entries of the audit, but whoever sends garbage must not fill it.
-_RECORDED_REFUSALS_PER_MINUTE = 60
 _RETRY_SECONDS = 10
 
 
 def build_app(
-    gateway: Gateway, verifier: TokenVerifier, settings: McpSettings, secrets: SessionSecrets | None = None
+    gateway: Gateway,
+    verifier: TokenVerifier,
+    settings: McpSettings,
+    secrets: SessionSecrets | None = None,
+    more: Sequence[Route] = (),
 ) -> Starlette:
     """The ASGI app: `/mcp`, `/sessions`, the metadata and `/healthz`. Its lifespan runs and closes the MCP door.
 
-    With `secrets` also `/wire-secret`, where a token is changed for a short-lived password of the wire door.
+    With `secrets` also `/wire-secret`, where a token is changed for a short-lived password of the wire door; `more` are
+    routes beside ours (those of SAML).
     """
     door = build_door(gateway, settings)
     mcp = door.server.streamable_http_app(
@@ -90,6 +87,7 @@ def build_app(
             *([Route(SECRET_PATH, BearerGate(issuing(secrets), gateway, verifier, settings))] if secrets else ()),
             Route(SESSIONS_PATH, BearerGate(listing(gateway), gateway, verifier, settings)),
             Route(f"{SESSIONS_PATH}/{{id}}", BearerGate(ending(gateway, secrets), gateway, verifier, settings)),
+            *more,
         ],
         lifespan=lifespan,
     )
@@ -126,10 +124,9 @@ class BearerGate:
 
     def __init__(self, app: ASGIApp, gateway: Gateway, verifier: TokenVerifier, settings: McpSettings) -> None:
         self._app = AuthContextMiddleware(app)
-        self._gateway = gateway
         self._verifier = verifier
         self._settings = settings
-        self._recorded: deque[float] = deque(maxlen=_RECORDED_REFUSALS_PER_MINUTE)
+        self._refusals = Refusals(gateway)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Verify, then pass on with `user` and `auth` set, or answer 401, 403 or 503."""
@@ -141,7 +138,7 @@ class BearerGate:
         except IssuerUnavailableError as error:
             return await _unavailable(error)(scope, receive, send)
         except AuthenticationError as error:
-            await self._record(error, scope)
+            await self._refusals.record(error, scope)
             return await self._unauthorized(error)(scope, receive, send)
         if missing := [s for s in self._settings.required_scopes if s not in verified.scopes]:
             return await self._forbidden(missing)(scope, receive, send)
@@ -170,18 +167,6 @@ class BearerGate:
     def _metadata_url(self) -> str:
         public = urlsplit(self._settings.public_url)
         return f"{public.scheme}://{public.netloc}{metadata_path(self._settings)}"
-
-    async def _record(self, error: AuthenticationError, scope: Scope) -> None:
-        now = time.monotonic()
-        if len(self._recorded) == self._recorded.maxlen and now - self._recorded[0] < 60:
-            log.warning("refused tokens come too fast to be recorded one by one")
-            return
-        self._recorded.append(now)
-        peer = scope.get("client")
-        client = ClientInfo(address=f"{peer[0]}:{peer[1]}" if peer else None)
-        # Nothing is let in here, so an audit that cannot be written takes nothing away but the entry.
-        with contextlib.suppress(CountersignError):
-            await self._gateway.refuse_login(error, Door.MCP, client, None)
 
 
 def issuing(secrets: SessionSecrets) -> ASGIApp:

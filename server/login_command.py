@@ -1,4 +1,4 @@
-"""`countersign login`: an access token changed for a short-lived user and password of the wire door."""
+"""`countersign login`: an access token or a SAML login, changed for a short-lived user and password (wire door)."""
 
 from __future__ import annotations
 
@@ -9,21 +9,31 @@ import click
 import httpx2
 
 from gateway.errors import AuthenticationError, CountersignError
+from server.saml_handover import token_by_browser
 
 _SECONDS = 15.0
 
 
 @click.command()
 @click.option("--url", default="http://127.0.0.1:8765", show_default=True, help="The gateway's HTTP address.")
-def login(url: str) -> None:
+@click.option("--saml", is_flag=True, help="Log in in the browser, at the gateway's SAML identity provider.")
+@click.option("--token", "as_token", is_flag=True, help="With --saml: print the bearer token alone, for the MCP door.")
+@click.option("--no-browser", is_flag=True, help="With --saml: only print the address to open.")
+def login(url: str, saml: bool, as_token: bool, no_browser: bool) -> None:
     """Print a user and password for the wire door, for an hour at most: `eval "$(countersign login)"`.
 
-    The access token comes from COUNTERSIGN_TOKEN.
+    The access token comes from COUNTERSIGN_TOKEN, or from a login in the browser (`--saml`).
     """
-    token = os.environ.get("COUNTERSIGN_TOKEN", "")
+    if (as_token or no_browser) and not saml:
+        raise click.UsageError("--token and --no-browser go with --saml")
+    url = url.removesuffix("/").removesuffix("/mcp")
+    token = token_by_browser(url, not no_browser) if saml else os.environ.get("COUNTERSIGN_TOKEN", "")
+    if as_token:
+        click.echo(token)
+        return
     if not token:
         raise AuthenticationError("COUNTERSIGN_TOKEN is not set", cure="Set it to an access token of your issuer.")
-    where = f"{url.removesuffix('/').removesuffix('/mcp')}/wire-secret"
+    where = f"{url}/wire-secret"
     try:
         answer = httpx2.post(where, headers={"Authorization": f"Bearer {token}"}, timeout=_SECONDS)
         body = answer.json()
