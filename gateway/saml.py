@@ -38,8 +38,12 @@ _NS = {
     "xenc": "http://www.w3.org/2001/04/xmlenc#",
 }
 _BEARER = "urn:oasis:names:tc:SAML:2.0:cm:bearer"
-PERSISTENT = "urn:oasis:names:tc:SAML:2.0:nameid-format:persistent"
-EMAIL_ADDRESS = "urn:oasis:names:tc:SAML:1.1:nameid-format:emailAddress"
+# SAML core section 8.3. Who sends the browser's request himself can ask for another format under our request's id: of
+# one person there must be one name, since one name is one vote.
+NAME_FORMATS = {
+    "persistent": "urn:oasis:names:tc:SAML:2.0:nameid-format:persistent",
+    "emailAddress": "urn:oasis:names:tc:SAML:1.1:nameid-format:emailAddress",
+}
 _MORE = "http://www.w3.org/2001/04/xmldsig-more#"
 _SIGNATURES = {_MORE + name for name in ("rsa-sha256", "rsa-sha384", "rsa-sha512")} | {
     _MORE + name for name in ("ecdsa-sha256", "ecdsa-sha384", "ecdsa-sha512")
@@ -61,6 +65,7 @@ class IdentityProvider:
     sso_url: str
     certificates: tuple[str, ...]  # base64 of DER, pinned from its metadata
     sp_entity_id: str | None = None  # None: where our metadata is
+    name_id: str = "persistent"  # of NAME_FORMATS
     groups_attribute: str = "groups"
     email_attribute: str | None = None
     email_verified: bool = False
@@ -124,7 +129,7 @@ class ServiceProvider:
                 "sp": {
                     "entityId": self.entity_id,
                     "assertionConsumerService": {"url": self.acs_url},
-                    "NameIDFormat": PERSISTENT,
+                    "NameIDFormat": NAME_FORMATS[idp.name_id],
                 },
                 "idp": {
                     "entityId": idp.entity_id,
@@ -146,8 +151,8 @@ class ServiceProvider:
         return made if isinstance(made, bytes) else str(made).encode()
 
     def request(self) -> Request:
-        """A new AuthnRequest. It leaves the format of the name to the provider: both that we take would do."""
-        made = OneLogin_Saml2_Authn_Request(self._settings, set_nameid_policy=False)
+        """A new AuthnRequest."""
+        made = OneLogin_Saml2_Authn_Request(self._settings)
         glue = "&" if "?" in self.idp.sso_url else "?"
         return Request(made.get_id(), f"{self.idp.sso_url}{glue}{urlencode({'SAMLRequest': made.get_request()})}")
 
@@ -244,9 +249,9 @@ class ServiceProvider:
             named, attributes = response.get_nameid_data(), response.get_attributes()
         except Exception as error:  # the library's own
             raise _refused(f"the assertion cannot be read: {_short(str(error))}") from None
-        if named.get("Format") not in (PERSISTENT, EMAIL_ADDRESS):
-            raise _refused("the name of the subject is neither `persistent` nor `emailAddress`")
-        if named.get("NameQualifier") not in (None, self.idp.entity_id):
+        if named.get("Format") != NAME_FORMATS[self.idp.name_id]:
+            raise _refused(f"the name of the subject is not `{self.idp.name_id}`, which `saml.name_id` asks for")
+        if named.get("NameQualifier") not in (None, self.idp.entity_id):  # of SPNameQualifier the library sees to it
             raise _refused("the name of the subject is one of another provider")
         claims: dict[str, Any] = {"sub": named["Value"], "principal_kind": "human"}
         claims["groups"] = attributes.get(self.idp.groups_attribute, [])

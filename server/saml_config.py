@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, Field
@@ -24,6 +24,7 @@ class SamlFile(BaseModel):
     idp: Annotated[str, Field(min_length=1, max_length=1024)]
     metadata: Path
     entity_id: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    name_id: Literal["persistent", "emailAddress"] = "persistent"
     groups_attribute: str = "groups"
     email_attribute: str | None = None
     email_verified: bool = False
@@ -49,6 +50,7 @@ def identity_provider(file: SamlFile | None, base: Path) -> IdentityProvider | N
         sso_url=url,
         certificates=certificates,
         sp_entity_id=file.entity_id,
+        name_id=file.name_id,
         groups_attribute=file.groups_attribute,
         email_attribute=file.email_attribute,
         email_verified=file.email_verified,

@@ -163,6 +163,18 @@ def unaddressed(path: str, attribute: str) -> Callable[[], etree._Element]:
     return make
 
 
+def named(attribute: str, value: str) -> Callable[[], etree._Element]:
+    """Signed with a name that is qualified."""
+
+    def make() -> etree._Element:
+        response = IDP.response(said())
+        response.find(NAME, NS).set(attribute, value)
+        IDP.sign(assertion_of(response))
+        return response
+
+    return make
+
+
 def without_audience() -> etree._Element:
     response = IDP.response(said())
     conditions = response.find("saml:Assertion/saml:Conditions", NS)
@@ -217,8 +229,17 @@ ATTACKS: dict[str, tuple[Callable[[], Any], str]] = {
     "another issuer": (lambda: IDP.signed(said(issuer="https://evil.test")), "is not from the issuer"),
     "a passing name": (
         lambda: IDP.signed(said(name_format="urn:oasis:names:tc:SAML:2.0:nameid-format:transient")),
-        "neither `persistent` nor `emailAddress`",
+        "is not `persistent`, which `saml.name_id` asks for",
     ),
+    "a second name of the same person": (
+        lambda: IDP.signed(said(name_format="urn:oasis:names:tc:SAML:1.1:nameid-format:emailAddress")),
+        "is not `persistent`, which `saml.name_id` asks for",
+    ),
+    "a name for an affiliation": (
+        named("SPNameQualifier", "https://all.test"),
+        "cannot be read: The SPNameQualifier",
+    ),
+    "a name of another provider": (named("NameQualifier", "https://evil.test"), "is one of another provider"),
     "a comment in the name": (
         text(lambda xml: xml.replace(b"noor@example.test<", b"noor@example.test<!---->.evil.test<")),
         "holds a comment",

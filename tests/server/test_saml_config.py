@@ -38,6 +38,7 @@ def test_without_the_section_there_is_no_provider(tmp_path: Path) -> None:
     [
         ({"more": ", clock_skew: 181"}, "less than or equal to 180"),
         ({"more": ", max_age: 1"}, "greater than or equal to 60"),
+        ({"more": ", name_id: transient"}, "'persistent' or 'emailAddress'"),
         ({"more": ", fetch: true"}, "unknown key `fetch`"),
         ({"idp": ""}, "at least 1 character"),
         ({"mcp": ""}, "`saml` needs `mcp:`"),
