@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from server import evidence
+from server.terminal import Terminal
 from server.visible import visible
 
 Approval = Mapping[str, Any]
@@ -85,9 +86,9 @@ def left(approval: Approval, now: datetime) -> str:
     return f"{seconds} s" if seconds < 120 else f"{seconds // 60} min"
 
 
-def console() -> Console:
+def console() -> Terminal:
     """Where it is shown. Stored texts are never read as markup, and never fold into each other."""
-    return Console(markup=False, highlight=False, soft_wrap=False)
+    return Terminal()
 
 
 def _plain(text: str) -> Text:

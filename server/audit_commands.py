@@ -16,7 +16,6 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from audit import search as finder
 from audit import segments as sealed
@@ -28,9 +27,12 @@ from audit.store import AuditUnavailable, Store
 from gateway.errors import AuditUnavailableError, ConfigurationError
 from server.arguments import CONFIG, STORE
 from server.late_commands import LateGroup
+from server.listing import show
 from server.reading import record_reading, store_path
 from server.timestamp_roots import time_stamps
-from server.visible import visible
+
+# `gateway.model.Status`, which is slow to import: a test compares them.
+STATUSES = ("completed", "failed", "cancelled", "refused", "pending", "rehearsed", "skipped", "unknown")
 
 _LATE = {
     "checkpoint": ("server.signing_commands", "Sign all entries there are, and hand the checkpoint to the witnesses."),
@@ -58,6 +60,8 @@ def segments(store: Path | None, config_path: Path, as_json: bool) -> None:
         found = sealed.sealed(store_path(store, config_path))
     except AuditUnavailable as error:
         raise AuditUnavailableError(str(error)) from None
+    if not found:
+        click.echo("nothing was sealed yet: the store holds all entries", err=True)
     for one in found:
         size = one.path.stat().st_size if one.path.is_file() else None
         if as_json:
@@ -148,7 +152,7 @@ def verify(
 @click.option("--connection", help="The connection's name.")
 @click.option("--session", help="The session's id.")
 @click.option("--statement", help="The statement's id, as its answer and its error say it.")
-@click.option("--status", help="completed, failed, refused, pending, unknown …")
+@click.option("--status", type=click.Choice(STATUSES), help="What came of it.")
 @click.option("--words", help='In statements, reasons and messages: all of these; word*, "two words".')
 @click.option("--action", help="What a statement demands: select, delete, drop, call …")
 @click.option("--relation", help="Of what: public.orders; sales.* for all of a schema.")
@@ -177,8 +181,8 @@ def search(
     now = datetime.now(UTC)
     try:
         query = Query(
-            since=finder.as_time(since, now) if since else None,
-            until=finder.as_time(until, now) if until else None,
+            since=finder.as_time(since, now) if since is not None else None,
+            until=finder.as_time(until, now) if until is not None else None,
             **asked,
         )
         found = finder.search(path, query)
@@ -193,7 +197,7 @@ def search(
     elif as_csv:
         click.echo(_csv(found), nl=False)
     else:
-        _show(found)
+        show(found)
 
 
 @audit.command()
@@ -229,50 +233,3 @@ def _csv(found: Sequence[Found]) -> str:
     writer.writerow([field.name for field in fields(Found)])
     writer.writerows(astuple(entry) for entry in found)
     return text.getvalue()
-
-
-def _show(found: Sequence[Found]) -> None:
-    console = Console(soft_wrap=False)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("seq", "time", "who", "kind", "what"):
-        table.add_column(name, no_wrap=name != "what", overflow="fold")
-    for entry in found:
-        # What clients sent must not reach the terminal as control sequences, nor look like something else.
-        cells = (str(entry.seq), entry.time[:19], entry.subject or "", entry.kind, _what(entry))
-        table.add_row(*map(visible, cells))
-    console.print(table if found else "nothing found", markup=False)
-
-
-def _what(entry: Found) -> str:
-    """The one thing that a reader of this kind of entry wants to see."""
-    body = json.loads(entry.body)
-    match entry.kind:
-        case "intent":
-            return f"[{body['verdict']['effect']}] {' '.join(body['text'].split())}"
-        case "outcome":
-            parts = [body["status"], body.get("tag") or "", body.get("sqlstate") or "", body.get("message") or ""]
-            return " · ".join(part for part in parts if part)
-        case "session.opened":
-            return (
-                f"{body['door']} door, {body['client'].get('name') or 'unnamed client'}, until {body['expires'][:19]}"
-            )
-        case "session.closed" | "session.refused":
-            return str(body["reason"])
-        case "policy.loaded" | "policy.rejected":
-            return f"{body['source']} {body.get('error') or body['policy'][:12]}"
-        case "audit.read":
-            found = f": {body['found']} found" if "found" in body else ""
-            return f"{body['how']} {json.dumps(body['query'], ensure_ascii=False)}{found}"
-        case "key.created" | "key.rotated":
-            return str(body.get("vkey") or body["note"].split("\n")[2])
-        case "recording.shredded":
-            span = body["shredded"]
-            return f"{span['first']} to {span['last']}: {body['why']}"
-        case "checkpoint.failed":
-            return str(body["reason"])
-        case "checkpoint.witnessed":
-            return f"{body['size']} entries, by {body['witness']}"
-        case kind if kind.startswith("approval."):
-            voter = body.get("voter", {}).get("subject", "")
-            return " ".join(str(p) for p in (body["approval"], voter, body.get("choice", "")) if p)
-    return ""

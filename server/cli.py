@@ -17,6 +17,9 @@ from server.late_commands import LateGroup
 
 T = TypeVar("T")
 
+# What a shell says of a program that SIGINT ended.
+_INTERRUPTED = 130
+
 
 class _Commands(LateGroup):
     """Turns our own errors into one line on stderr and exit status 2."""
@@ -34,6 +37,8 @@ class _Commands(LateGroup):
         except CountersignError as error:
             click.echo(f"countersign: {error}", err=True)
             ctx.exit(2)
+        except KeyboardInterrupt:
+            ctx.exit(_INTERRUPTED)  # a replay or a followed export that was watched enough: nothing to say
         except BrokenPipeError:
             # Our output was a pipe that closed (`| head`): nothing is wrong.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

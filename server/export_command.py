@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -79,6 +79,7 @@ def export(
             deliver = _to(collector)
         try:
             after = _resumed(path, state_path, after)
+            _check_writable(state_path)
             to = None if push is None else shown(push)
             reader = getpass.getuser()
             record_reading(
@@ -156,12 +157,29 @@ def _resumed(path: Path, state_path: Path | None, after: int) -> int:
     return place.seq
 
 
+def _check_writable(state_path: Path | None) -> None:
+    """Before anything leaves: each run would hand over the same again."""
+    if state_path is not None:
+        with _told(state_path):
+            (new := _beside(state_path)).touch()
+            new.unlink()
+
+
 def _keep(state_path: Path, place: Place) -> None:
     """Replace the state as one: a crash leaves the old or the new."""
-    new = state_path.with_name(f"{state_path.name}.new")
-    try:
-        new.write_text(place.text, encoding="utf-8")
+    with _told(state_path):
+        (new := _beside(state_path)).write_text(place.text, encoding="utf-8")
         new.replace(state_path)
+
+
+def _beside(state_path: Path) -> Path:
+    return state_path.with_name(f"{state_path.name}.new")
+
+
+@contextlib.contextmanager
+def _told(state_path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise ConfigurationError(
             f"the state `{state_path}` cannot be written: {error.strerror}", cure="Name another file."

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from gateway.errors import ConfigurationError
 from gateway.model import Connection
@@ -29,6 +29,7 @@ from server.arguments import CONFIG
 from server.config import Config, load_config
 from server.lineage import LineageUnknownError, lineage
 from server.live_catalog import facts_of
+from server.terminal import Terminal
 
 
 @click.group()
@@ -152,13 +153,13 @@ def _cases_of(file: Path) -> tuple[str | None, list[Case]]:
 
 
 def _show_differences(name: str, case: Case, differences: list[Difference]) -> None:
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{name}:{case.line}: {case.file.note or 'case'}", style="bold", markup=False)
-    console.print(f"    {case.principal.subject}: {' '.join(case.file.sql.split())}", markup=False)
+    console = Terminal(soft_wrap=True)
+    console.print(f"{name}:{case.line}: {case.file.note or 'case'}", style="bold")
+    console.print(f"    {case.principal.subject}: {' '.join(case.file.sql.split())}")
     for difference in differences:
-        console.print(f"  - {difference.what}: {difference.expected}", style="red", markup=False)
+        console.print(f"  - {difference.what}: {difference.expected}", style="red")
         why = f"  ({difference.why})" if difference.why else ""
-        console.print(f"  + {difference.what}: {difference.actual}{why}", style="green", markup=False)
+        console.print(f"  + {difference.what}: {difference.actual}{why}", style="green")
 
 
 def _named(config: Config, name: str | None) -> Connection:
@@ -173,8 +174,8 @@ def _named(config: Config, name: str | None) -> Connection:
 
 def _show(decision: Decision) -> None:
     colours = {Effect.ALLOW: "green", Effect.APPROVE: "yellow", Effect.DENY: "red"}
-    verdict, console = decision.verdict, Console(highlight=False)
-    console.print(f"verdict  [bold {colours[verdict.effect]}]{verdict.effect}[/]")
+    verdict, console = decision.verdict, Terminal()
+    console.print(Text.assemble("verdict  ", (str(verdict.effect), f"bold {colours[verdict.effect]}")))
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("", "demand", "why", "rule"):
         table.add_column(name, overflow="fold")
@@ -183,30 +184,30 @@ def _show(decision: Decision) -> None:
     console.print(table)
     for reason in verdict.reasons:
         if reason.effect is verdict.effect and reason.cure:
-            console.print(f"cure     {reason.cure}", markup=False)
+            console.print(f"cure     {reason.cure}")
     for terms in verdict.terms:
         who = ", ".join(terms.names)
-        console.print(f"approval {terms.quorum} of {who}, within {terms.expires}", markup=False)
+        console.print(f"approval {terms.quorum} of {who}, within {terms.expires}")
     for entry in verdict.rewrite.filtered if verdict.rewrite is not None else ():
-        console.print(f"only some rows of {entry}", markup=False)
+        console.print(f"only some rows of {entry}")
     if verdict.rewrite is not None and verdict.rewrite.splices:
         console.print("runs as", style="bold")
-        console.print(verdict.rewrite.shown, markup=False, soft_wrap=True)
+        console.print(verdict.rewrite.shown, soft_wrap=True)
 
 
 def _show_lineage(decision: Decision, facts: Facts) -> None:
     """Where the columns of the result come from, as far as a second parser can tell."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal(soft_wrap=True)
     assert decision.analysis is not None
     console.print("columns come from (advisory: sqlglot's reading, which no verdict rests on)", style="bold")
     try:
         columns = lineage(decision.analysis.text.decode(), facts.catalog, facts.search_path)
     except LineageUnknownError as error:
-        console.print(f"  not known: {error}", markup=False)
+        console.print(f"  not known: {error}")
         return
     rewrite = decision.verdict.rewrite
     masked = {f"{m.relation}.{m.column}": m.how for m in rewrite.masked} if rewrite is not None else {}
     for place, column in enumerate(columns, 1):
         sources = [f"{s} (masked: {masked[s]})" if s in masked else s for s in column.sources]
         sources += [] if column.whole else ["something that was not traced"]
-        console.print(f"  {column.name or f'column {place}'}: {', '.join(sources) or 'no column'}", markup=False)
+        console.print(f"  {column.name or f'column {place}'}: {', '.join(sources) or 'no column'}")

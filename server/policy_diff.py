@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
 from audit import search as finder
 from audit.entry import Draft, Kind
@@ -32,6 +31,7 @@ from server.arguments import CONFIG
 from server.config import load_config
 from server.live_catalog import facts_of
 from server.reading import record_reading, store_path
+from server.terminal import Terminal
 from server.visible import visible
 
 # A look at the text is quicker than its analysis, and what holds neither word is neither.
@@ -269,24 +269,22 @@ def _fields(said: Said) -> dict[str, object]:
 
 
 def _show(replay: Replay) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal(soft_wrap=True)
     for asked, times, before, after in replay.changed:
         words = " ".join(asked.text.decode().split())
         short = words if len(words) <= _SHOWN_CHARACTERS else f"{words[: _SHOWN_CHARACTERS - 1]}…"
         often = f", {times} times" if times > 1 else ""
         heading = f"{asked.principal.subject} on {asked.connection} ({asked.circumstances.door}{often}): {short}"
         # What clients sent must not reach the terminal as control sequences, nor look like something else.
-        console.print(visible(heading), style="bold", markup=False)
+        console.print(visible(heading), style="bold")
         for sign, style, said, other in (("-", "red", before, after), ("+", "green", after, before)):
             for line in _in_words(said, other):
-                console.print(f"  {sign} {visible(line)}", style=style, markup=False)
-    console.print(
-        f"{replay.statements} statements, {replay.distinct} distinct: {len(replay.changed)} would change", markup=False
-    )
+                console.print(f"  {sign} {visible(line)}", style=style)
+    console.print(f"{replay.statements} statements, {replay.distinct} distinct: {len(replay.changed)} would change")
     for reason, count in replay.left_out.items():
-        console.print(f"  {count} could not be asked again: {reason}", markup=False)
+        console.print(f"  {count} could not be asked again: {reason}")
     for note, count in replay.notes.items():
-        console.print(f"  {count} statements: {note}" if note == _OTHER_SCHEMA else f"  {note}", markup=False)
+        console.print(f"  {count} statements: {note}" if note == _OTHER_SCHEMA else f"  {note}")
 
 
 def _in_words(said: Said, other: Said) -> Iterator[str]:

@@ -6,6 +6,7 @@ import getpass
 import html
 import io
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,8 +22,9 @@ from audit import playback
 from audit.search import SearchError
 from gateway.errors import ConfigurationError
 from server.arguments import CONFIG, STORE
-from server.reading import record_reading, store_path
+from server.reading import record_reading, store_path, unread
 from server.screen import Shown, Style, screen
+from server.terminal import Terminal
 
 _COLORS = {
     Style.PLAIN: "",
@@ -37,6 +39,10 @@ _COLORS = {
     Style.NULL: "dim",
 }
 _HEIGHT = 36
+# The blocks of Unicode whose characters run from right to left (DerivedBidiClass.txt), and single spaces between.
+_FROM_THE_RIGHT = re.compile(
+    "[{0}]+(?: [{0}]+)*".format("\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefe\U00010800-\U00010fff\U0001e800-\U0001efff")
+)
 # A cast is as wide as its widest line, within these; what is wider breaks, as in a terminal.
 _NARROWEST, _WIDEST = 100, 140
 
@@ -63,15 +69,18 @@ def replay(
     output: Path | None,
 ) -> None:
     """Play a session as it was: prompts, verdicts, waits for approval, and what the client was sent."""
+    if output is not None and export is None:
+        raise ConfigurationError(f"nothing would be written to `{output}`", cure="Add `--export cast` or `html`.")
     path = store_path(store, config_path)
     try:
         moments = playback.session(path, session)
     except SearchError as error:
-        raise ConfigurationError(str(error)) from None
+        away = unread(path)
+        raise ConfigurationError(f"{error}; {away}" if away else str(error)) from None
     record_reading(path, playback.reading(getpass.getuser(), session, export or "terminal"))
     shown = screen(moments)
     if export is None:
-        play(shown, Console(highlight=False), speed=speed, longest=max_pause, step=step)
+        play(shown, Terminal(), speed=speed, longest=max_pause, step=step)
         return
     begun = moments[0].time.timestamp()
     text = as_cast(shown, session, begun, int(cast_version)) if export == "cast" else as_html(shown, session)
@@ -94,13 +103,16 @@ def play(
     wait: Callable[[float], None] = time.sleep,
     ask: Callable[[], str] = sys.stdin.readline,
 ) -> None:
-    """Show everything with its pauses, or stop before each statement where `step`; `ask` answers `q` to end it."""
+    """Show everything with its pauses, or stop before each statement where `step`.
+
+    `ask` answers a line: `q` ends it, and so does the end of the answers.
+    """
     before = shown[0].at if shown else 0.0
     for one in shown:
         if step:
             if one.step:
                 console.print("-- Enter goes on, q ends", style="dim", end=" ")
-                if ask().strip().lower() in ("q", "quit"):
+                if not (said := ask()) or said.strip().lower() in ("q", "quit"):
                     return
         elif (pause := (one.at - before) / speed) > 0:
             wait(pause if longest is None else min(pause, longest))
@@ -149,8 +161,13 @@ def as_html(shown: Sequence[Shown], title: str) -> str:
     return page.replace("{{title}}", html.escape(title)).replace("{{moments}}", "".join(map(_element, shown)))
 
 
+def _isolated(text: str) -> str:
+    """Words from right to left by themselves: a browser would draw the numbers and cells after them before them."""
+    return _FROM_THE_RIGHT.sub(r"<bdi>\g<0></bdi>", text)
+
+
 def _element(one: Shown) -> str:
-    pieces = "".join(f'<span class="{style}">{html.escape(text)}</span>' for style, text in one.pieces)
+    pieces = "".join(f'<span class="{style}">{_isolated(html.escape(text))}</span>' for style, text in one.pieces)
     table = any(style is Style.ROWS for style, _ in one.pieces)
     marks = f"{' class=table' if table else ''}{' data-step' if one.step else ''}"
     return f'<div data-at="{one.at:.6f}"{marks}>{pieces}</div>'

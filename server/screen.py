@@ -73,7 +73,8 @@ def screen(moments: Sequence[Moment]) -> list[Shown]:
             continue
         start = (intent.time - moments[0].time).total_seconds()
         masked = frozenset(str(name).rpartition(".")[2] for name in moment.body.get("masked") or ())
-        shown += [Shown(start + when, pieces) for when, pieces in _sent(moment.sent or (), masked)]
+        none = moment.body.get("rows") == 0
+        shown += [Shown(start + when, pieces) for when, pieces in _sent(moment.sent or (), masked, none)]
         shown.append(Shown(max(start, at), list(_outcome(moment, intent))))
     return sorted(shown, key=lambda one: one.at)
 
@@ -150,12 +151,13 @@ def _outcome(moment: Moment, intent: Moment | None = None) -> Iterator[Piece]:
     parts += [f"masked: {', '.join(body['masked'])}"] if body.get("masked") else []
     hidden = ", ".join(f"{one['count']} {one['kind']}" for one in body.get("detected", ()))
     parts += [f"hidden: {hidden}"] if hidden else []
+    parts += [moment.statement]  # by which its entries are found, and its recording is shredded
     style = {"completed": Style.ASIDE, "pending": Style.WAIT, "rehearsed": Style.WAIT}.get(status, Style.BAD)
     yield style, f"{_line(' · '.join(str(part) for part in parts if part))}\n"
 
 
-def _sent(chunks: Sequence[Chunk], masked: Collection[str]) -> Iterator[tuple[float, list[Piece]]]:
-    """(seconds, what was shown) of a recording. Rows appear once all are there, as psql shows them."""
+def _sent(chunks: Sequence[Chunk], masked: Collection[str], none: bool) -> Iterator[tuple[float, list[Piece]]]:
+    """(seconds, what was shown) of a recording. Rows appear once all are there, as psql shows them; so do `none`."""
     columns: Sequence[backend.Column] = ()
     data, arrived = b"", 0.0
     for chunk in chunks:
@@ -167,6 +169,8 @@ def _sent(chunks: Sequence[Chunk], masked: Collection[str]) -> Iterator[tuple[fl
             match message:
                 case backend.RowDescription():
                     columns = message.columns
+                case backend.CommandComplete() if none and columns:
+                    yield when, list(_table(columns, (), masked))
                 case backend.NoticeResponse():
                     yield when, [(Style.WAIT, _report(message.fields))]
                 case backend.ErrorResponse():
@@ -224,7 +228,7 @@ def _table(
     columns: Sequence[backend.Column], rows: Sequence[Sequence[str | None]], masked: Collection[str]
 ) -> Iterator[Piece]:
     """As psql's aligned format with a sign for NULL; a column that bears a masked one's name has a coloured head."""
-    count = max(len(row) for row in rows)
+    count = max((len(row) for row in rows), default=len(columns))
     names = [_line(columns[at].name) if at < len(columns) else "?" for at in range(count)]
     cells = [names, *([_NULL if cell is None else cell for cell in row] for row in rows)]
     widths = [max(cell_len(row[at]) for row in cells if at < len(row)) for at in range(count)]

@@ -10,10 +10,10 @@ from urllib.parse import quote
 
 import click
 import httpx2
-from rich.console import Console
 from rich.table import Table
 
 from gateway.errors import AuthenticationError, CountersignError, SessionEndedError
+from server.terminal import Terminal
 
 _SECONDS = 15.0
 _ID_WIDTH = 19  # an id is there to be copied
@@ -63,7 +63,7 @@ def list_(url: str, as_json: bool) -> None:
             session["address"] or "",
             f"{until:%m-%d %H:%M}",
         )
-    Console(highlight=False, markup=False).print(table)
+    Terminal().print(table)
 
 
 @sessions.command()

@@ -15,6 +15,7 @@ from audit.errors import AuditUnavailable
 from audit.merkle import ProofError
 from audit.note import NoteError, PublicKey, open_note, split_notes
 from audit.proof import Extension
+from audit.segments import elsewhere
 from audit.signed import Signed
 from audit.store import Item, Store
 from audit.testimony import Witnessed
@@ -22,7 +23,7 @@ from audit.witness import statement_of
 from gateway.errors import AuditUnavailableError, ConfigurationError
 from server.arguments import CONFIG, STORE
 from server.config import Signing, key_beside, load_config
-from server.reading import record_reading, store_path
+from server.reading import existing, record_reading, store_path, unread
 from server.visible import visible
 
 
@@ -34,10 +35,8 @@ def _opened(store: Path | None, config_path: Path) -> Iterator[tuple[Store, Sign
     else:
         config = load_config(config_path)
         path, signing = config.audit_path, config.signing
-    if not path.is_file():
-        raise ConfigurationError(f"there is no audit store at `{path}`", cure="Name the file, or `--config`.")
     try:
-        with contextlib.closing(Store.open(path)) as opened:
+        with contextlib.closing(Store.open(existing(path))) as opened:
             signing.prepare(opened.public_keys())
             yield opened, signing
     except AuditUnavailable as error:
@@ -109,6 +108,11 @@ def prove(seq: int, store: Path | None, config_path: Path) -> None:
     with _opened(store, config_path) as (opened, _):
         proof = opened.prove(seq)
         if proof is None:
+            for one in elsewhere(opened.path):
+                if one.first <= seq <= one.last:
+                    raise ConfigurationError(
+                        f"entry {seq} is in a segment that is elsewhere", cure=f"Bring `{one.path}` back."
+                    )
             raise ConfigurationError(
                 f"entry {seq} is not signed yet, or not there", cure="Sign it with `countersign audit checkpoint`."
             )
@@ -128,7 +132,10 @@ def witnessed(store: Path | None, config_path: Path, output: Path | None) -> Non
     path = store_path(store, config_path)
     record_reading(path, testimony.reading(getpass.getuser()))
     try:
-        for one in testimony.witnessed(path):
+        said = list(testimony.witnessed(path))
+        if not said:
+            click.echo("no witness has said anything yet", err=True)
+        for one in said:
             click.echo(visible(f"{one.seq}  {one.time[:19]}  {one.size} entries  {one.what}  {one.witness}"))
             if output is not None:
                 _keep(output, one)
@@ -190,7 +197,7 @@ def consistency(
             before, after = (Checkpoint.parse(open_note(note, known)) for note in (older, newer))
             extension = opened.extension(before.size, after.size, newer)
             if extension is None:
-                raise ProofError(f"the store cannot carry {before.size} entries on to {after.size}: it has not so many")
+                raise _not_carried_on(opened, before.size, after.size)
             extension.check(older, known)
         click.echo(extension.text, nl=False)
     except NoteError as error:
@@ -198,6 +205,20 @@ def consistency(
     except ProofError as error:
         click.echo(f"NOT CONSISTENT  {error}")
         context.exit(1)
+
+
+def _not_carried_on(store: Store, old: int, new: int) -> ProofError | ConfigurationError:
+    """Why there is no proof: a history that was rolled back, or files that are only not here."""
+    if old > new:
+        return ProofError(
+            f"the first checkpoint is over {old} entries, the second over {new}: if they were not given the wrong way"
+            " round, the newest entries were taken away"
+        )
+    if new <= store.head()[0] and (away := unread(store.path)):
+        return ConfigurationError(
+            f"{old} entries cannot be carried on to {new} here: {away}", cure="`countersign audit segments` lists them."
+        )
+    return ProofError(f"the store cannot carry {old} entries on to {new}: it has not so many")
 
 
 def _last_note(path: Path) -> str:

@@ -66,6 +66,14 @@ def test_explain_shows_rules_masks_and_where_the_columns_come_from(stack: Stack)
     ]
 
 
+def test_explain_reads_no_markup_and_no_pictures_in_names(stack: Stack) -> None:
+    who = ("explain", "--as", "devin", "--group", "ai-agents", "--agent")
+    done = run(stack, *who, 'SELECT 1 FROM "[/red]"')
+    assert (done.exit_code, 'relation "[/red]" does not exist' in " ".join(done.output.split())) == (0, True)
+    done = run(stack, *who, "SELECT ssn, ':cat:' FROM customers")
+    assert "SELECT ssn, ':cat:' FROM (SELECT " in done.output
+
+
 def test_explain_says_why_it_knows_no_lineage(stack: Stack) -> None:
     done = run(stack, "explain", "--as", "devin", "--group", "ai-agents", "--agent", "DROP TABLE customers")
     assert done.exit_code == 0

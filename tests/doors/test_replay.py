@@ -7,9 +7,12 @@ import io
 import itertools
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 from click.testing import CliRunner, Result
@@ -19,7 +22,9 @@ from rich.console import Console
 
 from audit import playback
 from audit.entry import Draft, Kind
+from audit.note import Signer
 from audit.recording import Chunk, Mode, Recording, Shred
+from audit.rolling import roll
 from audit.search import SearchError
 from audit.store import Item, Store
 from server.cli import main
@@ -50,12 +55,14 @@ def test_a_psql_session_reads_as_psql_showed_it(stack: Stack) -> None:
         row[0] for row in stack.direct("SELECT attname FROM pg_attribute WHERE attrelid = 'customers'::regclass")
     }
     text = text if "full_name" in columns else text.replace("full_name", "name")
-    done = stack.psql("devin", text, "-c", "SELECT 1/0", "-c", "SELECT pg_read_file('x')")
+    none = "SELECT id, created_at FROM customers WHERE id < 0"
+    done = stack.psql("devin", text, "-c", none, "-c", "SELECT 1/0", "-c", "SELECT pg_read_file('x')")
     shown = watched(stack.audit_path, session_of(stack, "SELECT id,%\n WHERE id < 3%"))
     assert "=> SELECT id" in shown
     assert "\n->  WHERE id < 3 ORDER BY id\n" in shown
     table = [line.rstrip() for line in done.stdout.splitlines() if re.search(r" \| |-\+-|^\(", line)]
     assert [line.rstrip() for line in shown.splitlines() if re.search(r" \| |-\+-|^\(\d+ row", line)] == table
+    assert "(0 rows)" in table
     assert "ERROR:  division by zero" in shown
     assert "deny: " in shown
     assert shown.rstrip().splitlines()[-1].startswith("the session ended: ")
@@ -69,6 +76,7 @@ async def test_a_wait_for_approval_and_the_run_are_in_the_picture(stack: Stack) 
     answer(await call(stack, "devin", "await_approval", id=pending["id"]))
     [found] = stack.audit("SELECT session FROM statements WHERE sql = ? LIMIT 1", text)
     shown = watched(stack.audit_path, str(found["session"]))
+    shown = shown[shown.index(text) :]  # what the session was asked before is others' concern
     at = [shown.index(words) for words in (text, "reason: to see it again", "approve: ", f"{pending['id']} requested")]
     at += [shown.index(words) for words in (f"{pending['id']} voted", "(why not)", f"{pending['id']} approved")]
     assert at == sorted(at)
@@ -220,6 +228,22 @@ def test_the_page_is_one_file_that_loads_nothing(path: Path) -> None:
     assert "<title>&lt;b&gt;</title>" in page
 
 
+def test_what_runs_from_right_to_left_reorders_nothing_on_the_page() -> None:
+    """Browsers draw `12 | A | 34` with 34 in the second column where A is Arabic, unless A is by itself."""
+    page = as_html([Shown(0.0, [(Style.ROWS, " 12 | \u05e9\u05dc \u05d5 | \u0645\u0631 | 34 <\n")])], "t")
+    assert " 12 | <bdi>\u05e9\u05dc \u05d5</bdi> | <bdi>\u0645\u0631</bdi> | 34 &lt;\n" in page
+
+
+def test_a_pipe_that_closes_is_no_failure(path: Path) -> None:
+    for command in (["replay", "se-1", str(path)], ["audit", "search", str(path)]):
+        with subprocess.Popen([sys.executable, "-m", "server", *command], stdout=PIPE, stderr=PIPE) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            process.stdout.close()
+            said = process.stderr.read()
+        assert (process.returncode, said) == (0, b"")
+
+
 def played(shown: Sequence[Shown], **more: object) -> tuple[str, list[float]]:
     out, waits = io.StringIO(), list[float]()
     settings = {"speed": 1.0, "longest": None, "step": False} | more
@@ -236,15 +260,25 @@ def test_pauses_are_as_they_were_or_shorter_on_request() -> None:
 
 def test_step_by_step_waits_for_enter_and_ends_with_q() -> None:
     shown = [Shown(at, [(Style.PLAIN, f"{at}\n")], step=at != 1) for at in (0.0, 1.0, 2.0)]
-    answers = iter(["\n", "q\n"])
-    text, waits = played(shown, step=True, ask=lambda: next(answers))
-    assert ("0.0\n" in text, "1.0\n" in text, "2.0\n" in text, waits) == (True, True, False, [])
+    for end in ("q\n", ""):  # "": Ctrl-D, or nobody there to ask
+        answers = iter(["\n", end])
+        text, waits = played(shown, step=True, ask=answers.__next__)
+        assert ("0.0\n" in text, "1.0\n" in text, "2.0\n" in text, waits) == (True, True, False, [])
 
 
 def test_an_unknown_session_or_file_is_a_sentence(path: Path, tmp_path: Path) -> None:
     done = run("se-nobody", path)
     assert (done.exit_code, "there is no session `se-nobody`" in done.output) == (2, True)
+    done = run("se-1", path, "--output", tmp_path / "x.cast")
+    assert (done.exit_code, "nothing would be written to" in done.output) == (2, True)
     done = run("se-1", path, "--export", "html", "--output", tmp_path / "no" / "where")
     assert (done.exit_code, "cannot be written" in done.output) == (2, True)
     with pytest.raises(SearchError):
         playback.session(tmp_path / "nothing.db", "se-1")
+    with contextlib.closing(Store.open(path)) as store:
+        segment = roll(path, lambda: Signer("example.com/audit", bytes(32)))
+        assert segment is not None
+        assert store.head()[0] > segment.last
+    segment.path.unlink()
+    done = run("se-1", path)
+    assert (done.exit_code, "1 of its segments are elsewhere" in done.output) == (2, True), done.output

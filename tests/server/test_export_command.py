@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,6 +53,23 @@ def test_each_export_with_a_state_goes_on_after_the_last(path: Path, tmp_path: P
     assert "rolled back" in refused.stderr
     state.write_text("14")
     assert "cannot be read" in run(path, "--state", state).stderr
+
+
+def test_a_state_that_cannot_be_kept_is_said_before_anything_leaves(path: Path, tmp_path: Path) -> None:
+    done = run(path, "--state", tmp_path / "no" / "where")
+    assert (done.exit_code, done.stdout, "cannot be written" in done.stderr) == (2, "", True)
+    assert readings(path) == []
+
+
+def test_a_followed_export_ends_with_ctrl_c_and_without_a_word(path: Path) -> None:
+    command = [sys.executable, "-m", "server", "audit", "export", str(path), "--follow"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        for _ in range(13):
+            assert process.stdout.readline().startswith(b'{"seq":')
+        process.send_signal(signal.SIGINT)
+        rest, said = process.communicate(timeout=30)
+    assert (process.returncode, rest, said) == (130, b"", b"")
 
 
 def test_an_export_with_a_state_leaves_nothing_out_that_is_elsewhere(tmp_path: Path) -> None:

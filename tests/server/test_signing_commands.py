@@ -87,13 +87,28 @@ def test_a_rewritten_or_rolled_back_history_is_not_consistent(path: Path, tmp_pa
     _, forged, _ = two_checkpoints(other, tmp_path / "other")
     done = run("consistency", old, forged, other)
     assert (done.exit_code, "history was rewritten" in done.output) == (1, True), done.output
-    assert run("consistency", new, old, path).exit_code == 1
+    done = run("consistency", new, old, path)
+    assert (done.exit_code, "not given the wrong way round" in done.output) == (1, True), done.output
     short = tmp_path / "short.db"
     with contextlib.closing(Store.open(short)) as store:
         store.append([[intent(1)]])
         store.checkpoint(keys.load(path.with_name("audit.db.key")))
     done = run("consistency", old, new, short)
     assert (done.exit_code, "it has not so many" in done.output) == (1, True), done.output
+
+
+def test_what_is_in_a_segment_elsewhere_is_no_alarm(path: Path, tmp_path: Path) -> None:
+    old, new, _ = two_checkpoints(path, tmp_path)
+    assert run("roll", path).exit_code == 0
+    assert run("consistency", old, new, path).exit_code == 0
+    [segment] = (tmp_path / "audit.db.segments").iterdir()
+    segment.rename(tmp_path / "cold.db")
+    done = run("consistency", old, new, path)
+    assert (done.exit_code, "1 of its segments are elsewhere" in done.output) == (2, True), done.output
+    done = run("prove", 2, path)
+    assert (done.exit_code, f"in a segment that is elsewhere. Bring `{segment}` back" in done.output) == (2, True)
+    done = run("prove", 999, path)
+    assert (done.exit_code, "not signed yet, or not there" in done.output) == (2, True)
 
 
 def test_files_that_hold_no_checkpoint_are_a_sentence(path: Path, tmp_path: Path) -> None:
