@@ -19,8 +19,8 @@ from audit.errors import AuditUnavailable
 from audit.search import Found, Query, SearchError
 from audit.segments import Segment
 from gateway.admission import Gateway
-from gateway.model import principal_body
-from policy.model import Principal
+from gateway.model import Door, Status, principal_body
+from policy.model import Effect, Principal
 from server.mcp_failures import CallError
 from server.mcp_query import OptionalText
 from server.mcp_results import Answer, completed
@@ -38,6 +38,9 @@ _LONGEST_LIMIT = 500
 # Of one entry's body, and of an answer. A statement may be a megabyte.
 _BODY_BYTES = 8 * 1024
 _ANSWER_BYTES = 256 * 1024
+
+# Any other word is a slip, and would find nothing: which reads as if nothing had happened.
+_WORDS = {"verdict": [str(one) for one in Effect], "status": [*Status], "door": [*Door]}
 
 Limit = Annotated[int, Field(ge=1, le=_LONGEST_LIMIT, description="the newest so many")]
 
@@ -130,6 +133,7 @@ class AuditTools:
                 rows=min_rows,
                 limit=limit,
             )
+            _check_words(query)
             await self._check(principal, query)
             store = self._gateway.recorder.store
             found = await asyncio.to_thread(finder.search, store, query)
@@ -150,6 +154,13 @@ class AuditTools:
             f"the policy does not let `{principal.subject}` read the audit",
             "Whoever keeps the policy can name you under `auditors`. The attempt is recorded.",
         )
+
+
+def _check_words(query: Query) -> None:
+    """Raises CallError."""
+    for name, known in _WORDS.items():
+        if (given := getattr(query, name)) is not None and given not in known:
+            raise CallError(f"there is no {name} `{given}`", f"Give one of {', '.join(known)}.")
 
 
 def _reading(principal: Principal, query: Query, **more: object) -> Draft:

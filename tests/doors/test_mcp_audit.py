@@ -74,6 +74,17 @@ async def test_what_cannot_be_searched_is_a_lesson(stack: Stack) -> None:
     assert "there is no kind" in error(await call(stack, "grace", "search_audit", kind="nothing"))["what"]
 
 
+async def test_a_slip_does_not_read_as_if_nothing_had_happened(stack: Stack) -> None:
+    for name, slip, known in (
+        ("verdict", "denied", "deny"),
+        ("status", "complete", "completed"),
+        ("door", "http", "mcp"),
+    ):
+        told = error(await call(stack, "grace", "search_audit", **{name: slip}))
+        assert (told["what"], known in told["cure"]) == (f"there is no {name} `{slip}`", True)
+        answer(await call(stack, "grace", "search_audit", **{name: known}, limit=1))
+
+
 async def test_long_answers_are_bounded_and_say_so(stack: Stack) -> None:
     recorder = stack.app.hall.gateway.recorder
     stack.call(lambda: recorder.record(Draft(Kind.INVARIANT_VIOLATED, "se-long", "x", None, {"detail": "x" * 9000})))
