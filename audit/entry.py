@@ -25,7 +25,6 @@ class Kind(StrEnum):
     OUTCOME = "outcome"
     POLICY_LOADED = "policy.loaded"
     POLICY_REJECTED = "policy.rejected"
-    CATALOG_LOADED = "catalog.loaded"
     APPROVAL_REQUESTED = "approval.requested"
     APPROVAL_VOTED = "approval.voted"
     APPROVAL_BROKEN_GLASS = "approval.broken_glass"
