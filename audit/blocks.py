@@ -54,8 +54,7 @@ class Listing:
         db.executemany("INSERT OR IGNORE INTO blocks (block, name, value) VALUES (?, ?, ?)", rows)
         last = entries[-1]
         if (block := (last.seq - 1) // SIZE) != self._block:
-            self._block = block
-            self._labels = {label for label in self._labels if label[0] == block}
+            self._labels, self._block = set(), block
         self._labels |= {label for label in labels if label[0] == block}
         self._head = last.hash
 

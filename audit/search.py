@@ -146,6 +146,10 @@ _BEHALF = "o.body ->> '$.principal.on_behalf_of' = ?"
 _USER = "? IN (o.body ->> '$.principal.email', o.body ->> '$.principal.on_behalf_of')"
 
 
+# What an entry's column is asked to be, and what blocks are listed by.
+_WHOLE = ("kind", "connection", "session")
+
+
 class _Whose(NamedTuple):
     """The sessions of whom is asked for; None where nobody is."""
 
@@ -167,9 +171,7 @@ def _spans(part: Part, query: Query, whose: _Whose) -> Iterator[tuple[int, int]]
     last = part.below - 1 if query.until is None else min(part.below, first_at(part.db, query.until)) - 1
     if query.statement is not None or query.words is not None:  # an index leads to the entry itself
         return iter([(first, last)])
-    wanted: list[blocks.Either] = [
-        {name: [value]} for name in ("kind", "connection", "session") if (value := getattr(query, name)) is not None
-    ]
+    wanted: list[blocks.Either] = [{name: [value]} for name in _WHOLE if (value := getattr(query, name)) is not None]
     wanted += [{"session": sessions} for sessions in (whose.group, whose.on_behalf_of) if sessions is not None]
     if query.user is not None:
         wanted.append({"subject": [query.user], "session": whose.user or ()})
@@ -200,8 +202,7 @@ _FACETS = (
 def _conditions(query: Query, table: str, whose: _Whose) -> tuple[list[str], list[object]]:
     """SQL conditions and their values; `table` is where a statement's other entry is."""
     parts: list[tuple[str, object]] = []
-    parts += [("e.kind = ?", query.kind), ("e.connection = ?", query.connection), ("e.session = ?", query.session)]
-    parts += [("e.statement = ?", query.statement)]
+    parts += [(f"e.{name} = ?", getattr(query, name)) for name in (*_WHOLE, "statement")]
     for sessions in (whose.group, whose.on_behalf_of):
         parts.append((f"e.session IN {_LISTED}", None if sessions is None else json.dumps(sessions)))
     if query.action is not None or query.relation is not None:

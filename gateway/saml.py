@@ -24,9 +24,9 @@ from onelogin.saml2.response import OneLogin_Saml2_Response
 from onelogin.saml2.settings import OneLogin_Saml2_Settings
 from onelogin.saml2.xml_utils import OneLogin_Saml2_XML
 
-from gateway.bearers import LIFE
 from gateway.errors import AuthenticationError, ConfigurationError
 from gateway.identity import Issuer, VerifiedToken, as_principal
+from gateway.short_lived import LIFE
 
 MAX_RESPONSE_BYTES = 256 * 1024  # of base64; real ones are 5-20 KiB
 _MAX_REMEMBERED = 10_000
@@ -203,7 +203,7 @@ class ServiceProvider:
         conditions = _all(assertion, "saml:Conditions")
         if len(conditions) != 1 or confirmed.get("NotOnOrAfter") is None:
             raise _refused("the assertion does not say until when it holds")
-        ends, begins = [_instant(confirmed.get("NotOnOrAfter"))], []
+        ends = [_instant(confirmed.get("NotOnOrAfter"))]
         ends += [_instant(end)] if (end := conditions[0].get("NotOnOrAfter")) else []
         begins = [_instant(b) for b in (confirmed.get("NotBefore"), conditions[0].get("NotBefore")) if b]
         if now >= min(ends) + skew:

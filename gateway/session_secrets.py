@@ -9,24 +9,22 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from collections import OrderedDict
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from scramp import ScramMechanism
 
 from gateway.bearers import Bearers
 from gateway.errors import AuthenticationError, WrongPasswordError
 from gateway.identity import VerifiedToken
+from gateway.short_lived import ShortLived
 from policy.model import Principal
 
 # What tells the user name of a secret from any other: the wire door asks these for SCRAM, others for a token.
 PREFIX = "cs-"
-_LIFE = timedelta(hours=1)
 # The least that RFC 7677 allows: more rounds slow down guessing, and 256 random bits are not guessed.
 _ITERATIONS = 4096
 _SALT_BYTES = 16
-_EACH = 20  # secrets of one principal at the same time; the oldest gives way
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +46,11 @@ class ScramVerifier:
     iterations: int = _ITERATIONS
 
 
-@dataclass(frozen=True, slots=True)
-class _Held:
-    verifier: ScramVerifier
-    token: VerifiedToken
-    expires: datetime
-
-
 class SessionSecrets:
     """The secrets of this process."""
 
     def __init__(self) -> None:
-        self._held: OrderedDict[str, _Held] = OrderedDict()  # the oldest first
+        self._held: ShortLived[str, ScramVerifier] = ShortLived()  # by user
         self.bearers = Bearers()  # revoked with the secrets, so that none of them makes new ones
         self._mock_key = secrets.token_bytes(32)
         self._mechanism = ScramMechanism("SCRAM-SHA-256")
@@ -69,13 +60,10 @@ class SessionSecrets:
         now = now or datetime.now(UTC)
         if token.expires <= now:
             raise AuthenticationError("the token has expired", cure="Get a fresh token from the issuer.")
-        self._forget(token, now)
         user, password = PREFIX + secrets.token_hex(6), secrets.token_urlsafe(32)
-        expires = min(token.expires, now + _LIFE)
         # Sessions that it opens name it beside the token that it was made for.
         named = replace(token, token_id=f"{token.token_id} {user}")
-        self._held[user] = _Held(self._verifier(password), named, expires)
-        return IssuedSecret(user, password, expires)
+        return IssuedSecret(user, password, self._held.keep(user, named, self._verifier(password), now))
 
     def verifier(self, user: str, now: datetime | None = None) -> ScramVerifier:
         """By what the password of this user is checked.
@@ -83,30 +71,20 @@ class SessionSecrets:
         For an unknown one something that no password fits, and always with the same salt: who guesses names learns
         nothing (RFC 5802, section 9).
         """
-        held = self._live(user, now or datetime.now(UTC))
-        return held.verifier if held else self._mock(user)
+        held = self._held.live(user, now or datetime.now(UTC))
+        return held.value if held else self._mock(user)
 
     def token(self, user: str, now: datetime | None = None) -> VerifiedToken:
         """The token of a user who proved to have the password. Raises WrongPasswordError."""
-        held = self._live(user, now or datetime.now(UTC))
+        held = self._held.live(user, now or datetime.now(UTC))
         if held is None:
             raise WrongPasswordError(user)
-        return held.token
+        return held.login
 
     def revoke(self, principal: Principal) -> None:
         """Forget the secrets and bearer tokens of this principal; the sessions that they opened go on."""
-        for user in self._of(principal):
-            del self._held[user]
+        self._held.revoke(principal)
         self.bearers.revoke(principal)
-
-    def _of(self, principal: Principal) -> list[str]:
-        """The users of this principal's secrets, the oldest first."""
-        whose = (principal.issuer, principal.subject)
-        return [
-            user
-            for user, held in self._held.items()
-            if (held.token.principal.issuer, held.token.principal.subject) == whose
-        ]
 
     def _verifier(self, password: str) -> ScramVerifier:
         salt = secrets.token_bytes(_SALT_BYTES)
@@ -116,15 +94,3 @@ class SessionSecrets:
     def _mock(self, user: str) -> ScramVerifier:
         salt = hmac.digest(self._mock_key, user.encode(), "sha256")[:_SALT_BYTES]
         return ScramVerifier(salt, secrets.token_bytes(32), secrets.token_bytes(32))
-
-    def _live(self, user: str, now: datetime) -> _Held | None:
-        held = self._held.get(user)
-        return held if held is not None and held.expires > now else None
-
-    def _forget(self, token: VerifiedToken, now: datetime) -> None:
-        """What is over, and the principal's oldest where it has too many."""
-        for user in [user for user, held in self._held.items() if held.expires <= now]:
-            del self._held[user]
-        own = self._of(token.principal)
-        for user in own[: max(0, len(own) - _EACH + 1)]:
-            del self._held[user]

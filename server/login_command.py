@@ -6,12 +6,10 @@ import os
 import shlex
 
 import click
-import httpx2
 
-from gateway.errors import AuthenticationError, CountersignError
+from gateway.errors import AuthenticationError
+from server.gateway_http import ask, base_of, granted
 from server.saml_handover import token_by_browser
-
-_SECONDS = 15.0
 
 
 @click.command()
@@ -26,24 +24,15 @@ def login(url: str, saml: bool, as_token: bool, no_browser: bool) -> None:
     """
     if (as_token or no_browser) and not saml:
         raise click.UsageError("--token and --no-browser go with --saml")
-    url = url.removesuffix("/").removesuffix("/mcp")
+    url = base_of(url)
     token = token_by_browser(url, not no_browser) if saml else os.environ.get("COUNTERSIGN_TOKEN", "")
     if as_token:
         click.echo(token)
         return
     if not token:
         raise AuthenticationError("COUNTERSIGN_TOKEN is not set", cure="Set it to an access token of your issuer.")
-    where = f"{url}/wire-secret"
-    try:
-        answer = httpx2.post(where, headers={"Authorization": f"Bearer {token}"}, timeout=_SECONDS)
-        body = answer.json()
-    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
-        raise CountersignError(
-            f"no secret could be had from {where}: {str(error) or type(error).__name__}",
-            cure="Give the address of a gateway that has both doors open: `--url`.",
-        ) from None
-    if answer.status_code != 200:
-        raise AuthenticationError(str(body.get("error_description", f"the gateway answered {answer.status_code}")))
+    cure = "Give the address of a gateway that has both doors open: `--url`."
+    body = granted(ask("POST", f"{url}/wire-secret", lacks="secret", cure=cure, token=token))
     click.echo(f"export PGUSER={shlex.quote(body['user'])}")
     click.echo(f"export PGPASSWORD={shlex.quote(body['password'])}")
     click.echo(f"# until {body['expires']}")

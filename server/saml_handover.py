@@ -10,9 +10,9 @@ from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import click
-import httpx2
 
-from gateway.errors import AuthenticationError, CountersignError
+from gateway.errors import AuthenticationError
+from server.gateway_http import ask, granted
 from server.saml_challenge import challenge_of
 
 _SECONDS = 300.0
@@ -30,17 +30,9 @@ def token_by_browser(url: str, browser: bool) -> str:
         if browser:
             webbrowser.open(address)
         code = loopback.wait()
-    try:
-        answer = httpx2.post(f"{url}/saml/token", data={"code": code, "verifier": verifier}, timeout=15.0)
-        body = answer.json()
-    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
-        raise CountersignError(
-            f"no token could be had from {url}: {str(error) or type(error).__name__}",
-            cure="Give the address of a gateway that has `saml` in its configuration: `--url`.",
-        ) from None
-    if answer.status_code != 200:
-        raise AuthenticationError(str(body.get("error_description", f"the gateway answered {answer.status_code}")))
-    return str(body["token"])
+    cure = "Give the address of a gateway that has `saml` in its configuration: `--url`."
+    sent = {"code": code, "verifier": verifier}
+    return str(granted(ask("POST", f"{url}/saml/token", lacks="token", cure=cure, data=sent))["token"])
 
 
 class _Loopback(http.server.HTTPServer):

@@ -138,7 +138,7 @@ class SamlLogin:
         return answer
 
     async def _verified(self, request: Request) -> tuple[_Pending, VerifiedToken]:
-        [encoded] = _field(await _body(request), "SAMLResponse")
+        encoded = _field(await _body(request), "SAMLResponse")
         claimed = await asyncio.to_thread(self._sp.in_response_to, encoded)
         pending = self._pending.get(claimed)
         if pending is None:
@@ -153,7 +153,7 @@ class SamlLogin:
     async def _redeem(self, request: Request) -> Response:
         try:
             body = await _body(request)
-            [code], [verifier] = _field(body, "code"), _field(body, "verifier")
+            code, verifier = _field(body, "code"), _field(body, "verifier")
             granted = self._granted.take(_name(code))  # a wrong verifier spends the code too
             if granted is None:
                 raise AuthenticationError("the code is unknown, was used before or is over")
@@ -180,10 +180,10 @@ async def _body(request: Request) -> Mapping[str, list[str]]:
         raise AuthenticationError("the body is not a form") from None
 
 
-def _field(form: Mapping[str, list[str]], name: str) -> list[str]:
+def _field(form: Mapping[str, list[str]], name: str) -> str:
     if len(form.get(name, [])) != 1:
         raise AuthenticationError(f"the form has not exactly one `{name}`")
-    return form[name]
+    return form[name][0]
 
 
 def _digest(text: str) -> bytes:

@@ -9,13 +9,12 @@ from typing import Any
 from urllib.parse import quote
 
 import click
-import httpx2
 from rich.table import Table
 
-from gateway.errors import AuthenticationError, CountersignError, SessionEndedError
+from gateway.errors import AuthenticationError, SessionEndedError
+from server.gateway_http import ask, base_of, granted
 from server.terminal import Terminal
 
-_SECONDS = 15.0
 _ID_WIDTH = 19  # an id is there to be copied
 
 URL = click.option(
@@ -84,18 +83,8 @@ def _asked(method: str, url: str, path: str, body: dict[str, str] | None = None)
     token = os.environ.get("COUNTERSIGN_TOKEN", "")
     if not token:
         raise AuthenticationError("COUNTERSIGN_TOKEN is not set", cure="Set it to an access token of your issuer.")
-    where = f"{url.removesuffix('/').removesuffix('/mcp')}{path}"
-    try:
-        headers = {"Authorization": f"Bearer {token}"}
-        answer = httpx2.request(method, where, headers=headers, json=body, timeout=_SECONDS)
-        told: dict[str, Any] = answer.json()
-    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
-        raise CountersignError(
-            f"no answer could be had from {where}: {str(error) or type(error).__name__}",
-            cure="Give the address of a running gateway with an MCP door: `--url`.",
-        ) from None
+    cure = "Give the address of a running gateway with an MCP door: `--url`."
+    answer = ask(method, f"{base_of(url)}{path}", lacks="answer", cure=cure, token=token, json=body)
     if answer.status_code == 404:
-        raise SessionEndedError(str(told.get("error_description", "there is no such session")))
-    if answer.status_code != 200:
-        raise AuthenticationError(str(told.get("error_description", f"the gateway answered {answer.status_code}")))
-    return told
+        raise SessionEndedError(str(answer.json().get("error_description", "there is no such session")))
+    return granted(answer)
